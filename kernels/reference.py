@@ -1,0 +1,232 @@
+"""Eager definitions of every operation: pure torch, any floating dtype, no cleverness.
+
+These functions are the specification. The fast ones carry the same names and signatures (plus ``impl``) and are tested
+against these in float64. They may hold P x Q matrices; nothing else in the package does.
+
+Shape letters: N, M images; P, Q points; C feature channels; K code channels; R draws of negatives; see README.md here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RELATIONS = ("product", "unit", "centered", "gaussian", "euclidean", "normals")
+
+
+class CorrelationTerm(NamedTuple):
+    """One term of the loss: ``loss`` (0-dim, differentiable in the codes) and the mean similarity (0-dim, detached)."""
+
+    loss: Tensor
+    similarity: Tensor
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights and shifts of Eq. 7. Shifts are floats or 0-dim tensors (a tensor needs no host sync)."""
+
+    self_weight: float = 0.67
+    self_shift: float | Tensor = 0.08
+    neighbour_weight: float = 0.25
+    neighbour_shift: float | Tensor = 0.02
+    negative_weight: float = 0.63
+    negative_shift: float | Tensor = 0.66
+    depth_weight: float = 0.0
+    depth_shift: float | Tensor = 0.0
+    relation: str = "product"
+    bandwidth: float = 0.1
+    center: bool = True
+    clamp: bool = True
+
+
+class DepthGLoss(NamedTuple):
+    """Eq. 7: the weighted total and its terms; ``depth`` is None when no depth was given."""
+
+    total: Tensor
+    self: CorrelationTerm
+    neighbour: CorrelationTerm
+    negative: CorrelationTerm
+    depth: CorrelationTerm | None
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Unit vectors along the last axis; a zero vector stays zero and passes no gradient."""
+    square = (x * x).sum(-1, keepdim=True)
+    positive = square > 0
+    return torch.where(positive, x * torch.where(positive, square, 1.0).rsqrt(), 0.0)
+
+
+def correlation(
+    a: Tensor,  # [N, P, C]
+    b: Tensor,  # [M, Q, C]
+    *,
+    index_b: Tensor | None = None,  # [R, N] int64
+    center: bool = False,
+) -> Tensor:  # [R, N, P, Q]
+    """Cosine correlation tensor, Eq. 1: ``F[r, n, p, q] = cos(a[n, p], b[index_b[r, n], q])``.
+
+    ``index_b`` defaults to the identity (R = 1). ``center`` subtracts the mean over q from every row and adds the mean
+    of the whole draw r: ``F - mean_q F + mean_npq F``.
+    """
+    index_b = torch.arange(a.shape[0], device=a.device)[None] if index_b is None else index_b
+    value = torch.einsum("npc,rnqc->rnpq", normalize(a), normalize(b)[index_b])
+    if center and value.numel():
+        value = value - value.mean(3, keepdim=True) + value.mean((1, 2, 3), keepdim=True)
+    return value
+
+
+def _weighted_similarity(target: Tensor, similarity: Tensor, shift: float | Tensor, clamp: bool) -> CorrelationTerm:
+    """``-mean (target - shift) * max(similarity, 0)`` with ``similarity`` unclamped when ``clamp`` is off."""
+    if similarity.numel() == 0:
+        zero = similarity.sum()
+        return CorrelationTerm(zero, zero.detach())
+    weight = similarity.clamp(min=0) if clamp else similarity
+    return CorrelationTerm(-((target - shift) * weight).mean(), similarity.detach().mean())
+
+
+def correlation_loss(
+    feats_a: Tensor,  # [N, P, C]
+    feats_b: Tensor,  # [M, Q, C]
+    codes_a: Tensor,  # [N, P, K]
+    codes_b: Tensor,  # [M, Q, K]
+    shift: float | Tensor,
+    *,
+    index_b: Tensor | None = None,  # [R, N] int64
+    center: bool = True,
+    clamp: bool = True,
+) -> CorrelationTerm:
+    """Feature correlation loss, Eq. 2: ``-mean (F - shift) * max(S, 0)``, the mean over draws, images and both axes."""
+    with torch.no_grad():
+        target = correlation(feats_a, feats_b, index_b=index_b, center=center)
+    return _weighted_similarity(target, correlation(codes_a, codes_b, index_b=index_b), shift, clamp)
+
+
+def depth_relation(depth_a: Tensor, depth_b: Tensor, relation: str = "product", bandwidth: float = 0.1) -> Tensor:
+    """Depth correlation tensor D ``[N, P, Q]`` of depths u ``[N, P]`` and v ``[N, Q]`` in [0, 1].
+
+    ``product``: u v (Eq. 5). ``unit``: 1 where both depths are positive, else 0 (what L2-normalising a one-channel
+    depth amounts to). ``centered``: product of mean-free depths, each scaled by its image's largest magnitude.
+    ``gaussian``: ``exp(-((u - v) / bandwidth)^2)``. ``euclidean``: ``exp(-|p - q|^2 / bandwidth^2)`` for points
+    ``[N, P, 3]``. ``normals``: cosine of vectors ``[N, P, D]``, normals with an optional fourth channel for sky.
+    """
+    if relation == "product":
+        return depth_a[:, :, None] * depth_b[:, None, :]
+    if relation == "unit":
+        return ((depth_a > 0)[:, :, None] & (depth_b > 0)[:, None, :]).to(depth_a.dtype)
+    if relation == "centered":
+        return _scaled_deviation(depth_a)[:, :, None] * _scaled_deviation(depth_b)[:, None, :]
+    if relation == "gaussian":
+        return torch.exp(-(((depth_a[:, :, None] - depth_b[:, None, :]) / bandwidth) ** 2))
+    if relation == "euclidean":
+        square = ((depth_a[:, :, None, :] - depth_b[:, None, :, :]) ** 2).sum(-1)
+        return torch.exp(-square / bandwidth**2)
+    if relation == "normals":
+        return torch.einsum("npd,nqd->npq", normalize(depth_a), normalize(depth_b))
+    raise ValueError(f"unknown relation {relation!r}; choose one of {', '.join(RELATIONS)}")
+
+
+def _scaled_deviation(depth: Tensor) -> Tensor:  # [N, P] -> [N, P] in [-1, 1]
+    deviation = depth - depth.mean(1, keepdim=True)
+    largest = deviation.abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, deviation / torch.where(largest > 0, largest, 1.0), 0.0)
+
+
+def depth_correlation_loss(
+    codes_a: Tensor,  # [N, P, K]
+    codes_b: Tensor,  # [N, Q, K]
+    depth_a: Tensor,  # [N, P] in [0, 1], or [N, P, D] for euclidean and normals
+    depth_b: Tensor,  # [N, Q], likewise
+    shift: float | Tensor,
+    *,
+    relation: str = "product",
+    bandwidth: float = 0.1,
+    clamp: bool = True,
+) -> CorrelationTerm:
+    """Depth-feature correlation loss, Eq. 6: ``-mean (D - shift) * max(S, 0)``."""
+    with torch.no_grad():
+        target = depth_relation(depth_a, depth_b, relation, bandwidth)
+    return _weighted_similarity(target, correlation(codes_a, codes_b)[0], shift, clamp)
+
+
+def depthg_loss(
+    feats: Tensor,  # [N, P, C] anchors
+    codes: Tensor,  # [N, P, K]
+    feats_neighbour: Tensor,  # [N, Q, C]
+    codes_neighbour: Tensor,  # [N, Q, K]
+    negatives: Tensor,  # [R, N] int64, rows of the negative bank
+    settings: LossSettings,
+    *,
+    feats_negative: Tensor | None = None,  # [M, Q', C], default the anchors
+    codes_negative: Tensor | None = None,  # [M, Q', K]
+    depth: Tensor | None = None,  # [N, P] or [N, P, D]
+    codes_depth: Tensor | None = None,  # [N, Q'', K], the other crop; default the anchors
+    depth_other: Tensor | None = None,  # [N, Q''] or [N, Q'', D]
+) -> DepthGLoss:
+    """All terms of Eq. 7 in one call: ``sum_i weight_i * loss_i`` over self, neighbour, negatives and depth."""
+    s = settings
+    feats_negative = feats if feats_negative is None else feats_negative
+    codes_negative = codes if codes_negative is None else codes_negative
+    flags = {"center": s.center, "clamp": s.clamp}
+    own = correlation_loss(feats, feats, codes, codes, s.self_shift, **flags)
+    near = correlation_loss(feats, feats_neighbour, codes, codes_neighbour, s.neighbour_shift, **flags)
+    far = correlation_loss(
+        feats, feats_negative, codes, codes_negative, s.negative_shift, index_b=negatives, **flags
+    )
+    total = s.self_weight * own.loss + s.neighbour_weight * near.loss + s.negative_weight * far.loss
+    guide = None
+    if depth is not None:
+        codes_depth = codes if codes_depth is None else codes_depth
+        depth_other = depth if depth_other is None else depth_other
+        guide = depth_correlation_loss(
+            codes, codes_depth, depth, depth_other, s.depth_shift,
+            relation=s.relation, bandwidth=s.bandwidth, clamp=s.clamp,
+        )  # fmt: skip
+        total = total + s.depth_weight * guide.loss
+    return DepthGLoss(total, own, near, far, guide)
+
+
+def sample_points(
+    maps: Tensor,  # [N, C, H, W]
+    points: Tensor,  # [N, P] int64 flat cells, or [N, P, 2] coordinates (x, y) in [-1, 1]
+    *,
+    align_corners: bool = True,
+) -> Tensor:  # [N, P, C]
+    """Map vectors at points: exact gather at integer cells, bilinear with border clamping at coordinates."""
+    if points.ndim == 2:
+        channels = maps.shape[1]
+        return maps.flatten(2).gather(2, points[:, None].expand(-1, channels, -1)).transpose(1, 2)
+    sampled = torch.nn.functional.grid_sample(
+        maps, points[:, :, None].to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=align_corners
+    )
+    return sampled[..., 0].transpose(1, 2)
+
+
+def correlation_histogram(
+    a: Tensor,  # [N, P, C]
+    b: Tensor,  # [M, Q, C]
+    bins: int,
+    *,
+    range: tuple[float, float] = (-1.0, 1.0),
+    center: bool = False,
+    index_b: Tensor | None = None,  # [R, N] int64
+) -> Tensor:  # [bins] int64
+    """Counts of ``correlation(a, b)`` in equal bins over ``range``; values outside go to the outermost bins."""
+    low, high = range
+    value = correlation(a, b, index_b=index_b, center=center)
+    position = ((value - low) * (bins / (high - low))).floor().long().clamp(0, bins - 1)
+    return torch.bincount(position.flatten(), minlength=bins)
+
+
+def nt_xent_loss(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:  # [N, K], [N, K] -> 0-dim
+    """Contrastive objective of Sec. 3.3 over the 2N views: mean of ``-log softmax(cos / temperature)`` at the pair."""
+    n = z_a.shape[0]
+    if n == 0:
+        return (z_a.sum() + z_b.sum()) * 0
+    z = normalize(torch.cat([z_a, z_b]))
+    logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)
+    pair = torch.arange(2 * n, device=z.device).roll(n)
+    return (logits.logsumexp(1) - logits.gather(1, pair[:, None])[:, 0]).mean()
