@@ -1,0 +1,123 @@
+"""Frozen backbones: images in, one feature map per image out.
+
+`load_backbone("efficientnet_lite0")` works offline; `dino_*` and `hf:*` need the package transformers and weights
+(backbone_dino.py). The features are raw; `depthg.features` standardises them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depthg.backbone_efficientnet import load_efficientnet_lite0
+from depthg.backbone_weights import hash_weights
+
+BACKBONES = ("efficientnet_lite0",)
+
+
+class Backbone(nn.Module):
+    """A frozen feature extractor with its own normalisation.
+
+    Attributes:
+        name: what `load_backbone` was given.
+        channels: total number of feature channels C.
+        stages: channels of each stage in the order in which they are concatenated, e.g. (40, 112, 320).
+        stride: pixels per feature cell.
+        multiple: H and W of the images must be multiples of this.
+        weights_hash: 16 hexadecimal digits that change with any weight, for cache keys.
+    """
+
+    def __init__(self, name: str, body: nn.Module):
+        super().__init__()
+        self.name = name
+        self.stages = tuple(body.stages)
+        self.channels = sum(self.stages)
+        self.stride = body.stride
+        self.multiple = body.multiple
+        self.weights_hash = hash_weights(body)
+        self.body = body
+        self.register_buffer("mean", torch.tensor(body.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(body.std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Keeps evaluation mode whatever `mode` says: a backbone is frozen."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature maps of a batch of images, without gradient.
+
+        Args: images: [B, 3, H, W] floating point in [0, 1], RGB, H and W multiples of `multiple`.
+        Returns: [B, C, H / stride, W / stride] float32, channels-last in memory (so that [B, h*w, C] is a view); usable
+            in later autograd operations. On a GPU the body runs in bfloat16, or float16 where that is missing.
+        Raises: TypeError (not floating point), ValueError (shape).
+        """
+        self._check(images)
+        chunk = len(images)
+        if images.device.type == "cpu":
+            chunk = max(1, self.body.cpu_pixels // (images.shape[-2] * images.shape[-1]))
+        # The concatenation stands outside inference mode because autograd refuses to save tensors made inside it.
+        with torch.no_grad():
+            features = torch.cat([torch.cat(self._stage_maps(x), 1) for x in images.split(max(chunk, 1))])
+            return features.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def _stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Maps of all stages at `stride`: each [B, stage, H / stride, W / stride], float32."""
+        size = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+        if len(images) == 0:
+            return [images.new_zeros(0, d, *size, dtype=torch.float32) for d in self.stages]
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with _autocast(images.device):
+            maps = self.body(x)
+        return [
+            m.float() if m.shape[-2:] == size else F.interpolate(m.float(), size=size, mode="bilinear") for m in maps
+        ]
+
+    def _check(self, images: Tensor) -> None:
+        if not images.is_floating_point():
+            raise TypeError(f"{self.name} takes float images in [0, 1], not {images.dtype}; divide by 255 first")
+        shape = tuple(images.shape)
+        if images.ndim != 4 or shape[1] != 3:
+            raise ValueError(f"{self.name} takes images [B, 3, H, W], not {list(shape)}")
+        if shape[2] % self.multiple or shape[3] % self.multiple or 0 in shape[2:]:
+            h, w = (max(self.multiple, round(n / self.multiple) * self.multiple) for n in shape[2:])
+            raise ValueError(
+                f"{self.name} needs H and W as multiples of {self.multiple}, not {shape[2]} x {shape[3]} "
+                f"(images {list(shape)}); nearest: {h} x {w}"
+            )
+
+
+def _autocast(device: torch.device):
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def load_backbone(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> Backbone:
+    """A frozen backbone by name.
+
+    Args:
+        name: "efficientnet_lite0".
+        weights: local weights instead of the default ones; "~" is expanded.
+        device: where the backbone runs.
+    Returns: `Backbone`, in evaluation mode, without gradients.
+    Raises: ValueError (unknown name, weights of another architecture), FileNotFoundError (missing weights; the message
+        says what to download or pass), ImportError (transformers is needed and absent).
+    """
+    if weights is not None:
+        weights = Path(weights).expanduser()
+        if not weights.exists():
+            raise FileNotFoundError(f"backbone.weights={weights} does not exist")
+    if name == "efficientnet_lite0":
+        body = load_efficientnet_lite0(weights)
+    else:
+        near = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.3) or BACKBONES
+        raise ValueError(f"unknown backbone {name!r}; nearest: {', '.join(near)}; all: {', '.join(BACKBONES)}")
+    return Backbone(name, body).to(device)
