@@ -1,0 +1,273 @@
+"""The data-set interfaces, splits made of files, and the policy for photos that cannot be read."""
+
+import os
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from rich.progress import track
+
+from depthg.data.files import DataError, image_size, read_image, read_label, show
+
+ON_ERROR = ("raise", "skip")
+
+
+class Split(Protocol):
+    """A list of photos, lazily read."""
+
+    names: list[str]  # unique, human-readable, usable as file names
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:  # uint8 [H, W, 3]
+        """The photo as RGB."""
+
+    def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
+        """The class of every pixel, -1 = void; None when the data set has no labels."""
+
+    def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
+        """Depth along the optical axis in metres, inf = sky; None when the data set has no depth."""
+
+    def fov_deg(self, index: int) -> float | None:
+        """Horizontal field of view in degrees; None when unknown."""
+
+
+@dataclass
+class Dataset:
+    """A data set: two splits, the class names in label order, and a colour per class."""
+
+    name: str
+    classes: tuple[str, ...]  # empty when there are no labels
+    palette: np.ndarray  # uint8 [n_classes, 3]
+    train: Split
+    val: Split
+
+
+class FileSplit:
+    """Photos and, if given, label maps on disk, without depth or camera.
+
+    Args:
+        images: the photo files.
+        root: the folder that `relative` paths start from.
+        names: one unique name per photo; made from the relative paths when None.
+        labels: one label map per photo, or None.
+        table: label ids to classes, from `files.label_table`; needed with `labels`.
+        skipped: what was left out before, a line per photo.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        *,
+        root: Path,
+        names: Sequence[str] | None = None,
+        labels: Sequence[Path] | None = None,
+        table: np.ndarray | None = None,
+        skipped: Sequence[str] = (),
+    ):
+        self.images = list(images)
+        self.labels = None if labels is None else list(labels)
+        self.table = table
+        self.relative = [path.relative_to(root).as_posix() for path in self.images]
+        self.names = unique_names(self.relative) if names is None else list(names)
+        self.skipped = list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> np.ndarray:  # uint8 [H, W, 3]
+        return read_image(self.images[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the photo, from the file's header."""
+        return image_size(self.images[index])
+
+    def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
+        if self.labels is None:
+            return None
+        label = read_label(self.labels[index], self.table)
+        size = self.size(index)
+        if label.shape != size:
+            raise DataError(
+                f"the label map {show(self.labels[index])} is {label.shape[0]} x {label.shape[1]} (height x width), "
+                f"its photo {show(self.images[index])} is {size[0]} x {size[1]}: export it at the photo's size"
+            )
+        return label
+
+    def depth(self, index: int) -> None:
+        return None
+
+    def fov_deg(self, index: int) -> None:
+        return None
+
+
+class Subset:
+    """Some photos of a split, in the order of `indices`."""
+
+    def __init__(self, split: Split, indices: Iterable[int], skipped: Sequence[str] = ()):
+        self.split = split
+        self.indices = [int(index) for index in indices]
+        self.names = [split.names[index] for index in self.indices]
+        relative = getattr(split, "relative", split.names)
+        self.relative = [relative[index] for index in self.indices]
+        self.skipped = list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> np.ndarray:  # uint8 [H, W, 3]
+        return self.split.image(self.indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the photo."""
+        return photo_size(self.split, self.indices[index])
+
+    def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
+        return self.split.label(self.indices[index])
+
+    def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
+        return self.split.depth(self.indices[index])
+
+    def fov_deg(self, index: int) -> float | None:
+        return self.split.fov_deg(self.indices[index])
+
+
+def photo_size(split: Split, index: int) -> tuple[int, int]:
+    """(height, width) of a photo, without decoding it where the split knows a shorter way."""
+    return split.size(index) if hasattr(split, "size") else split.image(index).shape[:2]
+
+
+def drop_unreadable(split: Split, on_error: str) -> Split:
+    """Apply the policy `data.on_error` to a split.
+
+    "raise" leaves the split as it is: reading is lazy, and the first bad photo raises when it is read. "skip" reads
+    every photo, label and depth map once (on all cores), leaves out those that raise DataError, and warns with their
+    number, names and reasons; the returned split carries the reasons in `skipped`.
+
+    Raises:
+        DataError: every photo is unreadable.
+        ValueError: unknown policy.
+    """
+    check_on_error(on_error)
+    if on_error == "raise" or len(split) == 0:
+        return split
+
+    def reason(index: int) -> str | None:
+        try:
+            split.image(index), split.label(index), split.depth(index)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reasons = list(
+            track(
+                pool.map(reason, range(len(split))),
+                "checking photos",
+                total=len(split),
+                transient=True,
+                disable=len(split) < 1000,  # a bar for a second of work is noise
+            )
+        )
+    bad = [text for text in reasons if text is not None]
+    if len(bad) == len(split):
+        raise DataError(f"none of the {len(split)} photos can be used; the first: {bad[0]}")
+    if not bad:
+        return split
+    report_skipped(bad, len(split))
+    kept = [index for index, text in enumerate(reasons) if text is None]
+    return Subset(split, kept, skipped=[*getattr(split, "skipped", []), *bad])
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ValueError unless `on_error` is a known policy."""
+    if on_error not in ON_ERROR:
+        raise ValueError(f"data.on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
+
+
+def report_skipped(reasons: Sequence[str], total: int, limit: int = 5) -> None:
+    """Warn how many of `total` photos are left out, with the first reasons."""
+    more = f"\n  ... and {len(reasons) - limit} more" if len(reasons) > limit else ""
+    listed = "\n  ".join(reasons[:limit])
+    warnings.warn(f"skipped {len(reasons)} of {total} photos (data.on_error=skip):\n  {listed}{more}", stacklevel=2)
+
+
+def unique_names(relative: Sequence[str]) -> list[str]:
+    """Names for photos by their relative paths: printable, usable as file names, unique even where case is ignored.
+
+    The suffix is dropped unless two photos differ in nothing else; folders are joined with "_".
+    """
+    stems = [os.path.splitext(path)[0] for path in relative]
+    counts = Counter(stem.casefold() for stem in stems)
+    names, taken = [], set()
+    for path, stem in zip(relative, stems, strict=True):
+        text = show(stem if counts[stem.casefold()] == 1 else path)
+        base = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", text)[-80:]  # file names end at 255 bytes, a letter has up to 3
+        name, number = base, 2
+        while name.casefold() in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their stem (Unicode-normalised: archives from a Mac spell accents differently).
+
+    Raises:
+        DataError: two files share a stem.
+    """
+    stems: dict[str, Path] = {}
+    for path in files:
+        key = unicodedata.normalize("NFC", path.stem)
+        if key in stems:
+            raise DataError(
+                f"{show(stems[key])} and {show(path)} have the same name but for the suffix, so it is unclear which "
+                f"one belongs to its partner: rename or remove one of them"
+            )
+        stems[key] = path
+    return stems
+
+
+def pair_files(
+    images: Sequence[Path], labels: Sequence[Path], *, label_path: Callable[[Path], Path], on_error: str
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Pair photos and label maps by stem, in the order of the photos.
+
+    Args:
+        images, labels: the files found.
+        label_path: where the label of a photo is expected, for messages.
+        on_error: "raise", or "skip" to leave photos and labels without a partner out.
+
+    Returns:
+        the pairs, and a line for everything left out.
+
+    Raises:
+        DataError: a photo without label or a label without photo (on_error="raise"), or two files with one stem.
+    """
+    check_on_error(on_error)
+    images_by, labels_by = by_stem(images), by_stem(labels)
+    alone = [
+        f"the photo {show(path)} has no label map {show(label_path(path))}"
+        for stem, path in images_by.items()
+        if stem not in labels_by
+    ]
+    folder = images[0].parent if images else Path()
+    alone += [
+        f"the label map {show(path)} has no photo {show(folder / path.stem)}.*"
+        for stem, path in labels_by.items()
+        if stem not in images_by
+    ]
+    if alone and on_error == "raise":
+        more = f" ({len(alone)} such files in all)" if len(alone) > 1 else ""
+        raise DataError(
+            f"{alone[0]}{more}: add the missing file, remove the other, or pass data.on_error=skip to leave both out"
+        )
+    return [(path, labels_by[stem]) for stem, path in images_by.items() if stem in labels_by], alone

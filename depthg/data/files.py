@@ -1,0 +1,254 @@
+"""Folders, photos and label maps read safely: every failure names the file and says what to do about it."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+_FIX = "replace or remove the file, or pass data.on_error=skip to leave such photos out"
+_INVALID = -2  # entry of a label table for an id that the data set does not have
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DataError(ValueError):
+    """A file of a data set cannot be used; the message names the file and the fix."""
+
+
+def show(path: str | os.PathLike) -> str:
+    """A path as text that can always be printed (file names need not be valid Unicode)."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# ---- folders
+
+
+def list_files(
+    root: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, recursive: bool = False
+) -> list[Path]:
+    """Files below `root` with one of the suffixes (any case), sorted by path; hidden ones are left out.
+
+    Links to folders are followed, each folder is visited once (a loop ends), and under its real path where it has one.
+    A broken link is listed, so that reading it fails loudly.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    root, found, seen = Path(root), [], set()
+    folders, links = [root], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = folder.stat()
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(
+                f"cannot list the folder {show(folder)} ({error.strerror}): correct its permissions or move it away"
+            ) from error
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if os.path.isdir(entry.path):
+                if recursive:
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
+            elif entry.name.lower().endswith(suffixes):
+                found.append(Path(entry.path))
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def tree_error(problem: str, root: str | Path, expected: str) -> FileNotFoundError:
+    """The error for a data set that is missing or laid out differently: what was expected and what was found."""
+    indented = "\n".join("  " + line for line in expected.strip().splitlines())
+    return FileNotFoundError(
+        f"{problem}\nexpected below data.root={show(root)}:\n{indented}\nfound:\n  {_describe(Path(root))}"
+    )
+
+
+def _describe(root: Path, limit: int = 12) -> str:
+    if root.is_file():
+        return f"{show(root)} is a file, not a folder"
+    if not root.is_dir():
+        parent = next((p for p in root.absolute().parents if p.is_dir()), None)
+        nearest = "" if parent is None else f"; its nearest existing parent {_describe(parent, limit)}"
+        return f"{show(root)} does not exist{nearest}"
+    try:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
+    except OSError as error:
+        return f"{show(root)} cannot be listed ({error.strerror})"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{show(root)} " + ("is empty" if not names else "holds " + show(", ".join(names[:limit])) + more)
+
+
+# ---- photos
+
+
+def read_image(path: str | Path) -> np.ndarray:  # uint8 [H, W, 3]
+    """Read a photo as RGB, upright (EXIF orientation honoured); of an animation the first frame.
+
+    Transparent pixels are laid over white. 16-bit grey keeps its range (65535 becomes 255); float images must lie in
+    [0, 1] or [0, 255].
+
+    Raises:
+        DataError: the file is missing, empty, truncated, too large, or no image.
+    """
+    return _decode(path, lambda image: np.array(_upright(_to_rgb(image))))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a photo as `read_image` returns it; only the header is read where the format allows.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns TIFF upright while loading, and its versions differ in the size told before
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+    return _decode(path, size, load=False)
+
+
+def read_raw(path: str | Path) -> np.ndarray:  # [H, W] or [H, W, channels], the file's own dtype
+    """Read stored values without colour conversion: palette indices, 8-bit, 16-bit, 32-bit or float.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    return _decode(path, np.array)
+
+
+def _decode(path: str | Path, convert: Callable, load: bool = True):
+    """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if load:
+                image.load()
+            return convert(image)
+    except DataError as error:
+        raise DataError(f"{show(path)}: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{show(path)} is larger than the limit of {Image.MAX_IMAGE_PIXELS} pixels ({error}): scale it down; {_FIX}"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files Pillow raises almost anything, from SyntaxError to struct.error
+        raise DataError(f"cannot read {show(path)}: {_reason(path, error)}; {_FIX}") from error
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"it is a broken link to {show(os.readlink(path))}"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "it is empty (0 bytes)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"it is no image of a format that Pillow reads ({', '.join(IMAGE_SUFFIXES)})"
+    return f"it is truncated or damaged ({type(error).__name__}: {error})"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_grey_to_uint8(np.array(image))).convert("RGB")
+    if "A" in image.mode.upper().replace("LAB", "") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_to_uint8(values: np.ndarray) -> np.ndarray:
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and 0 <= low and high <= 255:
+        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    raise DataError(f"values from {low} to {high} cannot be turned into 8 bits; save it as an 8-bit or 16-bit image")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block (Pillow raises many types) does not make the photo unusable
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+# ---- label maps
+
+
+def label_table(classes: Mapping[int, int]) -> np.ndarray:  # int64 [largest id + 1]
+    """Look-up table of label ids: `classes` maps each id that may occur to its class, or to -1 for void."""
+    table = np.full(max(256, max(classes) + 1), _INVALID, np.int64)
+    for label_id, label in classes.items():
+        table[label_id] = label
+    return table
+
+
+def read_label(path: str | Path, table: np.ndarray) -> np.ndarray:  # int64 [H, W]
+    """Read a label map of ids (PNG in mode 'L' or 'P', the palette is ignored) and map them by `label_table`.
+
+    Raises:
+        DataError: the file is unreadable, holds colours instead of ids, is compressed with loss, or has unknown ids.
+    """
+    ids = _decode(path, _label_ids)
+    if ids.dtype != np.uint8 and ids.size and (ids.min() < 0 or ids.max() >= len(table)):
+        classes = np.where((ids >= 0) & (ids < len(table)), table[np.clip(ids, 0, len(table) - 1)], _INVALID)
+    else:
+        classes = table[ids]
+    if classes.size and classes.min() == _INVALID:
+        unknown = np.unique(ids[classes == _INVALID]).tolist()
+        listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+        known = np.flatnonzero(table != _INVALID)
+        raise DataError(
+            f"{show(path)} has the label ids {listed}, but the data set has only ids {_ranges(known)}: "
+            f"correct the label map, or pass data.on_error=skip to leave such photos out"
+        )
+    return classes
+
+
+def _label_ids(image: Image.Image) -> np.ndarray:
+    if image.format in ("JPEG", "MPO"):
+        raise DataError("label maps must be stored without loss, this one is a JPEG; export the ids as PNG")
+    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+        raise DataError(
+            f"label maps must hold one id per pixel (PNG in mode 'L' or 'P'), this one has mode '{image.mode}'; "
+            f"convert its colours to ids first"
+        )
+    ids = np.array(image)
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def _ranges(ids: np.ndarray) -> str:
+    """Sorted ids as text: 0..11, 255."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)

@@ -1,0 +1,244 @@
+"""Training views: windows of photos, scaled to one size, with labels and float maps that stay aligned.
+
+A view is a window of its photo in continuous pixel coordinates (pixel i covers [i, i + 1)). Photo, label and maps are
+sampled on grids over the same window, so they agree to a fraction of a pixel at any pair of sizes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from depthg.data.base import Split
+from depthg.data.files import DataError
+
+CROPS = ("none", "five")
+INTERPOLATIONS = ("antialias", "nearest")
+MIN_SIDE = 8  # pixels; a smaller crop says nothing about its content
+
+FloatMap = Callable[[int], np.ndarray]  # photo index -> float32 [H, W] or [C, H, W]
+
+
+@dataclass
+class View:
+    """One training view."""
+
+    image: torch.Tensor  # uint8 [3, h, w]
+    label: torch.Tensor | None  # int64 [h, w]
+    maps: dict[str, torch.Tensor] = field(default_factory=dict)  # float32 [C, h', w'] each
+
+
+class Views:
+    """The training views of a split.
+
+    Args:
+        split: the photos.
+        size: (height, width) of every view.
+        crop: "none" (the whole photo) or "five" (its four corners and its centre, in this order: top left, top right,
+            bottom left, bottom right, centre).
+        interpolation: "antialias" (images bilinear with antialias, labels nearest, float maps area average; the
+            paper's) or "nearest" (all three nearest; the released code's).
+        crop_ratio: side of a crop of "five" over the side of the photo, in (0, 1].
+        maps: float maps by name: functions of the photo's index that return float32 [H, W] or [C, H, W] at the
+            photo's size, all values finite.
+        map_size: (height, width) of the maps in a view, for instance the feature grid; `size` when None.
+
+    A crop is scaled, aspect kept, until it covers `size`, and what sticks out is cut off evenly on both sides.
+
+    Raises:
+        ValueError: an impossible option, naming it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: tuple[int, int],
+        crop: str = "none",
+        interpolation: str = "antialias",
+        crop_ratio: float = 0.5,
+        *,
+        maps: Mapping[str, FloatMap] | None = None,
+        map_size: tuple[int, int] | None = None,
+    ):
+        if crop not in CROPS:
+            raise ValueError(f"crop={crop!r} is not one of {', '.join(CROPS)}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if not 0 < crop_ratio <= 1:
+            raise ValueError(f"crop_ratio={crop_ratio} must lie in (0, 1]: a crop cannot exceed its photo")
+        for name, value in (("size", size), ("map_size", map_size or size)):
+            if len(value) != 2 or min(value) < 1:
+                raise ValueError(f"{name}={tuple(value)} must be a height and a width of at least 1")
+        self.split, self.crop, self.interpolation, self.crop_ratio = split, crop, interpolation, crop_ratio
+        self.size = tuple(size)
+        self.maps = dict(maps or {})
+        self.map_size = self.size if map_size is None else tuple(map_size)
+        self._last: tuple[int, tuple] | None = None  # the photo read last: its other crops need no second decoding
+
+    @property
+    def per_photo(self) -> int:
+        """Number of views of each photo."""
+        return 5 if self.crop == "five" else 1
+
+    def __len__(self) -> int:
+        return len(self.split) * self.per_photo
+
+    def photo(self, view: int) -> int:
+        """Index of the photo that a view shows."""
+        return view // self.per_photo
+
+    @property
+    def names(self) -> list[str]:
+        """A unique name per view."""
+        if self.crop == "none":
+            return list(self.split.names)
+        return [f"{name}_crop{number}" for name in self.split.names for number in range(5)]
+
+    def load(self, view: int) -> View:
+        """Read one view.
+
+        Returns:
+            a View: image uint8 [3, h, w], label int64 [h, w] or None, maps float32 [C, *map_size] by name.
+
+        Raises:
+            IndexError: no such view.
+            DataError: the photo cannot be read, is too small, or its label or maps do not fit it (photo named).
+        """
+        if not 0 <= view < len(self):
+            raise IndexError(f"view {view} of {len(self)}")
+        index = self.photo(view)
+        image, label, maps = self._photo(index)
+        window = self._window(image.shape[:2], view % self.per_photo, self.split.names[index])
+        return View(
+            image=torch.from_numpy(np.ascontiguousarray(self._image(image, window).transpose(2, 0, 1))),
+            label=None if label is None else torch.from_numpy(resize_nearest(label, window, self.size)),
+            maps={name: torch.from_numpy(self._map(values, window)) for name, values in maps.items()},
+        )
+
+    def _photo(self, index: int) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+        last = self._last
+        if last is not None and last[0] == index:
+            return last[1]
+        image, label = self.split.image(index), self.split.label(index)
+        name = self.split.names[index]
+        if label is not None:
+            _check_size(label, image, name, "label map")
+        maps = {key: _checked_map(function(index), image, name, key) for key, function in self.maps.items()}
+        if self.per_photo > 1:
+            self._last = (index, (image, label, maps))
+        return image, label, maps
+
+    def _window(self, photo: tuple[int, int], number: int, name: str) -> "Window":
+        height, width = photo
+        top = left = 0
+        if self.crop == "five":
+            height, width = int(height * self.crop_ratio), int(width * self.crop_ratio)
+            down, right = photo[0] - height, photo[1] - width
+            top, left = ((0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2)))[number]
+        if min(height, width) < MIN_SIDE:
+            of = "" if self.crop == "none" else f"; its crops at ratio {self.crop_ratio} are {height} x {width}"
+            raise DataError(
+                f"the photo {name} is {photo[0]} x {photo[1]} pixels (height x width){of}, less than the {MIN_SIDE} "
+                f"needed on each side: remove it, or use crop=none or a larger crop_ratio"
+            )
+        scale = min(height / self.size[0], width / self.size[1])  # photo pixels per view pixel
+        used_height, used_width = self.size[0] * scale, self.size[1] * scale
+        return Window(
+            crop=(top, left, height, width),
+            box=((height - used_height) / 2, (width - used_width) / 2, used_height, used_width),
+        )
+
+    def _image(self, image: np.ndarray, window: "Window") -> np.ndarray:
+        if self.interpolation == "nearest":
+            return resize_nearest(image, window, self.size)
+        top, left, height, width = window.box
+        box = (left, top, min(left + width, window.crop[3]), min(top + height, window.crop[2]))
+        return np.asarray(
+            Image.fromarray(window.cut(image)).resize(self.size[::-1], Image.Resampling.BILINEAR, box=box)
+        )
+
+    def _map(self, values: np.ndarray, window: "Window") -> np.ndarray:
+        channels_last = values.transpose(1, 2, 0)
+        if self.interpolation == "nearest":
+            out = resize_nearest(channels_last, window, self.map_size)
+            return np.ascontiguousarray(out.transpose(2, 0, 1))
+        return resize_area(values, window, self.map_size)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop in whole pixels of the photo, and the box inside it that a view covers."""
+
+    crop: tuple[int, int, int, int]  # top, left, height, width in pixels of the photo
+    box: tuple[float, float, float, float]  # top, left, height, width in pixels of the crop
+
+    def cut(self, values: np.ndarray) -> np.ndarray:  # [H, W, ...]
+        """The crop of an array."""
+        top, left, height, width = self.crop
+        return np.ascontiguousarray(values[top : top + height, left : left + width])
+
+
+def resize_nearest(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
+    """Sample the pixel that contains the centre of each output cell: [H, W, ...] -> [*size, ...], any dtype."""
+    top, left, height, width = window.box
+    rows = _nearest(top, height, size[0], window.crop[2]) + window.crop[0]
+    columns = _nearest(left, width, size[1], window.crop[3]) + window.crop[1]
+    return values[rows[:, None], columns[None, :]]
+
+
+def _nearest(start: float, length: float, n: int, limit: int) -> np.ndarray:
+    return np.clip(np.floor(start + (np.arange(n) + 0.5) * (length / n)).astype(np.int64), 0, limit - 1)
+
+
+def resize_area(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
+    """Mean over each output cell, pixels at its border weighted by the part covered: [C, H, W] -> [C, *size].
+
+    The map is taken as constant over each pixel, and the integral over the cell is exact at any ratio (adaptive
+    pooling rounds cells to whole pixels).
+    """
+    top, left, height, width = window.box
+    crop_top, crop_left, crop_height, crop_width = window.crop
+    rows = _coverage(top, height, size[0], crop_height)  # [h, H]
+    columns = _coverage(left, width, size[1], crop_width)  # [w, W]
+    cut = values[:, crop_top : crop_top + crop_height, crop_left : crop_left + crop_width]
+    return np.ascontiguousarray(rows @ np.ascontiguousarray(cut, np.float32) @ columns.T)
+
+
+def _coverage(start: float, length: float, n: int, limit: int) -> np.ndarray:  # float32 [n, limit]
+    """Share of output cell i that lies in pixel k; rows sum to 1."""
+    edges = np.clip(start + np.arange(n + 1) * (length / n), 0, limit)
+    pixels = np.arange(limit)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    overlap = np.maximum(overlap, 0)
+    return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _check_size(values: np.ndarray, image: np.ndarray, name: str, what: str) -> None:
+    if values.shape[-2:] != image.shape[:2]:
+        raise DataError(
+            f"the {what} of {name} is {values.shape[-2]} x {values.shape[-1]} (height x width), the photo is "
+            f"{image.shape[0]} x {image.shape[1]}: give it the photo's size"
+        )
+
+
+def _checked_map(values: np.ndarray, image: np.ndarray, name: str, key: str) -> np.ndarray:  # float32 [C, H, W]
+    values = np.asarray(values, np.float32)
+    if values.ndim not in (2, 3):
+        raise DataError(f"the {key} map of {name} has shape {values.shape}; expected [H, W] or [C, H, W]")
+    _check_size(values, image, name, f"{key} map")
+    if not np.isfinite(values).all():
+        raise DataError(f"the {key} map of {name} has values that are not finite and cannot be averaged: map it first")
+    return values if values.ndim == 3 else values[None]
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:  # uint8 [..., 3, H, W] -> float32, same shape
+    """Images in [0, 1] for a network: `images / 255`, on the same device.
+
+    Raises:
+        TypeError: `images` is not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
+    return images.to(torch.float32).div_(255)
