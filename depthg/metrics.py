@@ -1,0 +1,212 @@
+"""Confusion matrix, matching of clusters to classes, and the scores of a segmentation.
+
+Counts are int64 ``[n_classes, n_predicted]``: rows are true classes, columns are predicted ids. They add up over
+images, so one matching is made over a whole split and not one per image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+VOID = -1
+
+
+class Scores(NamedTuple):
+    """Scores in percent; the arrays are float64 [n_classes] and NaN where the quantity is undefined.
+
+    ``iou``: TP / (TP + FP + FN), NaN for a class without a labelled pixel. ``precision``: TP / (TP + FP), NaN for a
+    class that is never predicted. ``recall``: TP / (TP + FN), NaN for a class without a labelled pixel.
+    """
+
+    accuracy: float
+    miou: float
+    iou: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+
+
+def confusion_matrix(
+    predicted: np.ndarray | torch.Tensor,  # [...] integer
+    label: np.ndarray | torch.Tensor,  # [...] integer, -1 = void
+    n_predicted: int,
+    n_classes: int,
+) -> np.ndarray:  # int64 [n_classes, n_predicted]
+    """Count every labelled pixel: ``confusion[c, p] = #{label == c and predicted == p}``.
+
+    Args:
+        predicted: ids in [0, n_predicted), any shape, integer dtype, array or tensor (CPU or GPU).
+        label: classes in [0, n_classes) or -1 (void, not counted), same shape.
+        n_predicted: number of clusters, or of classes for a linear probe.
+        n_classes: number of classes.
+
+    Returns:
+        A numpy array on the CPU, so that counts of several batches are added with ``+=``.
+
+    Raises:
+        ValueError: shapes differ, or an id is out of range (predictions under void are checked as well).
+        TypeError: an input is not of an integer dtype.
+    """
+    for name, value in (("n_predicted", n_predicted), ("n_classes", n_classes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if tuple(predicted.shape) != tuple(label.shape):
+        shapes = f"predicted has shape {tuple(predicted.shape)} and label {tuple(label.shape)}"
+        raise ValueError(f"{shapes}; resize one to the other first")
+    if not (isinstance(predicted, torch.Tensor) or isinstance(label, torch.Tensor)):
+        predicted, label = _int64(predicted, "predicted"), _int64(label, "label")
+        count = np.bincount
+    else:
+        device = predicted.device if isinstance(predicted, torch.Tensor) else label.device
+        predicted, label = _int64(predicted, "predicted", device), _int64(label, "label", device)
+        count = torch.bincount
+    _check_range(predicted, "predicted", 0, n_predicted, "is n_predicted the number of clusters?")
+    _check_range(label, "label", VOID, n_classes, "map void to -1 and other ids to classes first")
+    # Void is row 0 here, so a single pass needs no mask and no copy of the labelled pixels.
+    counts = count((label + 1) * n_predicted + predicted, minlength=(n_classes + 1) * n_predicted)
+    counts = counts.cpu().numpy() if isinstance(counts, torch.Tensor) else counts
+    return counts.astype(np.int64).reshape(n_classes + 1, n_predicted)[1:]
+
+
+def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
+    """One-to-one matching with the most correct pixels: ``assignment[p]`` is the class of cluster p.
+
+    Args:
+        confusion: counts [n_classes, n_predicted].
+
+    Returns:
+        int64 [n_predicted]; -1 for a cluster left without a class, which happens when n_predicted > n_classes. With
+        n_predicted < n_classes some classes have no cluster.
+    """
+    confusion = _counts(confusion)
+    assignment = np.full(confusion.shape[1], -1, dtype=np.int64)
+    rows, columns = linear_sum_assignment(confusion, maximize=True)
+    assignment[columns] = rows
+    return assignment
+
+
+def match_many_to_one(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Each cluster takes its most frequent class: ``assignment[p] = argmax_c confusion[c, p]``.
+
+    Ties go to the lowest class. A cluster that holds no labelled pixel has nothing to go by and gets -1.
+
+    Args:
+        confusion: counts [n_classes, n_predicted].
+
+    Returns:
+        int64 [n_predicted].
+    """
+    confusion = _counts(confusion)
+    return np.where(confusion.any(axis=0), confusion.argmax(axis=0), -1).astype(np.int64)
+
+
+def matched_confusion(confusion: np.ndarray | torch.Tensor, assignment: np.ndarray | None = None) -> np.ndarray:
+    """Merge cluster columns into class columns: int64 [n_classes, n_classes + 1].
+
+    Args:
+        confusion: counts [n_classes, n_predicted].
+        assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are classes already.
+
+    Returns:
+        Column c holds the pixels predicted as class c, the last column those of clusters without a class.
+    """
+    confusion = _counts(confusion)
+    n_classes, n_predicted = confusion.shape
+    if assignment is None:
+        if n_predicted != n_classes:
+            raise ValueError(f"confusion has shape {confusion.shape}; pass an assignment or one column per class")
+        assignment = np.arange(n_classes)
+    assignment = _int64(assignment, "assignment")
+    if assignment.shape != (n_predicted,):
+        raise ValueError(f"assignment has shape {assignment.shape}, expected ({n_predicted},): one class per cluster")
+    _check_range(assignment, "assignment", -1, n_classes, "-1 marks a cluster without a class")
+    matched = np.zeros((n_classes, n_classes + 1), dtype=np.int64)
+    np.add.at(matched.T, assignment, confusion.T)  # -1 addresses the last column
+    return matched
+
+
+def scores(
+    confusion: np.ndarray | torch.Tensor,
+    assignment: np.ndarray | None = None,
+    *,
+    drop_unmatched: bool = False,
+    count_absent: bool = False,
+) -> Scores:
+    """Accuracy = trace / sum and mIoU = mean IoU over the classes that occur in the labels, in percent.
+
+    Pixels of a cluster without a class are wrong: they stay in the denominator of the accuracy and in the union of
+    their true class (protocol, item 32).
+
+    Args:
+        confusion: counts [n_classes, n_predicted].
+        assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are classes already.
+        drop_unmatched: leave the pixels of clusters without a class out of everything, as the released code does.
+        count_absent: let a class without a labelled pixel that is predicted somewhere enter the mean with IoU 0, as the
+            released code does; by default it is skipped (IoU NaN). A class neither labelled nor predicted is always
+            skipped.
+
+    Raises:
+        ValueError: there is no labelled pixel to score.
+    """
+    matched = matched_confusion(confusion, assignment)
+    n_classes = matched.shape[0]
+    correct = matched.diagonal().astype(np.float64)
+    labelled = matched[:, :n_classes].sum(1) if drop_unmatched else matched.sum(1)
+    predicted = matched[:, :n_classes].sum(0)
+    total = int(labelled.sum())
+    if total == 0:
+        raise ValueError("no labelled pixel was counted, so there is nothing to score; use a split that has labels")
+    iou = _percent(correct, labelled + predicted - correct)
+    if not count_absent:
+        iou[labelled == 0] = np.nan
+    return Scores(
+        accuracy=float(100.0 * correct.sum() / total),
+        miou=float(np.nanmean(iou)),
+        iou=iou,
+        precision=_percent(correct, predicted),
+        recall=_percent(correct, labelled),
+    )
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``100 * part / whole``, NaN where the whole is 0."""
+    return 100.0 * np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def _int64(value, name: str, device: torch.device | None = None):
+    """``value`` as int64: a tensor on ``device``, or a numpy array when ``device`` is None."""
+    kind = value.dtype
+    if isinstance(value, torch.Tensor):
+        integer = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+    else:
+        integer = kind.kind in "iu"
+    if not integer:
+        raise TypeError(f"{name} has dtype {kind}; integer ids are needed (take the argmax of scores first)")
+    if isinstance(value, torch.Tensor):
+        return value.cpu().long().numpy().ravel() if device is None else value.to(device, torch.int64).reshape(-1)
+    array = value.astype(np.int64, copy=device is not None).ravel()
+    return array if device is None else torch.from_numpy(array).to(device)
+
+
+def _check_range(ids, name: str, lowest: int, end: int, hint: str) -> None:
+    """Raise a ValueError that names the first end of the range that is exceeded."""
+    if not ids.shape[0]:
+        return
+    for value in (int(ids.min()), int(ids.max())):
+        if not lowest <= value < end:
+            raise ValueError(f"{name} holds the id {value}, outside [{lowest}, {end - 1}]; {hint}")
+
+
+def _counts(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
+    """``confusion`` as a checked int64 array [n_classes, n_predicted]."""
+    array = confusion.detach().cpu().numpy() if isinstance(confusion, torch.Tensor) else np.asarray(confusion)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"confusion must be [n_classes, n_predicted], got shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"confusion has dtype {array.dtype}; it must hold integer counts")
+    if array.min() < 0:
+        raise ValueError(f"confusion holds the negative count {array.min()}")
+    return array.astype(np.int64, copy=False)
