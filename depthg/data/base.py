@@ -41,13 +41,14 @@ class Split(Protocol):
 
 @dataclass
 class Dataset:
-    """A data set: two splits, the class names in label order, and a colour per class."""
+    """A data set: its splits, the class names in label order, and a colour per class."""
 
     name: str
     classes: tuple[str, ...]  # empty when there are no labels
     palette: np.ndarray  # uint8 [n_classes, 3]
     train: Split
     val: Split
+    test: Split | None = None  # held out from every choice of settings
 
 
 class FileSplit:

@@ -125,13 +125,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return _decode(path, size, load=False)
 
 
-def read_raw(path: str | Path) -> np.ndarray:  # [H, W] or [H, W, channels], the file's own dtype
-    """Read stored values without colour conversion: palette indices, 8-bit, 16-bit, 32-bit or float.
+def read_values(path: str | Path) -> np.ndarray:  # [H, W], the file's own dtype
+    """Read the stored values of a one-channel image: 8-bit, 16-bit, 32-bit or float.
 
     Raises:
-        DataError: as `read_image`.
+        DataError: as `read_image`, or the image holds colours.
     """
-    return _decode(path, np.array)
+    return _decode(path, _values)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+        raise DataError(f"expected one grey channel of values, found mode '{image.mode}'; colours do not hold values")
+    return np.array(image)
 
 
 def _decode(path: str | Path, convert: Callable, load: bool = True):

@@ -1,0 +1,219 @@
+"""Where depth comes from: the data set, a folder of depth maps, a flat-road prior, or nowhere.
+
+A depth source is a function `(split, index) -> float32 [H, W] or None`: depth along the optical axis, in metres with
+inf for the sky, or values in [0, 1] (near 0, far 1) for `mapping=none`.
+"""
+
+import difflib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from depthg.data.base import Split, photo_size
+from depthg.data.files import DataError, read_values, show
+
+DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
+
+DepthSource = Callable[[Split, int], np.ndarray | None]
+
+
+class NoDepth:
+    """depth.source=none: plain STEGO."""
+
+    def __call__(self, split: Split, index: int) -> None:
+        return None
+
+
+class DatasetDepth:
+    """depth.source=dataset: the depth that the data set carries."""
+
+    def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
+        depth = split.depth(index)
+        if depth is None:
+            raise ValueError(
+                f"the data set has no depth for {split.names[index]}: pass depth.source=folder, ground_plane or none"
+            )
+        return depth
+
+
+class FolderDepth:
+    """depth.source=folder: one file per photo, by the photo's relative path or by its stem.
+
+    Files are .npy, or one-channel .png or .tif. Floats are metres (inf = sky), or [0, 1] for mapping none. Integers are
+    multiplied by `metres_per_unit` (millimetres: 0.001; KITTI: 1 / 256); without it they are divided by the largest
+    value of their type, which makes [0, 1] for mapping none. Maps must be dense: under `metres_per_unit` a 0 means
+    "not measured" and is an error.
+
+    Args:
+        root: the folder, never written to.
+        metres_per_unit: metres per step of integer maps, or None.
+        metric: whether the mapping expects metres (every one but none).
+    """
+
+    def __init__(self, root: str | Path, metres_per_unit: float | None = None, metric: bool = True):
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"depth.root={show(self.root)} is no folder; it must hold one depth map per photo")
+        if metres_per_unit is not None and not 0 < metres_per_unit < math.inf:
+            raise ValueError(f"depth.metres_per_unit={metres_per_unit} must be above 0 (0.001 for millimetres)")
+        self.metres_per_unit, self.metric = metres_per_unit, metric
+        self._counted: tuple[Split, Counter] | None = None
+
+    def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
+        path = self.path(split, index)
+        depth = self._read(path)
+        size = photo_size(split, index)
+        if depth.shape != size:
+            raise DataError(
+                f"the depth map {show(path)} is {' x '.join(map(str, depth.shape))} (height x width), the photo "
+                f"{show(_relative(split)[index])} is {size[0]} x {size[1]}: resize the depth map to the photo"
+            )
+        return depth
+
+    def path(self, split: Split, index: int) -> Path:
+        """The depth file of a photo."""
+        if self._counted is None or self._counted[0] is not split:
+            stems = [os.path.splitext(relative)[0] for relative in _relative(split)]
+            flat = [os.path.basename(stem) for stem in stems]
+            self._counted = (split, Counter(stems) + Counter("/" + stem for stem in flat))  # "/": the flat names
+        photo = _relative(split)[index]
+        stem = os.path.splitext(photo)[0]
+        for key, base in ((stem, stem), ("/" + os.path.basename(stem), os.path.basename(stem))):
+            found = [path for suffix in DEPTH_SUFFIXES if (path := self.root / (base + suffix)).is_file()]
+            if len(found) > 1:
+                raise DataError(f"{show(found[0])} and {show(found[1])} are both depth maps of {show(photo)}: keep one")
+            if found and self._counted[1][key] > 1:
+                raise DataError(
+                    f"{show(found[0])} fits {self._counted[1][key]} photos, {show(photo)} among them: store depth maps "
+                    f"under the photos' relative paths and give every photo its own stem"
+                )
+            if found:
+                return found[0]
+        raise DataError(
+            f"the photo {show(photo)} has no depth map: there is neither {show(self.root / stem)} nor "
+            f"{show(self.root / os.path.basename(stem))} with one of {', '.join(DEPTH_SUFFIXES)}"
+        )
+
+    def _read(self, path: Path) -> np.ndarray:  # float32 [H, W]
+        values = _load_npy(path) if path.suffix == ".npy" else read_values(path)
+        if values.ndim != 2:
+            raise DataError(f"{show(path)} has shape {values.shape}; a depth map is [height, width]")
+        if values.dtype.kind == "f":
+            depth = values.astype(np.float32)
+        elif self.metres_per_unit is not None:
+            if values.size and values.min() == 0:
+                holes = int((values == 0).sum())
+                raise DataError(f"{show(path)} has {holes} pixels without a measurement (value 0): fill them")
+            depth = values.astype(np.float32) * np.float32(self.metres_per_unit)
+        elif self.metric:
+            raise DataError(
+                f"{show(path)} holds integers of unknown unit: pass depth.metres_per_unit (0.001 for millimetres), or "
+                f"depth.mapping=none if 0 is near and the largest value far"
+            )
+        else:
+            top = 255 if values.dtype == np.uint8 else 65535
+            depth = values.astype(np.float32) / np.float32(top)
+        check_depth(depth, show(path))
+        return depth
+
+
+class GroundPlane:
+    """depth.source=ground_plane: a flat road seen from a level camera, nothing above the horizon.
+
+    `z = camera_height * f / (row + 0.5 - horizon * H)` with `f = W / (2 tan(fov / 2))`.
+
+    Args:
+        camera_height: metres above the road.
+        horizon: row of the horizon as a share of the photo's height, from the top.
+        fov_deg: horizontal field of view where the data set does not state one.
+    """
+
+    def __init__(self, camera_height: float = 1.4, horizon: float = 0.45, fov_deg: float = 60.0):
+        if not 0 < camera_height < math.inf:
+            raise ValueError(f"depth.camera_height={camera_height} must be above 0 metres")
+        if not 0 <= horizon < 1:
+            raise ValueError(f"depth.horizon={horizon} must lie in [0, 1), as a share of the image height")
+        self.camera_height, self.horizon, self.fov_deg = camera_height, horizon, checked_fov(fov_deg)
+
+    def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
+        height, width = photo_size(split, index)
+        focal = focal_pixels(width, horizontal_fov(split, index, self.fov_deg))
+        below = np.arange(height) + 0.5 - self.horizon * height
+        column = np.full(height, np.inf, np.float32)
+        column[below > 0] = self.camera_height * focal / below[below > 0]
+        return np.repeat(column[:, None], width, axis=1)
+
+
+def depth_source(
+    source: str,
+    *,
+    root: str | Path | None = None,
+    metres_per_unit: float | None = None,
+    mapping: str = "saturating",
+    camera_height: float = 1.4,
+    horizon: float = 0.45,
+    fov_deg: float = 60.0,
+) -> DepthSource:
+    """The depth source of the settings; see `DatasetDepth`, `FolderDepth`, `GroundPlane` and `NoDepth`.
+
+    Raises:
+        ValueError: unknown source, or a setting that it needs is missing or impossible.
+        FileNotFoundError: no folder `root`.
+    """
+    if source == "none":
+        return NoDepth()
+    if source == "dataset":
+        return DatasetDepth()
+    if source == "ground_plane":
+        return GroundPlane(camera_height, horizon, fov_deg)
+    if source == "folder":
+        if root is None:
+            raise ValueError("depth.source=folder needs depth.root=DIR: a folder with one depth map per photo")
+        return FolderDepth(root, metres_per_unit, metric=mapping != "none")
+    known = ("dataset", "folder", "ground_plane", "none")
+    near = difflib.get_close_matches(source, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"depth.source={source!r} is not one of {', '.join(known)}{hint}")
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read the depth map {show(path)} ({error}): save it again with numpy.save") from error
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{show(path)} has dtype {values.dtype}; a depth map holds floats or integers")
+    return values
+
+
+def _relative(split: Split) -> list[str]:
+    return getattr(split, "relative", split.names)
+
+
+def horizontal_fov(split: Split, index: int, default: float) -> float:
+    """The field of view of a photo in degrees, `default` where the data set does not state one."""
+    known = split.fov_deg(index)
+    return default if known is None else known
+
+
+def focal_pixels(width: int, fov_deg: float) -> float:
+    """Focal length in pixels of a photo `width` pixels wide: `W / (2 tan(fov / 2))`."""
+    return width / (2 * math.tan(math.radians(checked_fov(fov_deg)) / 2))
+
+
+def checked_fov(fov_deg: float) -> float:
+    """`fov_deg` itself; ValueError unless a pinhole camera can have it."""
+    if not 0 < fov_deg < 180:
+        raise ValueError(f"fov_deg={fov_deg} must lie between 0 and 180 degrees")
+    return fov_deg
+
+
+def check_depth(depth: np.ndarray, name: str) -> None:
+    """Raise DataError if any depth is NaN or negative."""
+    if depth.size and not depth.min() >= 0:  # the minimum of an array with NaN is NaN
+        found = "NaN" if np.isnan(depth).any() else f"negative depth ({float(depth.min()):g})"
+        raise DataError(f"{name} has {found}; depth must be at least 0, with inf where there is no surface (sky)")
