@@ -1,5 +1,8 @@
 """Fast kernels for unsupervised segmentation and point clouds; the definitions are in ``reference``."""
 
+from depthg.kernels.correlation import correlation_loss
+from depthg.kernels.depth_correlation import depth_correlation_loss
+from depthg.kernels.depthg_loss import depthg_loss
 from depthg.kernels.reference import CorrelationTerm, DepthGLoss, LossSettings
 
-__all__ = ["CorrelationTerm", "DepthGLoss", "LossSettings"]
+__all__ = ["CorrelationTerm", "DepthGLoss", "LossSettings", "correlation_loss", "depth_correlation_loss", "depthg_loss"]

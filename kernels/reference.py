@@ -41,6 +41,7 @@ class LossSettings:
     bandwidth: float = 0.1
     center: bool = True
     clamp: bool = True
+    max_similarity: float | None = None
 
 
 class DepthGLoss(NamedTuple):
@@ -79,12 +80,18 @@ def correlation(
     return value
 
 
-def _weighted_similarity(target: Tensor, similarity: Tensor, shift: float | Tensor, clamp: bool) -> CorrelationTerm:
-    """``-mean (target - shift) * max(similarity, 0)`` with ``similarity`` unclamped when ``clamp`` is off."""
+def _weighted_similarity(
+    target: Tensor, similarity: Tensor, shift: float | Tensor, clamp: bool, max_similarity: float | None
+) -> CorrelationTerm:
+    """``-mean (target - shift) * max(similarity, 0)``.
+
+    Without ``clamp`` negative similarities stay; ``max_similarity`` clamps from above (STEGO's ``stabalize``).
+    """
     if similarity.numel() == 0:
         zero = similarity.sum()
         return CorrelationTerm(zero, zero.detach())
     weight = similarity.clamp(min=0) if clamp else similarity
+    weight = weight if max_similarity is None else weight.clamp(max=max_similarity)
     return CorrelationTerm(-((target - shift) * weight).mean(), similarity.detach().mean())
 
 
@@ -98,11 +105,12 @@ def correlation_loss(
     index_b: Tensor | None = None,  # [R, N] int64
     center: bool = True,
     clamp: bool = True,
+    max_similarity: float | None = None,
 ) -> CorrelationTerm:
     """Feature correlation loss, Eq. 2: ``-mean (F - shift) * max(S, 0)``, the mean over draws, images and both axes."""
     with torch.no_grad():
         target = correlation(feats_a, feats_b, index_b=index_b, center=center)
-    return _weighted_similarity(target, correlation(codes_a, codes_b, index_b=index_b), shift, clamp)
+    return _weighted_similarity(target, correlation(codes_a, codes_b, index_b=index_b), shift, clamp, max_similarity)
 
 
 def depth_relation(depth_a: Tensor, depth_b: Tensor, relation: str = "product", bandwidth: float = 0.1) -> Tensor:
@@ -145,11 +153,12 @@ def depth_correlation_loss(
     relation: str = "product",
     bandwidth: float = 0.1,
     clamp: bool = True,
+    max_similarity: float | None = None,
 ) -> CorrelationTerm:
     """Depth-feature correlation loss, Eq. 6: ``-mean (D - shift) * max(S, 0)``."""
     with torch.no_grad():
         target = depth_relation(depth_a, depth_b, relation, bandwidth)
-    return _weighted_similarity(target, correlation(codes_a, codes_b)[0], shift, clamp)
+    return _weighted_similarity(target, correlation(codes_a, codes_b)[0], shift, clamp, max_similarity)
 
 
 def depthg_loss(
@@ -170,12 +179,10 @@ def depthg_loss(
     s = settings
     feats_negative = feats if feats_negative is None else feats_negative
     codes_negative = codes if codes_negative is None else codes_negative
-    flags = {"center": s.center, "clamp": s.clamp}
+    flags = {"center": s.center, "clamp": s.clamp, "max_similarity": s.max_similarity}
     own = correlation_loss(feats, feats, codes, codes, s.self_shift, **flags)
     near = correlation_loss(feats, feats_neighbour, codes, codes_neighbour, s.neighbour_shift, **flags)
-    far = correlation_loss(
-        feats, feats_negative, codes, codes_negative, s.negative_shift, index_b=negatives, **flags
-    )
+    far = correlation_loss(feats, feats_negative, codes, codes_negative, s.negative_shift, index_b=negatives, **flags)
     total = s.self_weight * own.loss + s.neighbour_weight * near.loss + s.negative_weight * far.loss
     guide = None
     if depth is not None:
@@ -183,7 +190,7 @@ def depthg_loss(
         depth_other = depth if depth_other is None else depth_other
         guide = depth_correlation_loss(
             codes, codes_depth, depth, depth_other, s.depth_shift,
-            relation=s.relation, bandwidth=s.bandwidth, clamp=s.clamp,
+            relation=s.relation, bandwidth=s.bandwidth, clamp=s.clamp, max_similarity=s.max_similarity,
         )  # fmt: skip
         total = total + s.depth_weight * guide.loss
     return DepthGLoss(total, own, near, far, guide)

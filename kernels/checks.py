@@ -1,0 +1,141 @@
+"""Argument checks shared by the correlation operations, and the choice of an implementation."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from depthg.kernels.reference import RELATIONS
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """True when Triton kernels run in Triton's interpreter, which also takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def choose_impl(impl: str, x: Tensor) -> str:
+    """The implementation for tensors on the device of ``x``: "triton", "cpu" or "eager".
+
+    Raises:
+        ValueError: ``impl`` is unknown, or cannot run here; the message names the alternative.
+    """
+    if impl not in ("auto", "triton", "cpu", "eager"):
+        raise ValueError(f"unknown impl {impl!r}; choose one of 'auto', 'triton', 'cpu', 'eager'")
+    on_gpu = x.device.type == "cuda"
+    if impl == "auto":
+        if x.device.type == "cpu":
+            return "cpu"
+        return "triton" if on_gpu and HAS_TRITON else "eager"
+    if impl == "cpu" and x.device.type != "cpu":
+        raise ValueError(f"impl='cpu' needs CPU tensors, got {x.device}; use impl='triton' or 'eager'")
+    if impl == "triton":
+        if not HAS_TRITON:
+            raise ValueError("impl='triton' needs the package triton, which is not installed; use impl='auto'")
+        if not on_gpu and not (x.device.type == "cpu" and interpreting()):
+            raise ValueError(
+                f"impl='triton' needs CUDA tensors (or TRITON_INTERPRET=1 on the CPU), got {x.device}; use impl='auto'"
+            )
+    return impl
+
+
+def shape(x: Tensor) -> str:
+    return str(tuple(x.shape))
+
+
+def check_floats(**tensors: Tensor | None) -> None:
+    """Every given tensor is floating point, and all lie on one device."""
+    first = None
+    for name, x in tensors.items():
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point, got {x.dtype}; call {name}.float()")
+        first = (name, x) if first is None else first
+        if x.device != first[1].device:
+            raise ValueError(f"{first[0]} is on {first[1].device} but {name} is on {x.device}; move them to one device")
+
+
+def check_frozen(**tensors: Tensor | None) -> None:
+    """No given tensor requires grad: its gradient would not be computed."""
+    for name, x in tensors.items():
+        if x is not None and x.requires_grad:
+            raise ValueError(f"{name} requires grad, but only codes get gradients; pass {name}.detach()")
+
+
+def check_sides(name_x: str, x: Tensor, name_y: str, y: Tensor) -> None:
+    """Both are [images, points, channels] with equal images and points."""
+    for name, t in ((name_x, x), (name_y, y)):
+        if t.ndim != 3:
+            raise ValueError(f"{name} must be [images, points, channels], got shape {shape(t)}")
+    if x.shape[:2] != y.shape[:2]:
+        raise ValueError(
+            f"{name_x} {shape(x)} and {name_y} {shape(y)} must have the same images and points (the first two sizes)"
+        )
+
+
+def check_channels(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    if a.shape[2] != b.shape[2]:
+        raise ValueError(f"{name_a} {shape(a)} and {name_b} {shape(b)} must have the same channels (the last size)")
+
+
+def check_codes(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Two [images, points, channels] with equal images and channels, compared image by image."""
+    for name, t in ((name_a, a), (name_b, b)):
+        if t.ndim != 3:
+            raise ValueError(f"{name} must be [images, points, channels], got shape {shape(t)}")
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"{name_a} {shape(a)} and {name_b} {shape(b)} must have the same number of images")
+    check_channels(name_a, a, name_b, b)
+
+
+def check_pairing(
+    name_a: str, a: Tensor, name_b: str, b: Tensor, index_b: Tensor | None, name_index: str = "index_b"
+) -> None:
+    """``index_b`` is int64 [R, N] with values in [0, M); without one the two sides pair image by image.
+
+    On CUDA the range of values is not checked: that would wait for the device.
+    """
+    if index_b is None:
+        if a.shape[0] != b.shape[0]:
+            raise ValueError(
+                f"{name_a} {shape(a)} and {name_b} {shape(b)} must have the same number of images, or pass {name_index}"
+            )
+        return
+    if index_b.dtype != torch.int64:
+        raise TypeError(f"{name_index} must be int64, got {index_b.dtype}; call {name_index}.long()")
+    if index_b.ndim != 2 or index_b.shape[1] != a.shape[0]:
+        raise ValueError(f"{name_index} must be [draws, {a.shape[0]}] for {name_a} {shape(a)}, got {shape(index_b)}")
+    if index_b.device != a.device:
+        raise ValueError(f"{name_index} is on {index_b.device} but {name_a} is on {a.device}; move them to one device")
+    if torch.compiler.is_compiling() or index_b.device.type != "cpu" or index_b.numel() == 0:
+        return
+    low, high = int(index_b.min()), int(index_b.max())
+    if low < 0 or high >= b.shape[0]:
+        raise ValueError(
+            f"{name_index} holds {low if low < 0 else high}, outside the {b.shape[0]} images of {name_b} {shape(b)}"
+        )
+
+
+def check_relation(name_u: str, u: Tensor, codes: Tensor, relation: str) -> None:
+    """Depth is [N, P], or [N, P, D] for the relations of points and normals, at the points of the codes."""
+    if relation not in RELATIONS:
+        raise ValueError(f"unknown relation {relation!r}; choose one of {', '.join(RELATIONS)}")
+    ndim = 3 if relation in ("euclidean", "normals") else 2
+    if u.ndim != ndim or u.shape[:2] != codes.shape[:2]:
+        wanted = f"[{codes.shape[0]}, {codes.shape[1]}" + (", D]" if ndim == 3 else "]")
+        raise ValueError(
+            f"{name_u} must be {wanted} for relation {relation!r} and codes {shape(codes)}, got {shape(u)}"
+        )
+
+
+def scalar(value: float | Tensor, device: torch.device) -> Tensor:
+    """A 0-dim float64 tensor on the device; a tensor already there is not read by the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device=device, dtype=torch.float64).reshape(())
+    return torch.full((), float(value), dtype=torch.float64, device=device)

@@ -1,0 +1,153 @@
+"""Feature correlation loss, Eq. 2 with spatial centring, and the correlation tensor for those who want it.
+
+    loss = -mean (F' - shift) * max(S, 0),  F' = F - mean_q F + mean_npq F
+
+with F and S the cosine correlations of features and codes. Nothing here holds more than a chunk of F or S.
+"""
+
+from __future__ import annotations
+
+import torch
+from depthg.kernels import checks, reference
+from depthg.kernels.code_gradient import code_gradient
+from depthg.kernels.pair_pass import Scratch, pair_pass
+from depthg.kernels.reference import CorrelationTerm
+from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, working_dtype
+from torch import Tensor
+
+
+def _cpu(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b):
+    dtype = working_dtype(feats_a, codes_a)
+    a = make_bank(codes_a, feats_a, dtype)
+    b = a if codes_b is None else make_bank(codes_b, feats_b, dtype)
+    d_a = torch.zeros_like(a.codes) if need_a else None
+    d_b = torch.zeros_like(b.codes) if need_b and b is not a else None
+    target, pairs, symmetric = feature_term(
+        a, b, float(shift), index_b, center, d_a, d_a if b is a else d_b
+    )  # fmt: skip
+    pair_pass(
+        [target], a.codes, b.codes, pairs, Scratch(dtype),
+        symmetric=symmetric, clamp=clamp, max_similarity=max_similarity,
+    )  # fmt: skip
+    similarity = mean_product(a.mean_codes, b.mean_codes, index_b).mean()
+    return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
+
+
+@torch.library.custom_op("depthg::correlation_loss", mutates_args=())
+def correlation_loss_op(
+    feats_a: Tensor,
+    feats_b: Tensor | None,
+    codes_a: Tensor,
+    codes_b: Tensor | None,
+    shift: Tensor,
+    index_b: Tensor | None,
+    center: bool,
+    clamp: bool,
+    max_similarity: float | None,
+    need_a: bool,
+    need_b: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, mean similarity and the gradients at the unit codes (empty when not needed); no side b: the same as a."""
+    dtype = working_dtype(feats_a, codes_a)
+    other = codes_a if codes_b is None else codes_b
+    draws = 1 if index_b is None else index_b.shape[0]
+    none = codes_a.new_empty(0, dtype=dtype)
+    if draws * codes_a.shape[0] * codes_a.shape[1] * other.shape[1] == 0:
+        zero = codes_a.new_zeros((), dtype=dtype)
+        d_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
+        d_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
+        return zero, zero.clone(), d_a, d_b
+    run = _cpu
+    loss, similarity, d_a, d_b = run(
+        feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b
+    )
+    return loss, similarity, none if d_a is None else d_a, none.clone() if d_b is None else d_b
+
+
+@correlation_loss_op.register_fake
+def _(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b, impl):
+    dtype = working_dtype(feats_a, codes_a)
+    loss = codes_a.new_empty((), dtype=dtype)
+    d_a = codes_a.new_empty(codes_a.shape if need_a else (0,), dtype=dtype)
+    d_b = codes_a.new_empty(codes_b.shape if need_b and codes_b is not None else (0,), dtype=dtype)
+    return loss, torch.empty_like(loss), d_a, d_b
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[2], inputs[3], output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, g_loss, g_similarity, g_d_a, g_d_b):
+    codes_a, codes_b, d_a, d_b = ctx.saved_tensors
+    if g_d_a is not None or g_d_b is not None:
+        raise RuntimeError("the correlation losses have no second derivative; use impl='eager' for double backward")
+    grads = [None] * 12
+    if g_loss is not None and ctx.needs_input_grad[2]:
+        grads[2] = code_gradient(codes_a, d_a[None], g_loss[None])
+    if g_loss is not None and codes_b is not None and ctx.needs_input_grad[3]:
+        grads[3] = code_gradient(codes_b, d_b[None], g_loss[None])
+    return tuple(grads)
+
+
+correlation_loss_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def correlation_loss(
+    feats_a: Tensor,  # [N, P, C]
+    feats_b: Tensor,  # [M, Q, C]
+    codes_a: Tensor,  # [N, P, K]
+    codes_b: Tensor,  # [M, Q, K]
+    shift: float | Tensor,
+    *,
+    index_b: Tensor | None = None,  # [R, N] int64
+    center: bool = True,
+    clamp: bool = True,
+    max_similarity: float | None = None,
+    impl: str = "auto",
+) -> CorrelationTerm:
+    """Feature correlation loss of a set of image pairs, without the correlation tensors.
+
+    ``loss = -mean (F' - shift) * max(S, 0)`` with ``F[r, n, p, q] = cos(feats_a[n, p], feats_b[index_b[r, n], q])``,
+    S the same of the codes, and ``F' = F - mean_q F + mean_npq F`` when ``center`` is on.
+
+    Args:
+        feats_a: features ``[N, P, C]``, any length (normalised here), float; they get no gradient.
+        feats_b: features of the other side ``[M, Q, C]``.
+        codes_a: codes at the same points ``[N, P, K]``, any length; gradients flow to both sides.
+        codes_b: codes of the other side ``[M, Q, K]``.
+        shift: the shift b of Eq. 2, a number or a 0-dim tensor.
+        index_b: ``[R, N]`` int64 in [0, M): image n is compared with ``index_b[r, n]``; default image n with image n.
+        center: spatial centring of F; the last mean runs over a whole draw r.
+        clamp: negative similarities count as 0.
+        max_similarity: similarities above it count as this value; None for no such limit.
+        impl: "auto", "triton", "cpu" or "eager".
+
+    Returns:
+        ``CorrelationTerm(loss, similarity)``: 0-dim, float32 for half inputs; ``similarity`` is mean S, detached.
+
+    Raises:
+        TypeError: an input is not floating point, or ``index_b`` is not int64.
+        ValueError: shapes, devices or indices do not fit, features require grad, or ``impl`` cannot run here.
+
+    DepthG Eq. 1 and 2.
+    """
+    checks.check_floats(feats_a=feats_a, feats_b=feats_b, codes_a=codes_a, codes_b=codes_b)
+    checks.check_frozen(feats_a=feats_a, feats_b=feats_b)
+    checks.check_sides("feats_a", feats_a, "codes_a", codes_a)
+    checks.check_sides("feats_b", feats_b, "codes_b", codes_b)
+    checks.check_channels("feats_a", feats_a, "feats_b", feats_b)
+    checks.check_channels("codes_a", codes_a, "codes_b", codes_b)
+    checks.check_pairing("feats_a", feats_a, "feats_b", feats_b, index_b)
+    impl = checks.choose_impl(impl, codes_a)
+    options = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
+    if impl == "eager":
+        return reference.correlation_loss(feats_a, feats_b, codes_a, codes_b, shift, index_b=index_b, **options)
+    same = feats_a is feats_b and codes_a is codes_b
+    grad = torch.is_grad_enabled()
+    loss, similarity, _, _ = correlation_loss_op(
+        feats_a, None if same else feats_b, codes_a, None if same else codes_b, checks.scalar(shift, codes_a.device),
+        index_b, center, clamp, max_similarity, grad and codes_a.requires_grad, grad and codes_b.requires_grad, impl,
+    )  # fmt: skip
+    return CorrelationTerm(loss, similarity.detach())

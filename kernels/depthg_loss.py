@@ -1,0 +1,272 @@
+"""All terms of DepthG's loss, Eq. 7, in one operation: self, neighbour, R negatives and depth.
+
+    total = sum_i weight_i * loss_i
+
+Every set of vectors is normalised once, and self and depth share S. Gradients of the terms at the unit codes are kept
+apart, so that the total and every single term can be differentiated.
+"""
+
+from __future__ import annotations
+
+import torch
+from depthg.kernels import checks, reference
+from depthg.kernels.code_gradient import code_gradient
+from depthg.kernels.pair_pass import Scratch, pair_pass
+from depthg.kernels.reference import CorrelationTerm, DepthGLoss, LossSettings
+from depthg.kernels.terms_cpu import (
+    depth_term,
+    feature_term,
+    identity_pairs,
+    make_bank,
+    mean_product,
+    working_dtype,
+)
+from torch import Tensor
+
+SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
+
+
+def _cpu(
+    feats, codes, feats_near, codes_near, negatives, feats_far, codes_far, depth, codes_depth, depth_other,
+    shifts, relation, bandwidth, center, clamp, max_similarity, d_codes, d_near, d_far, d_depth,
+):  # fmt: skip
+    """Losses and mean similarities of the terms; the gradient buffers (zeros, None when not wanted) are added to."""
+    dtype = working_dtype(feats, codes, depth)
+    scratch, shifts = Scratch(dtype), shifts.tolist()
+    options = {"clamp": clamp, "max_similarity": max_similarity}
+    anchor = make_bank(codes, feats, dtype)
+    near = make_bank(codes_near, feats_near, dtype)
+    far = anchor if codes_far is None else make_bank(codes_far, feats_far, dtype)
+
+    def at(term):
+        return None if d_codes is None else d_codes[term]
+
+    target, pairs, _ = feature_term(anchor, anchor, shifts[SELF], None, center, at(SELF), at(SELF))
+    own, guide, similar = [target], None, []
+    if depth is not None:
+        other = anchor if codes_depth is None else make_bank(codes_depth, None, dtype)
+        d_b = at(DEPTH) if other is anchor else d_depth
+        guide = depth_term(depth, depth_other, shifts[DEPTH], relation, bandwidth, dtype, at(DEPTH), d_b)
+        if other is anchor and depth_other is None:
+            own.append(guide)
+        else:
+            plain = identity_pairs(codes.shape[0], False, False, torch.zeros(()), dtype)
+            pair_pass([guide], anchor.codes, other.codes, plain, scratch, **options)
+        similar = [mean_product(anchor.mean_codes, other.mean_codes, None)]
+    pair_pass(own, anchor.codes, anchor.codes, pairs, scratch, symmetric=True, **options)
+    losses = [target.total]
+    for bank, term, index_b, d_b in (
+        (near, NEIGHBOUR, None, d_near),
+        (far, NEGATIVE, negatives, at(NEGATIVE) if far is anchor else d_far),
+    ):
+        if negatives.shape[0] == 0 and term == NEGATIVE:
+            losses.append(0.0)
+            continue
+        target, pairs, _ = feature_term(anchor, bank, shifts[term], index_b, center, at(term), d_b)
+        pair_pass([target], anchor.codes, bank.codes, pairs, scratch, **options)
+        losses.append(target.total)
+    similar = [
+        mean_product(anchor.mean_codes, anchor.mean_codes, None),
+        mean_product(anchor.mean_codes, near.mean_codes, None),
+        mean_product(anchor.mean_codes, far.mean_codes, negatives),
+        *similar,
+    ]
+    losses += [] if guide is None else [guide.total]
+    return (
+        torch.tensor(losses, dtype=dtype),
+        torch.stack([s.mean() if s.numel() else s.sum() for s in similar]).to(dtype),
+    )
+
+
+def _buffer(like: Tensor | None, needed: bool, dtype: torch.dtype, terms: int = 1) -> Tensor | None:
+    if like is None or not needed:
+        return None
+    return torch.zeros((terms, *like.shape), dtype=dtype, device=like.device)
+
+
+@torch.library.custom_op("depthg::depthg_loss", mutates_args=())
+def depthg_loss_op(
+    feats: Tensor,
+    codes: Tensor,
+    feats_neighbour: Tensor,
+    codes_neighbour: Tensor,
+    negatives: Tensor,
+    feats_negative: Tensor | None,
+    codes_negative: Tensor | None,
+    depth: Tensor | None,
+    codes_depth: Tensor | None,
+    depth_other: Tensor | None,
+    shifts: Tensor,
+    relation: str,
+    bandwidth: float,
+    center: bool,
+    clamp: bool,
+    max_similarity: float | None,
+    needs: list[bool],
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses [T], mean similarities [T] and the gradients at unit codes of anchors [T, N, P, K] and the other sides.
+
+    Without a negative bank (or other crop) its gradient is part of the anchors'. Gradients not needed are empty.
+    """
+    dtype = working_dtype(feats, codes, depth)
+    terms = 3 if depth is None else 4
+    d_codes = _buffer(codes, needs[0], dtype, terms)
+    d_others = [
+        _buffer(x, need, dtype)
+        for x, need in zip((codes_neighbour, codes_negative, codes_depth), needs[1:], strict=True)
+    ]
+    if codes.shape[0] * codes.shape[1] * codes_neighbour.shape[1] == 0:
+        losses, similarities = codes.new_zeros(terms, dtype=dtype), codes.new_zeros(terms, dtype=dtype)
+    else:
+        run = _cpu
+        losses, similarities = run(
+            feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
+            depth, codes_depth, depth_other, shifts, relation, bandwidth, center, clamp, max_similarity,
+            d_codes, *(None if d is None else d[0] for d in d_others),
+        )  # fmt: skip
+    gradients = [codes.new_empty(0, dtype=dtype) if d is None else d for d in (d_codes, *d_others)]
+    return losses, similarities, *gradients
+
+
+@depthg_loss_op.register_fake
+def _(
+    feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative, depth, codes_depth,
+    depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, needs, impl,
+):  # fmt: skip
+    dtype = working_dtype(feats, codes, depth)
+    terms = 3 if depth is None else 4
+    sides = ((codes, terms), (codes_neighbour, 1), (codes_negative, 1), (codes_depth, 1))
+    gradients = [
+        codes.new_empty((t, *x.shape) if need and x is not None else (0,), dtype=dtype)
+        for (x, t), need in zip(sides, needs, strict=True)
+    ]
+    return codes.new_empty(terms, dtype=dtype), codes.new_empty(terms, dtype=dtype), *gradients
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1], inputs[3], inputs[6], inputs[8], *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, g_losses, g_similarities, *g_gradients):
+    if any(g is not None for g in g_gradients):
+        raise RuntimeError("the correlation losses have no second derivative; use impl='eager' for double backward")
+    codes, codes_neighbour, codes_negative, codes_depth, *d_terms = ctx.saved_tensors
+    grads = [None] * 18
+    upstream = (g_losses, *(None if g_losses is None else g_losses[t : t + 1] for t in (NEIGHBOUR, NEGATIVE, DEPTH)))
+    positions = (1, 3, 6, 8)
+    for position, x, d, g in zip(
+        positions, (codes, codes_neighbour, codes_negative, codes_depth), d_terms, upstream, strict=True
+    ):
+        if g is not None and x is not None and ctx.needs_input_grad[position]:
+            grads[position] = code_gradient(x, d, g)
+    return tuple(grads)
+
+
+depthg_loss_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional) -> None:
+    far_feats, far_codes, depth, codes_depth, depth_other = optional
+    checks.check_floats(
+        codes=codes, feats=feats, feats_neighbour=feats_neighbour, codes_neighbour=codes_neighbour,
+        feats_negative=far_feats, codes_negative=far_codes, depth=depth, codes_depth=codes_depth,
+        depth_other=depth_other,
+    )  # fmt: skip
+    checks.check_frozen(
+        feats=feats, feats_neighbour=feats_neighbour, feats_negative=far_feats, depth=depth, depth_other=depth_other
+    )
+    checks.check_sides("feats", feats, "codes", codes)
+    checks.check_sides("feats_neighbour", feats_neighbour, "codes_neighbour", codes_neighbour)
+    checks.check_channels("feats", feats, "feats_neighbour", feats_neighbour)
+    checks.check_codes("codes", codes, "codes_neighbour", codes_neighbour)
+    if (far_feats is None) != (far_codes is None):
+        raise ValueError("feats_negative and codes_negative are one bank: pass both or neither")
+    if far_feats is not None:
+        checks.check_sides("feats_negative", far_feats, "codes_negative", far_codes)
+        checks.check_channels("feats", feats, "feats_negative", far_feats)
+        checks.check_channels("codes", codes, "codes_negative", far_codes)
+    bank = codes if far_codes is None else far_codes
+    checks.check_pairing("codes", codes, "the negative bank", bank, negatives, "negatives")
+    if depth is None:
+        if codes_depth is not None or depth_other is not None:
+            raise ValueError("codes_depth and depth_other need depth, the depth at the anchors' points")
+        return
+    if codes_depth is not None and depth_other is None:
+        raise ValueError("codes_depth needs depth_other, the depth at the points of the other crop")
+    checks.check_relation("depth", depth, codes, settings.relation)
+    if codes_depth is not None:
+        checks.check_codes("codes", codes, "codes_depth", codes_depth)
+    if depth_other is not None:
+        checks.check_relation(
+            "depth_other", depth_other, codes if codes_depth is None else codes_depth, settings.relation
+        )
+
+
+def depthg_loss(
+    feats: Tensor,  # [N, P, C] anchors
+    codes: Tensor,  # [N, P, K]
+    feats_neighbour: Tensor,  # [N, Q, C]
+    codes_neighbour: Tensor,  # [N, Q, K]
+    negatives: Tensor,  # [R, N] int64, rows of the negative bank
+    settings: LossSettings,
+    *,
+    feats_negative: Tensor | None = None,  # [M, Q', C], default the anchors
+    codes_negative: Tensor | None = None,  # [M, Q', K]
+    depth: Tensor | None = None,  # [N, P] or [N, P, D]
+    codes_depth: Tensor | None = None,  # [N, Q'', K], the other crop; default the anchors
+    depth_other: Tensor | None = None,  # [N, Q''] or [N, Q'', D]
+    impl: str = "auto",
+) -> DepthGLoss:
+    """All terms of Eq. 7 in one call, without a correlation tensor in memory.
+
+    ``total = sum_i weight_i * loss_i`` over self, neighbour, negatives and depth, the first three as
+    ``correlation_loss``, the last as ``depth_correlation_loss``.
+
+    Args:
+        feats: features of the anchors ``[N, P, C]``, any length, float; features get no gradient.
+        codes: codes at the same points ``[N, P, K]``.
+        feats_neighbour: features of each anchor's neighbour image ``[N, Q, C]``.
+        codes_neighbour: its codes ``[N, Q, K]``.
+        negatives: ``[R, N]`` int64: draw r pairs anchor n with image ``negatives[r, n]`` of the negative bank.
+        settings: weights, shifts and options.
+        feats_negative: the negative bank ``[M, Q', C]``; default the anchors, which saves work.
+        codes_negative: its codes ``[M, Q', K]``; both or neither.
+        depth: depth ``[N, P]`` in [0, 1] at the anchors' points, or ``[N, P, D]`` for "euclidean" and "normals";
+            None leaves the depth term out.
+        codes_depth: codes of another crop of the same images ``[N, Q'', K]``; default the anchors.
+        depth_other: depth at the points of that crop.
+        impl: "auto", "triton", "cpu" or "eager".
+
+    Returns:
+        ``DepthGLoss(total, self, neighbour, negative, depth)``: 0-dim tensors, float32 for half inputs. The total and
+        every term's loss are differentiable in all codes; similarities are detached.
+
+    Raises:
+        TypeError: an input is not floating point, or ``negatives`` is not int64.
+        ValueError: shapes, devices or indices do not fit, features require grad, or ``impl`` cannot run here.
+
+    DepthG Eq. 7.
+    """
+    optional = (feats_negative, codes_negative, depth, codes_depth, depth_other)
+    _check(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional)
+    impl = checks.choose_impl(impl, codes)
+    s = settings
+    if impl == "eager":
+        return reference.depthg_loss(
+            feats, codes, feats_neighbour, codes_neighbour, negatives, s, feats_negative=feats_negative,
+            codes_negative=codes_negative, depth=depth, codes_depth=codes_depth, depth_other=depth_other,
+        )  # fmt: skip
+    shifts = (s.self_shift, s.neighbour_shift, s.negative_shift, s.depth_shift)
+    grad = torch.is_grad_enabled()
+    needs = [grad and x is not None and x.requires_grad for x in (codes, codes_neighbour, codes_negative, codes_depth)]
+    losses, similarities, *_ = depthg_loss_op(
+        feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
+        depth, codes_depth, depth_other, torch.stack([checks.scalar(x, codes.device) for x in shifts]),
+        s.relation, s.bandwidth, s.center, s.clamp, s.max_similarity, needs, impl,
+    )  # fmt: skip
+    weights = (s.self_weight, s.neighbour_weight, s.negative_weight, s.depth_weight)
+    terms = [CorrelationTerm(*pair) for pair in zip(losses.unbind(), similarities.detach().unbind(), strict=True)]
+    total = sum(weight * term.loss for weight, term in zip(weights, terms, strict=False))
+    return DepthGLoss(total, *terms[:3], terms[3] if depth is not None else None)

@@ -1,0 +1,204 @@
+"""CPU path of the correlation losses: image pairs in cache-sized chunks of batched matrix products.
+
+For a pair of images (i, j) every term has the form, with unit codes a = codes[i], b = codes[j] and S = a b^T,
+
+    value = alpha * sum_pq W_pq * V(S_pq),      V = S, clamped to at least 0 and at most ``max_similarity``
+    d_a = alpha * (W * V') b,  d_b = alpha * (W * V')^T a
+
+where V' is 0 or 1. Without the upper clamp V = S V', so ``value = sum(d_a * a)``: the loss costs no pass of its own.
+Only W (a ``Target``) differs between the terms. A chunk holds one block of W and one of S, reused from chunk to chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 18  # elements of a block of W or S: 1 MiB of float32, so that W, S and their operands stay in L2
+
+
+class Pairs(NamedTuple):
+    """Image pairs, ordered so that consecutive chunks read consecutive anchors where possible.
+
+    The weights say how a centred target is put together: ``scale * F - row * mean_q F - column * mean_p F + constant``.
+    """
+
+    i: Tensor  # [E] int64
+    j: Tensor  # [E] int64
+    scale: Tensor | None = None  # [E]; None is 1
+    row: Tensor | None = None  # [E]; None is 0
+    column: Tensor | None = None  # [E]; None is 0
+    constant: Tensor | None = None  # [E]; None is 0
+
+
+def normalize(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unit vectors along the last axis in a new contiguous tensor; zero vectors stay zero."""
+    x = x.to(dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.mul(x, norm.reciprocal().masked_fill_(norm == 0, 0), out=torch.empty(x.shape, dtype=dtype))
+
+
+class Scratch:
+    """Named flat buffers that grow on demand and are handed out as views."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.buffers: dict[str, Tensor] = {}
+
+    def view(self, name: str, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=self.dtype)
+        return self.buffers[name][:size].view(shape)
+
+    def rows(self, name: str, x: Tensor, index: list[int]) -> Tensor:
+        """``x[index]``: a view where the index is a range, else gathered into the buffer ``name``."""
+        if is_range(index):
+            return x[index[0] : index[0] + len(index)]
+        out = self.view(name, len(index), *x.shape[1:])
+        return torch.index_select(x, 0, torch.tensor(index), out=out)
+
+
+def is_range(index: list[int]) -> bool:
+    return index == list(range(index[0], index[0] + len(index)))
+
+
+def add_rows(total: Tensor, index: list[int], values: Tensor) -> None:
+    """``total[index] += values`` in index order, repeats included: deterministic."""
+    if is_range(index):
+        total[index[0] : index[0] + len(index)].add_(values)
+    else:
+        total.index_add_(0, torch.tensor(index), values)
+
+
+@dataclass
+class Target:
+    """What S is compared with: ``fill`` writes W; the sums and gradients of one term are collected here."""
+
+    alpha: float  # -1 / count
+    d_a: Tensor | None = None  # [N, P, K], added to; None when not wanted
+    d_b: Tensor | None = None  # [M, Q, K]; may be the same tensor as d_a
+    total: float = field(default=0.0, init=False)
+
+    def open(self, scratch: Scratch, pairs: Pairs, i: list[int], j: list[int], where: slice) -> None:
+        """Prepares a chunk of pairs."""
+        raise NotImplementedError
+
+    def fill(self, out: Tensor, rows: slice) -> None:  # [B, rows, Q]
+        """Writes W for some rows of the open chunk."""
+        raise NotImplementedError
+
+
+@dataclass
+class FeatureTarget(Target):
+    """W from unit feature vectors and their mean vectors."""
+
+    a: Tensor = None  # [N, P, C] unit vectors
+    b: Tensor = None  # [M, Q, C] unit vectors
+    mean_a: Tensor = None  # [N, C]
+    mean_b: Tensor = None  # [M, C]
+
+    def open(self, scratch, pairs, i, j, where):
+        self.chunk_a = scratch.rows("feats_a", self.a, i)
+        self.chunk_b = scratch.rows("feats_b", self.b, j)
+        weights = [None if w is None else w[where] for w in pairs[2:]]
+        scale, row, column, constant = (None if w is None else w.view(-1, 1, 1) for w in weights)
+        self.scale = None if scale is None or bool((scale == 1).all()) else scale
+        shape = (len(i), 1, 1)
+        self.row = None if row is None else scratch.rows("mean_b", self.mean_b, j)[:, :, None] * row  # [B, C, 1]
+        self.offset = self.a.new_zeros(shape) if constant is None else constant
+        if column is not None and bool((column != 0).any()):
+            mean_a = scratch.rows("mean_a", self.mean_a, i)[:, :, None] * column
+            self.offset = self.offset - torch.bmm(self.chunk_b, mean_a).transpose(1, 2)  # [B, 1, Q]
+
+    def fill(self, out, rows):
+        a = self.chunk_a[:, rows]
+        if self.row is None:
+            out.copy_(self.offset.expand_as(out))
+        elif self.offset.shape[2] == 1:
+            out.copy_((self.offset - torch.bmm(a, self.row)).expand_as(out))
+        else:
+            torch.sub(self.offset, torch.bmm(a, self.row), out=out)
+        if self.scale is not None:
+            a = a * self.scale
+        out.baddbmm_(a, self.chunk_b.transpose(1, 2))
+
+
+def chunks(count: int, p: int, q: int) -> tuple[int, int]:
+    """Pairs and rows in a chunk. At least two pairs when rows must be split, one for each of two threads."""
+    if p * q * 2 <= CHUNK:
+        return min(count, CHUNK // (p * q)), p
+    batch = min(count, max(2, torch.get_num_threads()))
+    return batch, min(p, max(16, CHUNK // (batch * q)))
+
+
+def row_blocks(p: int, rows: int) -> Iterator[slice]:
+    for start in range(0, p, rows):
+        yield slice(start, min(start + rows, p))
+
+
+def pair_pass(
+    targets: list[Target],
+    codes_a: Tensor,  # [N, P, K] unit vectors
+    codes_b: Tensor,  # [M, Q, K] unit vectors
+    pairs: Pairs,
+    scratch: Scratch,
+    *,
+    symmetric: bool = False,
+    clamp: bool = True,
+    max_similarity: float | None = None,
+) -> None:
+    """Adds every target's value and code gradients over all pairs; the targets share S.
+
+    ``symmetric`` says that both sides are the same codes, i = j, and that every W is symmetric: then the two gradients
+    are equal and one product, doubled, gives their sum in ``d_a``.
+    """
+    p, q, k = codes_a.shape[1], codes_b.shape[1], codes_a.shape[2]
+    images_i, images_j = pairs.i.tolist(), pairs.j.tolist()
+    batch, rows = chunks(len(images_i), p, q)
+    for start in range(0, len(images_i), batch):
+        i, j = images_i[start : start + batch], images_j[start : start + batch]
+        a, b = scratch.rows("codes_a", codes_a, i), scratch.rows("codes_b", codes_b, j)
+        for n, target in enumerate(targets):
+            target.open(scratch, pairs, i, j, slice(start, start + batch))
+            if target.d_b is not None and not symmetric:
+                target.chunk_d_b = scratch.view(f"d_b{n}", len(i), q, k).zero_()
+        for block in row_blocks(p, rows):
+            _block(targets, scratch, i, a[:, block], b, block, symmetric, clamp, max_similarity)
+        for target in targets:
+            if target.d_b is not None and not symmetric:
+                add_rows(target.d_b, j, target.chunk_d_b)
+
+
+def _block(targets, scratch, i, a, b, block, symmetric, clamp, max_similarity):
+    """One block of rows of a chunk: S once, then every target's W, value and gradients."""
+    shape = (a.shape[0], a.shape[1], b.shape[1])
+    similarity = torch.bmm(a, b.transpose(1, 2), out=scratch.view("similarity", *shape))
+    tiny = torch.finfo(a.dtype).tiny  # S >= 0 as the S > -tiny that threshold_backward offers
+    for target in targets:
+        weight = scratch.view("weight", *shape)
+        target.fill(weight, block)
+        wanted = target.d_a is not None or target.d_b is not None
+        if not wanted or target.d_a is None or max_similarity is not None:
+            value = similarity.clamp(0.0 if clamp else None, max_similarity) if clamp or max_similarity else similarity
+            target.total += target.alpha * (value * weight).sum().item()
+        if not wanted:
+            continue
+        if clamp:
+            torch.ops.aten.threshold_backward.grad_input(weight, similarity, -tiny, grad_input=weight)
+        if max_similarity is not None:
+            weight.masked_fill_(similarity > max_similarity, 0)
+        if target.d_a is not None:
+            alpha = 2 * target.alpha if symmetric else target.alpha
+            d_a = scratch.view("d_a", shape[0], shape[1], b.shape[2])
+            torch.baddbmm(d_a, weight, b, beta=0, alpha=alpha, out=d_a)
+            add_rows(target.d_a[:, block], i, d_a)
+            if max_similarity is None:
+                target.total += d_a.mul_(a).sum().item() * (0.5 if symmetric else 1)
+        if target.d_b is not None and not symmetric:
+            target.chunk_d_b.baddbmm_(weight.transpose(1, 2), a, alpha=target.alpha)
