@@ -142,7 +142,7 @@ class MappedDepth:
 
     def __call__(self, index: int) -> np.ndarray:
         name = f"the depth of {self.split.names[index]}"
-        return map_depth(_given(self, index), self.mapping, self.scale, self.far, name)
+        return map_depth(self.source(self.split, index), self.mapping, self.scale, self.far, name)
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,4 @@ class Normals:
 
     def __call__(self, index: int) -> np.ndarray:
         fov_deg = horizontal_fov(self.split, index, self.fov_deg)
-        return surface_normals(_given(self, index), fov_deg, self.far, f"the depth of {self.split.names[index]}")
-
-
-def _given(view_map: "MappedDepth | Normals", index: int) -> np.ndarray:
-    depth = view_map.source(view_map.split, index)
-    if depth is None:
-        raise ValueError("depth.source=none gives no depth: choose dataset, folder or ground_plane for the depth term")
-    return depth
+        return surface_normals(self.source(self.split, index), fov_deg, self.far, f"the depth of {self.split.names[index]}")

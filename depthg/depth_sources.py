@@ -1,31 +1,32 @@
 """Where depth comes from: the data set, a folder of depth maps, a flat-road prior, or nowhere.
 
-A depth source is a function `(split, index) -> float32 [H, W] or None`: depth along the optical axis, in metres with
-inf for the sky, or values in [0, 1] (near 0, far 1) for `mapping=none`.
+A depth source is called with a split and the index of a photo and returns float32 [H, W]: depth along the optical axis,
+in metres with inf for the sky, or values in [0, 1] (near 0, far 1) for `mapping=none`.
 """
 
 import difflib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from depthg.data.base import Split, photo_size
-from depthg.data.files import DataError, read_values, show
+from depthg.data.files import DataError, list_files, listing_hash, read_values, show
 
 DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 
-DepthSource = Callable[[Split, int], np.ndarray | None]
 
+class DepthSource(Protocol):
+    """Depth of any photo of any split."""
 
-class NoDepth:
-    """depth.source=none: plain STEGO."""
+    def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
+        """The depth map of a photo, of the photo's size."""
 
-    def __call__(self, split: Split, index: int) -> None:
-        return None
+    def fingerprint(self) -> str:
+        """A text that changes when the depth maps may have changed, for the keys of caches."""
 
 
 class DatasetDepth:
@@ -38,6 +39,9 @@ class DatasetDepth:
                 f"the data set has no depth for {split.names[index]}: pass depth.source=folder, ground_plane or none"
             )
         return depth
+
+    def fingerprint(self) -> str:
+        return "dataset"
 
 
 class FolderDepth:
@@ -73,6 +77,10 @@ class FolderDepth:
                 f"{show(_relative(split)[index])} is {size[0]} x {size[1]}: resize the depth map to the photo"
             )
         return depth
+
+    def fingerprint(self) -> str:
+        listing = listing_hash(list_files(self.root, DEPTH_SUFFIXES, recursive=True), self.root)
+        return f"folder {listing} metres_per_unit={self.metres_per_unit} metric={self.metric}"
 
     def path(self, split: Split, index: int) -> Path:
         """The depth file of a photo."""
@@ -147,6 +155,9 @@ class GroundPlane:
         column[below > 0] = self.camera_height * focal / below[below > 0]
         return np.repeat(column[:, None], width, axis=1)
 
+    def fingerprint(self) -> str:
+        return f"ground_plane camera_height={self.camera_height} horizon={self.horizon} fov_deg={self.fov_deg}"
+
 
 def depth_source(
     source: str,
@@ -157,15 +168,15 @@ def depth_source(
     camera_height: float = 1.4,
     horizon: float = 0.45,
     fov_deg: float = 60.0,
-) -> DepthSource:
-    """The depth source of the settings; see `DatasetDepth`, `FolderDepth`, `GroundPlane` and `NoDepth`.
+) -> DepthSource | None:
+    """The depth source of the settings, None for "none" (plain STEGO); see `DatasetDepth`, `FolderDepth`, `GroundPlane`.
 
     Raises:
         ValueError: unknown source, or a setting that it needs is missing or impossible.
         FileNotFoundError: no folder `root`.
     """
     if source == "none":
-        return NoDepth()
+        return None
     if source == "dataset":
         return DatasetDepth()
     if source == "ground_plane":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from depthg.data.base import Dataset, Split, Subset, check_on_error, drop_unreadable
-from depthg.data.files import DataError
+from depthg.data.files import DataError, cache_root
 from depthg.data.transforms import View, Views, to_float
 
 __all__ = ["DataError", "Dataset", "Split", "Subset", "View", "Views", "drop_unreadable", "load_dataset", "to_float"]
@@ -54,7 +54,7 @@ def load_dataset(
 def _scenes(*, root, on_error, cache_dir, seed, **counts) -> Dataset:
     from depthg.data.scenes import SceneDataset
 
-    return SceneDataset(cache_dir=cache_dir, seed=seed, **counts)
+    return SceneDataset(cache_dir=cache_root(cache_dir), seed=seed, **counts)
 
 
 def _camvid(*, root, on_error, cache_dir, seed, **counts) -> Dataset:

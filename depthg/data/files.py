@@ -1,7 +1,8 @@
 """Folders, photos and label maps read safely: every failure names the file and says what to do about it."""
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,26 @@ def list_files(
             elif entry.name.lower().endswith(suffixes):
                 found.append(Path(entry.path))
     return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def listing_hash(paths: Iterable[Path], root: Path) -> str:
+    """Hash of files by their path below `root`, size and time of change: part of the key of caches made from them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = path.stat()
+            state = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            state = ("unreadable",)
+        digest.update(repr((os.fsencode(path.relative_to(root).as_posix()), *state)).encode())
+    return digest.hexdigest()[:20]
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """`cache_dir`, else the environment variable DEPTHG_CACHE, else `depthg` in the user's cache folder."""
+    if cache_dir or os.environ.get("DEPTHG_CACHE"):
+        return Path(cache_dir or os.environ["DEPTHG_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "depthg"
 
 
 def tree_error(problem: str, root: str | Path, expected: str) -> FileNotFoundError:

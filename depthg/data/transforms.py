@@ -4,28 +4,32 @@ A view is a window of its photo in continuous pixel coordinates (pixel i covers 
 sampled on grids over the same window, so they agree to a fraction of a pixel at any pair of sizes.
 """
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
 
-from depthg.data.base import Split
+from depthg.data.base import Split, photo_size
 from depthg.data.files import DataError
 
 CROPS = ("none", "five")
 INTERPOLATIONS = ("antialias", "nearest")
+PARTS = ("image", "label", "maps")
 MIN_SIDE = 8  # pixels; a smaller crop says nothing about its content
+
+_SLOTS = 4
 
 FloatMap = Callable[[int], np.ndarray]  # photo index -> float32 [H, W] or [C, H, W]
 
 
 @dataclass
 class View:
-    """One training view."""
+    """One training view; parts that were not asked for are missing."""
 
-    image: torch.Tensor  # uint8 [3, h, w]
+    image: torch.Tensor | None  # uint8 [3, h, w]
     label: torch.Tensor | None  # int64 [h, w]
     maps: dict[str, torch.Tensor] = field(default_factory=dict)  # float32 [C, h', w'] each
 
@@ -75,7 +79,9 @@ class Views:
         self.size = tuple(size)
         self.maps = dict(maps or {})
         self.map_size = self.size if map_size is None else tuple(map_size)
-        self._last: tuple[int, tuple] | None = None  # the photo read last: its other crops need no second decoding
+        # the photos read last, for their other crops; a lock each, so that threads do not decode the same photo twice
+        self._slots: list = [None] * _SLOTS
+        self._locks = [threading.Lock() for _ in range(_SLOTS)]
 
     @property
     def per_photo(self) -> int:
@@ -96,8 +102,12 @@ class Views:
             return list(self.split.names)
         return [f"{name}_crop{number}" for name in self.split.names for number in range(5)]
 
-    def load(self, view: int) -> View:
-        """Read one view.
+    def load(self, view: int, parts: Sequence[str] = PARTS) -> View:
+        """Read one view; safe to call from several threads.
+
+        Args:
+            view: which one.
+            parts: what to read of "image", "label" and "maps"; what is left out costs nothing.
 
         Returns:
             a View: image uint8 [3, h, w], label int64 [h, w] or None, maps float32 [C, *map_size] by name.
@@ -108,27 +118,38 @@ class Views:
         """
         if not 0 <= view < len(self):
             raise IndexError(f"view {view} of {len(self)}")
+        if set(parts) - set(PARTS):
+            raise ValueError(f"parts={tuple(parts)} may hold {', '.join(PARTS)}")
         index = self.photo(view)
-        image, label, maps = self._photo(index)
-        window = self._window(image.shape[:2], view % self.per_photo, self.split.names[index])
+        photo = self._photo(index, frozenset(parts))
+        window = self._window(photo.size, view % self.per_photo, self.split.names[index])
+        image = None if photo.image is None else self._image(photo.image, window).transpose(2, 0, 1)
         return View(
-            image=torch.from_numpy(np.ascontiguousarray(self._image(image, window).transpose(2, 0, 1))),
-            label=None if label is None else torch.from_numpy(resize_nearest(label, window, self.size)),
-            maps={name: torch.from_numpy(self._map(values, window)) for name, values in maps.items()},
+            image=None if image is None else torch.from_numpy(np.ascontiguousarray(image)),
+            label=None if photo.label is None else torch.from_numpy(resize_nearest(photo.label, window, self.size)),
+            maps={name: torch.from_numpy(self._map(values, window)) for name, values in photo.maps.items()},
         )
 
-    def _photo(self, index: int) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
-        last = self._last
-        if last is not None and last[0] == index:
-            return last[1]
-        image, label = self.split.image(index), self.split.label(index)
+    def _photo(self, index: int, parts: frozenset[str]) -> "_Photo":
+        if self.per_photo == 1:
+            return self._read(index, parts)
+        slot = index % _SLOTS
+        with self._locks[slot]:
+            if self._slots[slot] is None or self._slots[slot][0] != (index, parts):
+                self._slots[slot] = ((index, parts), self._read(index, parts))
+            return self._slots[slot][1]
+
+    def _read(self, index: int, parts: frozenset[str]) -> "_Photo":
         name = self.split.names[index]
+        image = self.split.image(index) if "image" in parts else None
+        size = photo_size(self.split, index) if image is None else image.shape[:2]
+        label = self.split.label(index) if "label" in parts else None
         if label is not None:
-            _check_size(label, image, name, "label map")
-        maps = {key: _checked_map(function(index), image, name, key) for key, function in self.maps.items()}
-        if self.per_photo > 1:
-            self._last = (index, (image, label, maps))
-        return image, label, maps
+            _check_size(label, size, name, "label map")
+        maps = {}
+        if "maps" in parts:
+            maps = {key: _checked_map(function(index), size, name, key) for key, function in self.maps.items()}
+        return _Photo(size, image, label, maps)
 
     def _window(self, photo: tuple[int, int], number: int, name: str) -> "Window":
         height, width = photo
@@ -165,6 +186,14 @@ class Views:
             out = resize_nearest(channels_last, window, self.map_size)
             return np.ascontiguousarray(out.transpose(2, 0, 1))
         return resize_area(values, window, self.map_size)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    size: tuple[int, int]  # height, width
+    image: np.ndarray | None  # uint8 [H, W, 3]
+    label: np.ndarray | None  # int64 [H, W]
+    maps: dict[str, np.ndarray]  # float32 [C, H, W]
 
 
 @dataclass(frozen=True)
@@ -215,19 +244,19 @@ def _coverage(start: float, length: float, n: int, limit: int) -> np.ndarray:  #
     return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _check_size(values: np.ndarray, image: np.ndarray, name: str, what: str) -> None:
-    if values.shape[-2:] != image.shape[:2]:
+def _check_size(values: np.ndarray, photo: tuple[int, int], name: str, what: str) -> None:
+    if values.shape[-2:] != tuple(photo):
         raise DataError(
             f"the {what} of {name} is {values.shape[-2]} x {values.shape[-1]} (height x width), the photo is "
-            f"{image.shape[0]} x {image.shape[1]}: give it the photo's size"
+            f"{photo[0]} x {photo[1]}: give it the photo's size"
         )
 
 
-def _checked_map(values: np.ndarray, image: np.ndarray, name: str, key: str) -> np.ndarray:  # float32 [C, H, W]
+def _checked_map(values: np.ndarray, photo: tuple[int, int], name: str, key: str) -> np.ndarray:  # float32 [C, H, W]
     values = np.asarray(values, np.float32)
     if values.ndim not in (2, 3):
         raise DataError(f"the {key} map of {name} has shape {values.shape}; expected [H, W] or [C, H, W]")
-    _check_size(values, image, name, f"{key} map")
+    _check_size(values, photo, name, f"{key} map")
     if not np.isfinite(values).all():
         raise DataError(f"the {key} map of {name} has values that are not finite and cannot be averaged: map it first")
     return values if values.ndim == 3 else values[None]
