@@ -1,0 +1,127 @@
+"""Command lines: Hydra behind readable help, and errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from depthg.config import GROUPS, Config, nearest, options, validate
+
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    ImportError,
+)
+RESUME_KEYS = ("resume", "device", "cache.dir", "iterations")
+
+
+def group_choices(group: str) -> list[str]:
+    """Names of the presets of one config group, e.g. ``experiment``."""
+    files = (resources.files("depthg.conf") / group).iterdir()
+    return sorted(Path(item.name).stem for item in files if item.name.endswith(".yaml"))
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ValueError for an unknown key or preset, naming the nearest valid one."""
+    keys = [*options(), *GROUPS]
+    given = []
+    for override in overrides:
+        if override.startswith("-"):
+            continue
+        key, equals, value = override.partition("=")
+        key = key.lstrip("+~")
+        if key.startswith("hydra"):
+            continue
+        if not equals:
+            raise ValueError(f"{override!r} is not of the form key=value{nearest(key, keys)}")
+        if key in GROUPS:
+            names = group_choices(key)
+            for choice in value.split(","):
+                if choice not in names:
+                    raise ValueError(
+                        f"unknown {key}={choice!r}; choose one of {', '.join(names)}{nearest(choice, names)}"
+                    )
+        elif key not in keys:
+            raise ValueError(f"unknown key {key!r}{nearest(key, keys)} (all keys: --help)")
+        given.append(key)
+    extra = [key for key in given if key not in RESUME_KEYS]
+    if "resume" in given and extra:
+        raise ValueError(f"resume continues with the run's own settings; drop {', '.join(extra)}")
+
+
+def print_help(command: str, summary: str) -> None:
+    """Usage, examples, presets and every key with its default."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(f"[bold]python -m {command} \\[key=value ...][/bold]\n\n{summary}\n", highlight=False)
+    for group in GROUPS:
+        console.print(f"  {group}={'|'.join(group_choices(group))}", highlight=False)
+    console.print("  --multirun with key=a,b,c sweeps; --cfg job prints the composed settings\n", highlight=False)
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    for key, (item, value) in options().items():
+        choices = item.metadata.get("choices")
+        text = item.metadata.get("help", {"weight": "weight lambda", "shift": "shift b"}.get(item.name, ""))
+        table.add_row(
+            key, "none" if value is None else str(value), text + (f" ({' | '.join(choices)})" if choices else "")
+        )
+    console.print(table)
+
+
+def to_config(node) -> Config:
+    """The checked dataclass from Hydra's composed node (or a plain dict with the same keys)."""
+    return validate(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), node)))
+
+
+def run_command(task: Callable[[Config], object], command: str, summary: str) -> None:
+    """Parses ``sys.argv``, composes and checks the settings, runs ``task``; user errors end in one line, status 1."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print_help(command, summary)
+        return
+
+    try:
+        if any(argument.startswith("-") for argument in arguments):
+            check_overrides(arguments)
+            _run_hydra(task)
+        else:
+            task(load_config(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def _run_hydra(task: Callable[[Config], object]) -> None:
+    """Hydra's own flags: ``--multirun``, ``--cfg job``, ``--info`` ..."""
+
+    def guarded(node) -> None:
+        try:
+            task(to_config(node))
+        except USER_ERRORS as error:
+            sys.exit(f"error: {error}")
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    hydra.main(version_base="1.3", config_path="pkg://depthg.conf", config_name="config")(guarded)()
+
+
+def load_config(overrides: Sequence[str] = ()) -> Config:
+    """The same settings from Python: ``load_config(["experiment=demo", "seed=1"])``."""
+    check_overrides(overrides)
+    ConfigStore.instance().store(name="schema", node=Config)
+    with hydra.initialize_config_module("depthg.conf", version_base="1.3"):
+        try:
+            return to_config(hydra.compose("config", overrides=list(overrides)))
+        except HydraException as error:
+            raise ValueError(f"{error}: {str(error.__cause__).splitlines()[0]}") from error

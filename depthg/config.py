@@ -1,0 +1,258 @@
+"""The configuration: one documented dataclass per part. Presets and groups lie in ``conf/*.yaml``.
+
+Time is counted in iterations, angles in degrees, depth in [0, 1] or metres (named).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from depthg.kernels.reference import RELATIONS
+
+
+def option(
+    default: Any, text: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None
+) -> Any:
+    """A documented field; ``choices`` and the bounds (inclusive) are checked by :func:`validate`."""
+    metadata = {"help": text, "choices": choices, "low": low, "high": high}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    name: str = option("scenes", "data set", choices=("scenes", "camvid", "folder"))
+    root: str | None = option(None, "folder of the data set (scenes needs none)")
+    on_error: str = option("raise", "unreadable photo: stop, or skip, count and report it", choices=("raise", "skip"))
+    size: list[int] = option([224, 224], "training height and width; photos are scaled to cover it and cropped")
+    eval_size: list[int] = option([224, 224], "evaluation height and width in pixels")
+    crop: str = option("none", "train on whole photos or on five half-size crops each", choices=("none", "five"))
+    crop_ratio: float = option(0.5, "side of a five-crop relative to the photo", low=0.1, high=1)
+    interpolation: str = option(
+        "antialias",
+        "antialias: bilinear images, nearest labels, area depth; nearest: all",
+        choices=("antialias", "nearest"),
+    )
+    n_train: int = option(300, "scenes only: training images", low=1)
+    n_val: int = option(60, "validation images (scenes), or photos shown (folder)", low=1)
+    n_test: int = option(60, "scenes only: held-out images", low=1)
+    scene_seed: int = option(0, "scenes only: seed of the renderer", low=0)
+    eval_split: str = option("val", "split scored at the end and by val.every", choices=("val", "test"))
+
+
+@dataclass
+class BackboneConfig:
+    name: str = option("efficientnet_lite0", "frozen network")
+    weights: str | None = option(None, "local weights, no download: a transformers folder or a .pth state dict")
+    standardize: bool = option(False, "standardise each channel over the training set, then L2-normalise each stage")
+    pca: int = option(0, "project features to this many dimensions (0: keep all)", low=0)
+    batch_size: int = option(16, "photos per forward pass", low=1)
+
+
+@dataclass
+class DepthConfig:
+    source: str = option("none", "where depth comes from", choices=("dataset", "folder", "ground_plane", "none"))
+    root: str | None = option(None, "depth.source=folder: folder of depth maps named like the photos")
+    mapping: str = option(
+        "saturating", "metres to [0, 1]: z/(z+scale), log, linear, or none (already in [0, 1])",
+        choices=("saturating", "log", "linear", "none"),
+    )  # fmt: skip
+    scale: float = option(5.0, "metres at which the saturating mapping gives one half", low=1e-6)
+    far: float = option(80.0, "metres that the mappings log and linear send to 1", low=1e-6)
+    metres_per_unit: float | None = option(None, "folder: metres per step of integer maps, 0.001 for millimetres")
+    camera_height: float = option(1.4, "ground_plane: camera height in metres", low=1e-6)
+    horizon: float = option(0.45, "ground_plane: row of the horizon as a share of the image height", low=0, high=1)
+    fov_deg: float = option(60.0, "horizontal field of view where the data set does not state one", low=1, high=179)
+
+
+@dataclass
+class SamplingConfig:
+    method: str = option("fps", "how points are chosen", choices=("fps", "random"))
+    points: int = option(11, "points per side N; N * N points are compared per image", low=1)
+    schedule: list[list[int]] = option([], "changes of points per side, [[iteration, points], ...]; empty: constant")
+    start: str = option("first", "fps starts at cell 0 or at a random cell", choices=("first", "random"))
+    fov_deg: float = option(90.0, "fps: field of view of the unprojection", low=1, high=179)
+    unprojection: str = option("pinhole", "fps: point cloud", choices=("pinhole", "released"))
+    read: str = option(
+        "cells",
+        "cells: features of the chosen cells; bilinear: at coordinates in [-1, 1], as STEGO",
+        choices=("cells", "bilinear"),
+    )
+    transpose: bool = option(False, "fps with read=bilinear: swap rows and columns, as the released code does")
+    negatives: str = option(
+        "own", "negatives are read at their own or at the neighbour's points", choices=("own", "neighbour")
+    )
+
+
+@dataclass
+class TermConfig:
+    weight: float = option(0.0, "weight lambda")
+    shift: float = option(0.0, "shift b")
+
+
+@dataclass
+class NegativeConfig(TermConfig):
+    draws: int = option(5, "random pairings per step", low=1)
+    pairing: str = option(
+        "derangement", "no image is its own negative, or permutations as released", choices=("derangement", "released")
+    )
+
+
+@dataclass
+class DepthTermConfig(TermConfig):
+    shift_mean: bool = option(False, "use the batch mean of D as shift instead of depth.shift")
+    relation: str = option("product", "depth correlation D", choices=RELATIONS)
+    bandwidth: float = option(0.1, "gaussian and euclidean: bandwidth in units of [0, 1] depth", low=1e-6)
+    at: str = option("points", "depth read at the sampled points or on a regular grid", choices=("points", "grid"))
+    pair: str = option("self", "compare a crop with itself or with another crop of its photo", choices=("self", "crop"))
+    factor: float = option(1.0, "weight and shift are multiplied by this (1: constant) ...", low=0, high=1)
+    every: int = option(0, "... every so many iterations (0: never)", low=0)
+    weight_minimum: float = option(0.0, "the weight never decays below this", low=0)
+    shift_minimum: float = option(0.0, "the shift never decays below this", low=0)
+
+
+@dataclass
+class LossConfig:
+    self: TermConfig = field(default_factory=lambda: TermConfig(0.67, 0.08))
+    neighbour: TermConfig = field(default_factory=lambda: TermConfig(0.25, 0.02))
+    negative: NegativeConfig = field(default_factory=lambda: NegativeConfig(0.63, 0.66))
+    depth: DepthTermConfig = field(default_factory=DepthTermConfig)
+    shifts: str = option("fixed", "fixed, or auto: quantiles of F before training", choices=("fixed", "auto"))
+    quantiles: list[float] = option([0.6, 0.6, 0.9], "shifts=auto: quantiles for self, neighbour and negative pairs")
+    center: bool = option(True, "spatial centring of F")
+    clamp: bool = option(True, "zero clamp of S")
+    feature_dropout: bool = option(True, "compute F on features after channel dropout (rate head.dropout)")
+
+
+@dataclass
+class HeadConfig:
+    dim: int = option(70, "code channels", low=1)
+    dropout: float = option(0.1, "share of channels dropped", low=0, high=0.99)
+    lr: float = option(5e-4, "learning rate (Adam)", low=0)
+
+
+@dataclass
+class ProbeConfig:
+    lr: float = option(5e-3, "learning rate of both probes (Adam)", low=0)
+    reinit: int = option(0, "extension: k-means restart of the cluster probe at this iteration (0: never)", low=0)
+    pixels: int = option(0, "linear probe: random labelled pixels per image and step (0: all)", low=0)
+
+
+@dataclass
+class KnnConfig:
+    k: int = option(30, "neighbours stored per image", low=1)
+    draw: int = option(7, "one of the first so many is drawn as the pair", low=1)
+    exclude_same_photo: bool = option(True, "never pair crops of one photo")
+    dropout: bool = option(False, "channel dropout before averaging, as the released code does")
+
+
+@dataclass
+class ValConfig:
+    every: int = option(0, "evaluate every so many iterations (0: only at the end)", low=0)
+    panels: int = option(8, "pictures written at the end", low=0)
+    kmeans_samples: int = option(40_000, "feature vectors used by the k-means baselines", low=100)
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = option(100, "iterations between two checkpoints (0: only at the end)", low=0)
+    rule: str = option(
+        "last",
+        "weights reported: last, or best validation cluster mIoU (uses labels; needs val.every)",
+        choices=("last", "best"),
+    )
+
+
+@dataclass
+class CacheConfig:
+    dir: str | None = option(None, "where scenes and features are kept; default $DEPTHG_CACHE or the user cache folder")
+
+
+@dataclass
+class Config:
+    experiment: str = option("demo", "preset, see depthg/conf/experiment")
+    mode: str = option(
+        "paper", "paper, or released: every difference of the authors' code at once", choices=("paper", "released")
+    )
+    name: str | None = option(None, "run folder below runs_dir; default: the experiment, data and seed")
+    runs_dir: str = option("runs", "where run folders are made")
+    overwrite: bool = option(False, "replace an existing run folder")
+    resume: str | None = option(None, "continue the run in this folder with its own settings")
+    seed: int = option(0, "seed of everything random", low=0)
+    iterations: int = option(500, "optimiser steps", low=0)
+    batch_size: int = option(16, "images per step", low=2)
+    log_every: int = option(10, "iterations between two lines of metrics.jsonl", low=1)
+    n_classes: int | None = option(None, "clusters; default: the data set's classes", low=2)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    val: ValConfig = field(default_factory=ValConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+
+GROUPS = ("experiment", "mode", "data", "backbone", "sampling")
+
+
+def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Every leaf key, e.g. ``loss.depth.weight``, with its dataclass field."""
+    found = {}
+    instance = node() if isinstance(node, type) else node
+    for item in fields(instance):
+        value, key = getattr(instance, item.name), prefix + item.name
+        found.update(options(value, key + ".") if is_dataclass(value) else {key: (item, value)})
+    return found
+
+
+def nearest(word: str, valid: Any) -> str:
+    """``; did you mean 'x'?`` or an empty string."""
+    match = difflib.get_close_matches(word, [str(v) for v in valid], n=1, cutoff=0.4)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def validate(config: Config) -> Config:
+    """Returns the config, or raises ValueError naming the key, the value and what is possible."""
+    for key, (item, value) in options(config).items():
+        choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
+        if choices and value not in choices:
+            listed = ", ".join(choices)
+            raise ValueError(f"{key}={value!r} is not possible; choose one of {listed}{nearest(str(value), choices)}")
+        if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise ValueError(f"{key}={value} is out of range; it must be {bounds}")
+    _validate_pairs(config)
+    return config
+
+
+def _validate_pairs(config: Config) -> None:
+    for key, length in (("data.size", 2), ("data.eval_size", 2), ("loss.quantiles", 3)):
+        part, name = key.split(".")
+        value = getattr(getattr(config, part), name)
+        if len(value) != length or min(value) <= 0:
+            raise ValueError(f"{key}={list(value)} needs {length} positive numbers")
+    if max(config.loss.quantiles) >= 1:
+        raise ValueError(f"loss.quantiles={list(config.loss.quantiles)} must lie between 0 and 1")
+    sampling, depth = config.sampling, config.loss.depth
+    if sampling.transpose and sampling.read == "cells":
+        raise ValueError("sampling.transpose=true needs sampling.read=bilinear: integer cells are read exactly")
+    if depth.pair == "crop" and config.data.crop != "five":
+        raise ValueError("loss.depth.pair=crop needs data.crop=five: there is no other crop of the same photo")
+    if depth.pair == "crop" and depth.at == "grid":
+        raise ValueError("loss.depth.pair=crop needs loss.depth.at=points")
+    if config.checkpoint.rule == "best" and not config.val.every:
+        raise ValueError("checkpoint.rule=best needs val.every: the best checkpoint is picked among evaluations")
+    if config.depth.source == "folder" and not config.depth.root:
+        raise ValueError("depth.source=folder needs depth.root=DIR")
+    if config.knn.draw > config.knn.k:
+        raise ValueError(f"knn.draw={config.knn.draw} exceeds knn.k={config.knn.k}")
+    if depth.relation in ("normals", "euclidean") and depth.at == "grid":
+        raise ValueError(f"loss.depth.relation={depth.relation} needs loss.depth.at=points")

@@ -1,0 +1,35 @@
+"""Depth as the loss sees it: values per relation at the sampled points, and the mean of D."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depthg.kernels import sample_points, unproject
+from depthg.kernels.reference import depth_relation, normalize
+
+
+def cloud(depth: Tensor, grid: tuple[int, int], fov_deg: float) -> Tensor:  # [N, h*w] in [0, 1] -> [N, h*w, 3]
+    """The point cloud of a mapped depth map, in units of mapped depth."""
+    return unproject(depth.view(-1, *grid), fov_deg)
+
+
+def at_points(values: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:  # [N, h*w] or [N, h*w, D]
+    """Values ``[N, P]`` or ``[N, P, D]`` at integer cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
+    maps = (values[..., None] if values.ndim == 2 else values).transpose(1, 2)
+    sampled = sample_points(maps.reshape(*maps.shape[:2], *grid), points)
+    return sampled[..., 0] if values.ndim == 2 else sampled
+
+
+def mean_relation(depth_a: Tensor, depth_b: Tensor, relation: str, bandwidth: float) -> Tensor:  # 0-dim
+    """Mean of the depth correlation tensor D over the batch, from the factors where D factorises."""
+    if relation == "normals":
+        return (normalize(depth_a).mean(1) * normalize(depth_b).mean(1)).sum(-1).mean()
+    if relation in ("gaussian", "euclidean"):
+        pairs = zip(depth_a.split(1), depth_b.split(1), strict=True)
+        return torch.stack([depth_relation(a, b, relation, bandwidth).mean() for a, b in pairs]).mean()
+    if relation == "centered":
+        return depth_a.new_zeros(())  # a product of mean-free factors
+    if relation == "unit":
+        depth_a, depth_b = (depth_a > 0).to(depth_a.dtype), (depth_b > 0).to(depth_b.dtype)
+    return (depth_a.mean(1) * depth_b.mean(1)).mean()

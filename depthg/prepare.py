@@ -1,0 +1,232 @@
+"""Everything that is computed once before training: features, labels, depth and neighbours, memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file
+
+from depthg.backbones import Backbone, load_backbone
+from depthg.config import Config
+from depthg.data import load_dataset
+from depthg.data.base import Dataset, Split, Subset
+from depthg.data.scenes import SceneSplit
+from depthg.data.transforms import View, Views, to_float
+from depthg.depth import MappedDepth, Normals, depth_source
+from depthg.depth_sources import DepthSource
+from depthg.evaluate import EvaluationSet
+from depthg.features import FeatureTransform, cache_root, cached, write_features
+from depthg.knn import mean_features, nearest_neighbours
+
+BLOCK = 64  # views decoded ahead of the network
+
+
+@dataclass
+class Prepared:
+    """What training and evaluation read; arrays are memory-mapped, rows are views (photos or crops)."""
+
+    dataset: Dataset
+    transform: FeatureTransform
+    grid: tuple[int, int]  # cells (h, w) of a training view
+    features: np.ndarray  # float16 [V, h*w, C]
+    labels: np.ndarray | None  # int16 [V, H, W], -1 = void
+    depth: np.ndarray | None  # float16 [V, h*w] in [0, 1]
+    normals: np.ndarray | None  # float16 [V, h*w, 4]
+    photos: np.ndarray  # int64 [V], photo of each view
+    neighbours: np.ndarray  # int64 [V, k]
+    evaluation: EvaluationSet
+    evaluation_split: Split
+    example: Callable[[int], View]  # an evaluation view with image, label and, when there is depth, maps["depth"]
+
+
+def progress_bar() -> Progress:
+    """The package's progress bar: text, bar, count, time left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    )
+
+
+def load_views(views: Views, text: str) -> Iterator[tuple[int, View]]:
+    """Every view in order, decoded ahead by a few threads, with a progress bar."""
+    with ThreadPoolExecutor(4) as pool, progress_bar() as bar:
+        task = bar.add_task(text, total=len(views), note="")
+        for start in range(0, len(views), BLOCK):
+            numbers = range(start, min(start + BLOCK, len(views)))
+            for number, view in zip(numbers, pool.map(views.load, numbers), strict=True):
+                yield number, view
+                bar.advance(task)
+
+
+class Preparation:
+    """Builds or finds the caches of one configuration."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self.device = config, device
+        self.root = cache_root(config.cache.dir)
+        data = config.data
+        self.dataset = load_dataset(
+            data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
+            n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
+        )  # fmt: skip
+        self.evaluation_split = self.dataset.val if data.eval_split == "val" else self.dataset.test
+        self.train_views = self.views(self.dataset.train, data.size, data.crop)
+        self.evaluation_views = self.views(self.evaluation_split, data.eval_size)
+        self._backbone: Backbone | None = None
+
+    def views(self, split: Split, size: Sequence[int], crop: str = "none", **maps) -> Views:
+        data = self.config.data
+        return Views(split, tuple(size), crop, data.interpolation, data.crop_ratio, **maps)
+
+    @property
+    def backbone(self) -> Backbone:
+        if self._backbone is None:
+            part = self.config.backbone
+            self._backbone = load_backbone(part.name, weights=part.weights, device=self.device)
+        return self._backbone
+
+    def describe(self, views: Views) -> dict:
+        """What identifies a list of views in a cache key."""
+        data = self.config.data
+        return {
+            "photos": fingerprint(views.split), "size": list(views.size), "crop": views.crop,
+            "crop_ratio": data.crop_ratio if views.crop == "five" else None, "interpolation": data.interpolation,
+        }  # fmt: skip
+
+    def _batches(self, views: Views, text: str) -> Iterator[torch.Tensor]:
+        batch = []
+        for number, view in load_views(views, text):
+            batch.append(view.image)
+            if len(batch) == self.config.backbone.batch_size or number == len(views) - 1:
+                yield self.backbone(to_float(torch.stack(batch)).to(self.device))
+                batch = []
+
+    def features(self) -> tuple[FeatureTransform, np.ndarray, np.ndarray]:
+        """The fitted transform, training features and evaluation features."""
+        part = self.config.backbone
+        transform = FeatureTransform(self.backbone.stages, part.pca, part.standardize)
+        settings = {
+            "backbone": part.name, "weights": self.backbone.weights_hash, "standardize": part.standardize, "pca": part.pca,
+            "train": self.describe(self.train_views),
+        }  # fmt: skip
+
+        def build(views: Views, text: str, fit: bool):
+            return lambda folder: write_features(folder, self._batches(views, text), len(views), transform, fit)
+
+        fitted = not transform.is_identity
+        train = cached(self.root, "features", settings, build(self.train_views, "features, training  ", fitted))
+        transform.load_state_dict(load_file(train / "transform.safetensors"))
+        settings = {**settings, "evaluation": self.describe(self.evaluation_views)}
+        other = cached(self.root, "features", settings, build(self.evaluation_views, "features, evaluation", False))
+        return transform, _map(train / "features.npy"), _map(other / "features.npy")
+
+    def labels(self, views: Views) -> np.ndarray | None:
+        """Labels of every view, or None when the data set has none."""
+        if not self.dataset.classes:
+            return None
+
+        def build(folder: Path) -> None:
+            array = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.int16, (len(views), *views.size))
+            for number, view in load_views(views, "labels              "):
+                array[number] = view.label.numpy()
+            array.flush()
+
+        return _map(cached(self.root, "labels", self.describe(views), build) / "labels.npy")
+
+    @property
+    def depth_source(self) -> DepthSource:
+        part = self.config.depth
+        return depth_source(
+            part.source, root=part.root, metres_per_unit=part.metres_per_unit, mapping=part.mapping,
+            camera_height=part.camera_height, horizon=part.horizon, fov_deg=part.fov_deg,
+        )  # fmt: skip
+
+    def example(self, view: int) -> View:
+        """An evaluation view for pictures, with ``maps["depth"]`` ``[1, H, W]`` when depth is used."""
+        part, maps = self.config.depth, {}
+        if part.source != "none":
+            maps["depth"] = MappedDepth(self.evaluation_split, self.depth_source, part.mapping, part.scale, part.far)
+        return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
+
+    def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]``, averaged over each cell of ``grid``."""
+        part, split = self.config.depth, views.split
+        if part.source == "none":
+            return None, None
+        source = self.depth_source
+        metric = part.mapping != "none"
+        maps = {"depth": MappedDepth(split, source, part.mapping, part.scale, part.far)}
+        maps |= {"normals": Normals(split, source, part.fov_deg)} if metric else {}
+        with_maps = self.views(split, views.size, views.crop, maps=maps, map_size=grid)
+
+        def build(folder: Path) -> None:
+            depth = np.lib.format.open_memmap(folder / "depth.npy", "w+", np.float16, (len(views), *grid))
+            shape = (len(views), 4, *grid)
+            normals = np.lib.format.open_memmap(folder / "normals.npy", "w+", np.float16, shape) if metric else None
+            for number, view in load_views(with_maps, "depth               "):
+                depth[number] = view.maps["depth"][0]
+                if metric:
+                    normals[number] = view.maps["normals"]
+
+        files = [file_stamp(source.path(split, photo)) for photo in range(len(split))] if part.source == "folder" else []
+        settings = {"depth": asdict(part), "grid": list(grid), "views": self.describe(views), "files": files}
+        folder = cached(self.root, "depth", settings, build)
+        depth = _map(folder / "depth.npy")
+        normals = _map(folder / "normals.npy") if metric else None
+        return depth, normals
+
+    def run(self) -> Prepared:
+        """Finds or builds everything."""
+        transform, features, evaluation = self.features()
+        stride = self.backbone.stride
+        grid = tuple(side // stride for side in self.config.data.size)
+        evaluation_size = tuple(self.config.data.eval_size)
+        evaluation_grid = tuple(side // stride for side in evaluation_size)
+        depth, normals = self.depth(self.train_views, grid)
+        knn = self.config.knn
+        photos = np.array([self.train_views.photo(view) for view in range(len(self.train_views))])
+        vectors = mean_features(features, self.config.head.dropout if knn.dropout else 0.0, self.config.seed)
+        same = torch.from_numpy(photos) if knn.exclude_same_photo else None
+        return Prepared(
+            dataset=self.dataset,
+            transform=transform,
+            grid=grid,
+            features=features,
+            labels=self.labels(self.train_views),
+            depth=None if depth is None else depth.reshape(len(depth), -1),
+            normals=None if normals is None else normals.reshape(len(normals), 4, -1).transpose(0, 2, 1),
+            photos=photos,
+            neighbours=nearest_neighbours(vectors, knn.k, same).numpy(),
+            evaluation=EvaluationSet(
+                evaluation, self.labels(self.evaluation_views), evaluation_grid, evaluation_size
+            ),
+            evaluation_split=self.evaluation_split,
+            example=self.example,
+        )
+
+
+def file_stamp(path: Path) -> str:
+    """Name, size and modification time: what a cache key knows of a file."""
+    found = path.stat()
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
+
+
+def fingerprint(split: Split) -> str:
+    """Hash of what a split holds: its files with sizes and times, or for scenes the renderer's version and seed."""
+    if isinstance(split, Subset):
+        parts = [fingerprint(split.split), *map(str, split.indices)]
+    elif isinstance(split, SceneSplit):
+        parts = [split.folder.name]
+    else:
+        parts = list(map(file_stamp, [*split.images, *(split.labels or ())]))
+    return hashlib.sha256("\n".join([*split.names, *parts]).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")

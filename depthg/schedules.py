@@ -1,0 +1,28 @@
+"""Schedules as pure functions of the iteration; nothing is mutated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def exponential_decay(iteration: int, initial: float, *, factor: float, every: int, minimum: float = 0.0) -> float:
+    """``max(initial * factor ** (iteration // every), minimum)``: the decay meant by Eq. 8 and 9.
+
+    As printed, the equations raise the previous value to the power ``floor(t / m)``, which is 1 for 0 < t < m.
+
+    Args:
+        iteration: optimiser steps taken so far, from 0.
+        initial: value at iteration 0.
+        factor: multiplier applied every ``every`` iterations; 1 keeps the value constant.
+        every: iterations between two decays (the paper's m); 0 never decays.
+        minimum: the value never goes below this, nor is an initial value below it raised.
+    """
+    if every <= 0:
+        return initial
+    return max(initial * factor ** (iteration // every), min(minimum, initial))
+
+
+def piecewise_constant(iteration: int, initial: int, changes: Iterable[tuple[int, int]]) -> int:
+    """The value of the latest ``(start, value)`` at or before ``iteration``; ``initial`` before the first one."""
+    reached = [(start, value) for start, value in changes if start <= iteration]
+    return max(reached)[1] if reached else initial

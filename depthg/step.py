@@ -1,0 +1,243 @@
+"""One training step: which views are compared, at which points, and the losses. A pure function of the iteration."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthg.config import Config
+from depthg.guidance import at_points, cloud, mean_relation
+from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, channel_dropout, linear_probe_loss
+from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
+from depthg.prepare import Prepared
+from depthg.sampling import regular_grid, sample
+from depthg.schedules import exponential_decay, piecewise_constant
+
+HISTOGRAM_BINS = 4000
+SHIFT_BATCHES = 12
+
+
+def seed_of(seed: int, *parts: object) -> int:
+    """A 63-bit seed for one purpose, so that every iteration's draws depend on nothing that came before."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]
+    """Which image is whose negative: derangements, or STEGO's permutations with fixed points moved on by one."""
+    rows = []
+    while len(rows) < draws:
+        row = torch.randperm(batch, generator=generator)
+        fixed = row == torch.arange(batch)
+        if pairing == "released":
+            row[fixed] += 1
+            rows.append(row % batch)
+        elif not fixed.any():
+            rows.append(row)
+    return torch.stack(rows)
+
+
+@dataclass
+class Batch:
+    """The views of one step: anchors, one neighbour each, and for ``pair=crop`` another crop of the same photo."""
+
+    anchors: np.ndarray
+    neighbours: np.ndarray
+    others: np.ndarray | None
+
+
+def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
+    """Anchors by shuffled epochs (the last partial batch is dropped), one of the first k neighbours each."""
+    size, count = config.batch_size, len(data.features)
+    if size > count:
+        raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
+    epoch, position = divmod(iteration, count // size)
+    order = np.random.default_rng(seed_of(config.seed, "order", epoch)).permutation(count)
+    anchors = np.sort(order[position * size : (position + 1) * size])
+    rng = np.random.default_rng(seed_of(config.seed, "pairs", iteration))
+    choices = min(config.knn.draw, data.neighbours.shape[1])
+    neighbours = data.neighbours[anchors, rng.integers(choices, size=size)]
+    others = None
+    if config.loss.depth.pair == "crop":
+        same = [np.flatnonzero((data.photos == data.photos[view]) & (np.arange(count) != view)) for view in anchors]
+        others = np.array([rng.choice(views) for views in same])
+    return Batch(anchors, neighbours, others)
+
+
+class Model(torch.nn.Module):
+    """What is trained: head, linear probe (None without labels) and cluster probe."""
+
+    def __init__(self, channels: int, dim: int, dropout: float, n_classes: int, n_clusters: int):
+        super().__init__()
+        self.head = SegmentationHead(channels, dim, dropout)
+        self.linear = LinearProbe(dim, n_classes) if n_classes else None
+        self.cluster = ClusterProbe(dim, n_clusters)
+
+    def modules_by_name(self) -> dict[str, torch.nn.Module]:
+        return dict(self.named_children())
+
+
+class Step:
+    """One optimiser step's losses. Everything random comes from ``(seed, iteration)``."""
+
+    def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device):
+        self.config, self.data, self.model, self.device = config, data, model, device
+        self.guided = data.depth is not None
+        self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
+
+    def generator(self, *parts: object) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_of(self.config.seed, *parts))
+
+    def rows(self, array: np.ndarray, views: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(array[views])).to(self.device).float()
+
+    def points(self, views: np.ndarray, iteration: int, generator: torch.Generator) -> Tensor:
+        """Sampled points of some views: cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
+        settings = self.config.sampling
+        side = piecewise_constant(iteration, settings.points, settings.schedule)
+        depth = None
+        if self.guided and settings.method == "fps":
+            depth = self.rows(self.data.depth, views).view(-1, *self.data.grid)
+        return sample(depth, (len(views), *self.data.grid), side * side, settings, generator).to(self.device)
+
+    def read(self, feats: Tensor, points: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features (after their own dropout) and codes at points of maps ``[N, h*w, C]``.
+
+        At cells the head runs on the points alone; at coordinates it runs on the maps, whose codes are interpolated.
+        """
+        rate = self.config.head.dropout if self.config.loss.feature_dropout else 0.0
+        if points.ndim == 2:
+            feats = feats.gather(1, points[..., None].expand(-1, -1, feats.shape[2]))
+            return channel_dropout(feats, rate), self.model.head(feats)
+        codes = self.model.head(feats) if codes is None else codes
+        maps = (channel_dropout(feats, rate), codes)
+        feats, codes = (sample_points(x.transpose(1, 2).unflatten(2, self.data.grid), points) for x in maps)
+        return feats, codes
+
+    def depth_values(self, views: np.ndarray, points: Tensor, side: int) -> Tensor:
+        """What the relation compares, at the sampled points: ``[N, P]`` or ``[N, P, D]``."""
+        settings = self.config.loss.depth
+        if settings.relation == "normals":
+            if self.data.normals is None:
+                raise ValueError("loss.depth.relation=normals needs metric depth; depth.mapping=none gives no normals")
+            return at_points(self.rows(self.data.normals, views), points, self.data.grid)
+        depth = self.rows(self.data.depth, views)
+        if settings.at == "grid":
+            return regular_grid(depth.view(-1, *self.data.grid), side)
+        if settings.relation == "euclidean":
+            depth = cloud(depth, self.data.grid, self.config.sampling.fov_deg)
+        return at_points(depth, points, self.data.grid)
+
+    def settings(self, iteration: int, depth_shift: float | Tensor) -> LossSettings:
+        """Weights and shifts of this iteration."""
+        loss, depth = self.config.loss, self.config.loss.depth
+        weight = exponential_decay(
+            iteration, depth.weight, factor=depth.factor, every=depth.every, minimum=depth.weight_minimum
+        )
+        return LossSettings(
+            self_weight=loss.self.weight, self_shift=self.shifts[0],
+            neighbour_weight=loss.neighbour.weight, neighbour_shift=self.shifts[1],
+            negative_weight=loss.negative.weight, negative_shift=self.shifts[2],
+            depth_weight=weight, depth_shift=depth_shift, relation=depth.relation, bandwidth=depth.bandwidth,
+            center=loss.center, clamp=loss.clamp,
+        )  # fmt: skip
+
+    def auto_shifts(self) -> tuple[float, float, float]:
+        """Shifts at quantiles of centred F over a few batches: self, neighbour, negative pairs; no labels, no P x Q."""
+        loss = self.config.loss
+        counts = torch.zeros(3, HISTOGRAM_BINS)
+        for number in range(SHIFT_BATCHES):
+            generator = self.generator("shifts", number)
+            batch = draw_batch(self.config, self.data, number)
+            pairs = negative_pairs(len(batch.anchors), loss.negative.draws, loss.negative.pairing, generator)
+            a, b = (self._plain(views, generator) for views in (batch.anchors, batch.neighbours))
+            for row, (other, index) in enumerate(((a, None), (b, None), (a, pairs.to(self.device)))):
+                counts[row] += correlation_histogram(
+                    a, other, HISTOGRAM_BINS, center=loss.center, index_b=index, range=(-2, 2)
+                ).cpu()
+        share = counts.cumsum(1) / counts.sum(1, keepdim=True)
+        bins = [int((row < quantile).sum()) for row, quantile in zip(share, loss.quantiles, strict=True)]
+        return tuple(round(-2 + 4 * (number + 0.5) / HISTOGRAM_BINS, 4) for number in bins)
+
+    def _plain(self, views: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Features at the points of iteration 0, without dropout."""
+        points = self.points(views, 0, generator)
+        feats = self.rows(self.data.features, views)
+        if points.ndim == 2:
+            return feats.gather(1, points[..., None].expand(-1, -1, feats.shape[2]))
+        return sample_points(feats.transpose(1, 2).unflatten(2, self.data.grid), points)
+
+    def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and what is logged."""
+        config, data = self.config, self.data
+        torch.manual_seed(seed_of(config.seed, "dropout", iteration))
+        generator = self.generator("step", iteration)
+        batch = draw_batch(config, data, iteration)
+        points, near_points = (self.points(v, iteration, generator) for v in (batch.anchors, batch.neighbours))
+        negatives = negative_pairs(
+            len(batch.anchors), config.loss.negative.draws, config.loss.negative.pairing, generator
+        ).to(self.device)
+        maps = self.rows(data.features, batch.anchors)
+        feats, codes = self.read(maps, points)
+        near_feats, near_codes = self.read(self.rows(data.features, batch.neighbours), near_points)
+        bank = self.negative_bank(maps, near_points, negatives)
+        depth = self.depth_inputs(batch, points, iteration, generator)
+        shift = depth.pop("shift", 0.0)
+        result = depthg_loss(
+            feats, codes, near_feats, near_codes, bank.pop("index", negatives), self.settings(iteration, shift), **bank, **depth
+        )
+        terms = {"self": result.self, "neighbour": result.neighbour, "negative": result.negative, "depth": result.depth}
+        logged = {f"loss.{name}": term.loss for name, term in terms.items() if term is not None}
+        logged |= {f"similarity.{name}": term.similarity for name, term in terms.items() if term is not None}
+        if self.guided:
+            logged |= {"weight.depth": self.settings(iteration, 0.0).depth_weight, "shift.depth": shift}
+        losses = {"total": result.total, **self.probe_losses(maps, batch, generator)}
+        return losses, logged | {f"loss.{name}": value for name, value in losses.items() if name != "total"}
+
+    def negative_bank(self, maps: Tensor, near_points: Tensor, negatives: Tensor) -> dict[str, Tensor]:
+        """Nothing when negatives are read at their own points; else image negatives[r, n] at the points of neighbour n."""
+        if self.config.sampling.negatives == "own":
+            return {}
+        draws, batch = negatives.shape
+        codes = self.model.head(maps) if near_points.ndim == 3 else None
+        read = [self.read(maps[row], near_points, None if codes is None else codes[row]) for row in negatives]
+        feats, codes = (torch.cat(parts) for parts in zip(*read, strict=True))
+        index = torch.arange(draws * batch, device=self.device).view(draws, batch)
+        return {"feats_negative": feats, "codes_negative": codes, "index": index}
+
+    def depth_inputs(self, batch: Batch, points: Tensor, iteration: int, generator: torch.Generator) -> dict:
+        """Depth (and the other crop's codes and depth) for the loss, with the shift; empty without depth."""
+        settings = self.config.loss.depth
+        if not self.guided or settings.weight == 0:
+            return {}
+        side = piecewise_constant(iteration, self.config.sampling.points, self.config.sampling.schedule)
+        values = self.depth_values(batch.anchors, points, side)
+        inputs, other = {"depth": values}, values
+        if settings.pair == "crop":
+            other_points = self.points(batch.others, iteration, generator)
+            other = self.depth_values(batch.others, other_points, side)
+            codes = self.read(self.rows(self.data.features, batch.others), other_points)[1]
+            inputs |= {"codes_depth": codes, "depth_other": other}
+        shift = exponential_decay(
+            iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum
+        )
+        if settings.shift_mean:
+            shift = mean_relation(values, other, settings.relation, settings.bandwidth)
+        return {**inputs, "shift": shift}
+
+    def probe_losses(self, maps: Tensor, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both probes on detached codes of the whole maps; the linear one at labelled pixels."""
+        with torch.no_grad():
+            codes = self.model.head(maps)
+        losses = {"cluster": self.model.cluster.loss(codes)}
+        if self.model.linear is None:
+            return losses
+        label = torch.from_numpy(np.asarray(self.data.labels[batch.anchors])).to(self.device).long()
+        linear = linear_probe_loss(
+            self.model.linear, codes, label, self.data.grid, pixels=self.config.probe.pixels, generator=generator
+        )
+        return losses if linear is None else losses | {"linear": linear}

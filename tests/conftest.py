@@ -1,0 +1,36 @@
+"""Without a GPU, Triton kernels run in the interpreter; uninitialised memory is NaN, so that reading it shows."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
+
+import pytest
+
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from one seed, with deterministic algorithms and NaN-filled ``torch.empty``."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """Runs ``python -m MODULE ARGS...`` in ``tmp_path`` with a cache of its own; returns the finished process."""
+    import subprocess
+    import sys
+
+    def run(module: str, *arguments: str, **environment: str):
+        variables = {**os.environ, "DEPTHG_CACHE": str(tmp_path / "cache"), "COLUMNS": "140", **environment}
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600
+        )
+
+    return run
