@@ -237,3 +237,99 @@ def nt_xent_loss(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:  # [N,
     logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)
     pair = torch.arange(2 * n, device=z.device).roll(n)
     return (logits.logsumexp(1) - logits.gather(1, pair[:, None])[:, 0]).mean()
+
+
+# Farthest point sampling. Letters: B clouds, N points (N maps in the depth variant), D coordinates.
+
+
+def farthest_point_sample(
+    points: Tensor,  # [B, N, D]
+    k: int,
+    *,
+    start: int | Tensor | str = 0,  # [B] int64
+    lengths: Tensor | None = None,  # [B] int64
+    generator: torch.Generator | None = None,
+) -> Tensor:  # [B, k] int64
+    """Each pick is the point farthest from all earlier picks; of equally far points the one with the lowest index.
+
+    ``picks[:, 0] = start;  picks[:, j] = argmax_i min_{l < j} |points[:, i] - points[:, picks[:, l]]|^2``
+
+    Points are rounded to float32; squared distances are summed coordinate by coordinate in float32, each operation
+    rounded on its own, which is what makes equal indices possible everywhere (the contract stands in ``csrc/fps.h``).
+    """
+    clouds, n, dims = points.shape
+    points = points.detach().float()
+    nearest = points.new_full((clouds, n), math.inf)
+    if lengths is not None:
+        beyond = torch.arange(n, device=points.device) >= lengths[:, None]
+        nearest = nearest.masked_fill(beyond, -1.0)
+    pick = first_pick(start, clouds, n, lengths, points.device, generator)
+    picks = []
+    for _ in range(k):
+        picks.append(pick)
+        offset = points - points.gather(1, pick[:, None, None].expand(-1, 1, dims))
+        distance = offset[..., 0] * offset[..., 0]
+        for d in range(1, dims):
+            distance = distance + offset[..., d] * offset[..., d]
+        nearest = torch.minimum(nearest, distance)
+        pick = nearest.argmax(1)
+    return torch.stack(picks, 1)
+
+
+def first_pick(
+    start: int | Tensor | str,
+    clouds: int,
+    n: int,
+    lengths: Tensor | None,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:  # [B] int64
+    """The start of every cloud as a tensor; ``"random"`` draws it uniformly below the cloud's length."""
+    if isinstance(start, Tensor):
+        return start
+    if start != "random":
+        return torch.full((clouds,), start, dtype=torch.int64, device=device)
+    source = device if generator is None else generator.device
+    draw = torch.rand(clouds, dtype=torch.float64, device=source, generator=generator).to(device)
+    size = n if lengths is None else lengths
+    return torch.minimum((draw * size).long(), torch.as_tensor(size, device=device) - 1)
+
+
+def focal_length(fov_deg: float | Tensor, width: int) -> float | Tensor:
+    """Focal length in cells of a pinhole camera whose image of ``width`` cells spans ``fov_deg`` degrees."""
+    if isinstance(fov_deg, Tensor):
+        return (width / 2 / torch.tan(torch.deg2rad(fov_deg.double()) / 2)).float()
+    return width / 2 / math.tan(math.radians(fov_deg) / 2)
+
+
+def unproject(depth: Tensor, fov_deg: float | Tensor = 90.0) -> Tensor:  # [N, H, W], [N] -> [N, H*W, 3] float32
+    """Points seen by a pinhole camera with square pixels, at cell centres, in raster order: x right, y down, z = depth.
+
+    ``x = (column + 1/2 - W/2) / f * z;  y = (row + 1/2 - H/2) / f * z;  f = W/2 / tan(fov/2)``, in float32
+    """
+    return unproject_focal(depth, focal_length(fov_deg, depth.shape[2]))
+
+
+def unproject_focal(depth: Tensor, focal: float | Tensor) -> Tensor:  # [N, H, W], [N] -> [N, H*W, 3] float32
+    """``unproject`` with the focal length in cells; a true division by it, which a Python number would not give."""
+    maps, height, width = depth.shape
+    z = depth.float()
+    if not isinstance(focal, Tensor):
+        focal = torch.full((1,), focal, dtype=torch.float32, device=depth.device)
+    column = torch.arange(width, dtype=torch.float32, device=depth.device)
+    row = torch.arange(height, dtype=torch.float32, device=depth.device)
+    x = ((column + 0.5 - width / 2) / focal[:, None])[:, None, :] * z
+    y = ((row + 0.5 - height / 2) / focal[:, None])[:, :, None] * z
+    return torch.stack([x, y, z], -1).reshape(maps, height * width, 3)
+
+
+def farthest_point_sample_depth(
+    depth: Tensor,  # [N, H, W]
+    k: int,
+    *,
+    fov_deg: float | Tensor = 90.0,  # [N]
+    start: int | Tensor | str = 0,  # [N] int64
+    generator: torch.Generator | None = None,
+) -> Tensor:  # [N, k] int64
+    """``farthest_point_sample(unproject(depth, fov_deg), k)``: flat cell indices ``row * W + column``."""
+    return farthest_point_sample(unproject(depth, fov_deg), k, start=start, generator=generator)

@@ -1,0 +1,67 @@
+// depthg._C: raw pointers in, nothing of torch. Arguments are checked in kernels/fps.py; see fps.h for the contract.
+#include <pybind11/pybind11.h>
+
+#include <array>
+
+#include "fps.h"
+
+namespace py = pybind11;
+using depthg::Clouds;
+
+namespace {
+
+using Address = std::uintptr_t;  // of memory that the caller keeps alive, 0 for none
+
+Clouds clouds(Address data, int dtype, int64_t batch, int64_t points, int64_t dims, std::array<int64_t, 3> stride, int64_t width,
+              Address focals, float focal, Address lengths, Address starts, int64_t start, int64_t k, Address picks) {
+  Clouds c;
+  c.data = reinterpret_cast<const void*>(data);
+  c.dtype = dtype;
+  c.batch = batch;
+  c.points = points;
+  c.dims = dims;
+  for (int i = 0; i < 3; ++i) c.stride[i] = stride[i];
+  c.width = width;
+  c.focals = reinterpret_cast<const float*>(focals);
+  c.focal = focal;
+  c.lengths = reinterpret_cast<const int64_t*>(lengths);
+  c.starts = reinterpret_cast<const int64_t*>(starts);
+  c.start = start;
+  c.k = k;
+  c.picks = reinterpret_cast<int64_t*>(picks);
+  return c;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Farthest point sampling on raw pointers; use depthg.kernels instead.";
+
+  py::class_<Clouds>(m, "Clouds", "Arguments of one call; `strides` are in elements.")
+      .def(py::init([](Address data, int dtype, int64_t batch, int64_t points, int64_t dims, int64_t stride0, int64_t stride1,
+                       int64_t stride2, int64_t width, Address focals, float focal, Address lengths, Address starts, int64_t start,
+                       int64_t k, Address picks) {
+        return clouds(data, dtype, batch, points, dims, {stride0, stride1, stride2}, width, focals, focal, lengths, starts, start, k,
+                      picks);
+      }));
+
+  m.def("fps_cpu_isa", &depthg::fps_cpu_isa);
+  m.def("fps_cpu_scratch_bytes", &depthg::fps_cpu_scratch_bytes);
+  m.def(
+      "fps_cpu",
+      [](const Clouds& c, Address scratch, int threads) { depthg::fps_cpu(c, reinterpret_cast<void*>(scratch), threads); },
+      py::call_guard<py::gil_scoped_release>());
+
+#if defined(DEPTHG_CUDA)
+  m.attr("has_cuda") = true;
+  m.def("fps_cuda_scratch_bytes", &depthg::fps_cuda_scratch_bytes);
+  m.def(
+      "fps_cuda",
+      [](const Clouds& c, Address scratch, int device, Address stream) {
+        depthg::fps_cuda(c, reinterpret_cast<void*>(scratch), device, reinterpret_cast<void*>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

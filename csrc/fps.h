@@ -1,0 +1,60 @@
+// Farthest point sampling (FPS): the contract that every back end keeps.
+//
+//   nearest[i] = +inf for every point i;  pick[0] = start
+//   for j = 1 .. k-1:
+//     nearest[i] = min(nearest[i], |point[i] - point[pick[j-1]]|^2)   for every i
+//     pick[j]    = the lowest i with nearest[i] = max(nearest)
+//
+// Arithmetic. Points are rounded to float32 once. The squared distance is ((d0*d0 + d1*d1) + d2*d2) + ..., d = point - pick,
+// coordinate by coordinate, every operation rounded to float32 on its own (no FMA, no fast-math). So all back ends return
+// equal indices, ties included. A consequence of the plain argmax: an index comes back a second time only when every
+// minimum is zero (all remaining points are duplicates of picked ones); it is then the lowest index, 0.
+//
+// Shapes. points [batch, points, dims] with any strides, 1 <= dims <= 8, 1 <= points < 2^31; picks int64 [batch, k], contiguous.
+// lengths [batch] (optional): only the first lengths[b] points of cloud b exist. 1 <= k <= the shortest length.
+// A depth map [batch, height, width] stands for the cloud of its cells in raster order, made while it is read:
+//   ray(i, size) = ((i + 0.5) - size / 2) / focal;  point = (ray(column, width) * z, ray(row, height) * z, z),  z = depth
+// with `focal` in cells, each operation rounded to float32.
+//
+// Errors. The CPU back end throws std::invalid_argument for a start or a length out of range and for a NaN or an infinity
+// among the points. The CUDA back end reads no value back: it moves starts and lengths into range, and with NaN among the
+// points it still returns indices in [0, points).
+//
+// Nobody allocates: the caller passes scratch memory of the size that *_scratch_bytes returns, linear in batch * points.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace depthg {
+
+enum DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+constexpr int64_t kMaxDims = 8;
+
+struct Clouds {
+  const void* data = nullptr;         // [batch, points, dims], or a depth map [batch, points / width, width]
+  int dtype = kFloat32;               // of data
+  int64_t batch = 0, points = 0;
+  int64_t dims = 3;
+  int64_t stride[3] = {0, 0, 0};      // in elements: cloud, point, coordinate; of a depth map: image, row, column
+  int64_t width = 0;                  // of the depth map; 0: data holds points
+  const float* focals = nullptr;      // [batch] focal lengths in cells, or nullptr: `focal` for all
+  float focal = 0;
+  const int64_t* lengths = nullptr;   // [batch], or nullptr: every cloud has `points` points
+  const int64_t* starts = nullptr;    // [batch], or nullptr: `start` for all
+  int64_t start = 0;
+  int64_t k = 0;
+  int64_t* picks = nullptr;           // [batch, k]
+};
+
+// CPU. `threads` is an upper limit; the result does not depend on it.
+std::size_t fps_cpu_scratch_bytes(const Clouds& clouds, int threads);
+void fps_cpu(const Clouds& clouds, void* scratch, int threads);
+const char* fps_cpu_isa();            // the instruction set that this machine runs: "avx512", "avx2" or "baseline"
+
+// CUDA. Everything is enqueued on `stream` (a cudaStream_t) of `device`; no allocation, no synchronisation.
+std::size_t fps_cuda_scratch_bytes(const Clouds& clouds);
+void fps_cuda(const Clouds& clouds, void* scratch, int device, void* stream);
+
+}  // namespace depthg

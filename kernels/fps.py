@@ -1,0 +1,313 @@
+"""Farthest point sampling: ``picks[j] = argmax_i min_{l < j} |points[i] - points[picks[l]]|^2``.
+
+The contract (arithmetic, ties, errors) stands in ``csrc/fps.h``, the definition in ``reference.farthest_point_sample``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depthg.kernels import reference
+from depthg.kernels._extension import HAS_CPU, HAS_CUDA, missing, native
+
+IMPLS = ("auto", "cpp", "cuda", "eager")
+MAX_DIMS = 8
+MAX_POINTS = 2**31 - 1
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # DType of csrc/fps.h
+
+
+# Checks. Those of shapes and types need no values, so they also work under torch.compile; those of values stand
+# inside the operators: in C++, and in `_check_values` for the eager path.
+
+
+def _check_input(name: str, x: Tensor, axes: str) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.ndim != 3:
+        raise ValueError(f"{name} must be {axes}, got shape {tuple(x.shape)}")
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}; call {name}.float()")
+
+
+def _check_k(k: int, n: int, what: str) -> None:
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise ValueError(f"k must be an int, got {k!r}")
+    if n < 1:
+        raise ValueError(f"there are no points to sample: {what}")
+    if n > MAX_POINTS:
+        raise ValueError(f"{what} has {n} points, the limit is {MAX_POINTS}; sample a part of them")
+    if k < 1 or k > n:
+        raise ValueError(f"k = {k} must be between 1 and the number of points, {n} ({what})")
+
+
+def _check_per_cloud(name: str, x: Tensor, points: Tensor, dtype: torch.dtype | None = torch.int64) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor [{points.shape[0]}], got {type(x).__name__}")
+    if x.shape != points.shape[:1] or (dtype is not None and x.dtype != dtype):
+        kind = dtype or "floating"
+        raise ValueError(
+            f"{name} must be {kind} of shape ({points.shape[0]},), got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    if x.device != points.device:
+        raise ValueError(f"{name} is on {x.device}, the points on {points.device}; move them to one device")
+
+
+def _check_values(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None) -> None:
+    """What C++ checks for its own path: starts, lengths and finite points, on the CPU only (no host sync elsewhere)."""
+    if points.device.type != "cpu":
+        return
+    clouds, n = points.shape[:2]
+    for b in range(clouds):
+        length = n if lengths is None else int(lengths[b])
+        if not 1 <= length <= n:
+            raise ValueError(f"lengths[{b}] = {length}, expected 1 to N = {n}")
+        if k > length:
+            raise ValueError(
+                f"k = {k} is more than the {length} points of cloud {b}; pass a smaller k or drop that cloud"
+            )
+        first = start if starts is None else int(starts[b])
+        if not 0 <= first < length:
+            raise ValueError(f"start = {first} is outside cloud {b}, which has {length} points")
+        bad = ~points[b, :length].float().isfinite().all(-1)
+        if bad.any():
+            raise ValueError(
+                f"points[{b}, {int(bad.nonzero()[0])}] is NaN or infinite in float32; "
+                "remove such points, or fill holes and clip the sky of a depth map before sampling"
+            )
+
+
+def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
+    """Focal length in cells, after a check of the field of view (of a tensor's values only on the CPU, when not tracing)."""
+    if isinstance(fov_deg, Tensor):
+        _check_per_cloud("fov_deg", fov_deg, depth, dtype=None)
+        if (
+            not torch.compiler.is_compiling()
+            and depth.device.type == "cpu"
+            and not ((fov_deg > 0) & (fov_deg < 180)).all()
+        ):
+            raise ValueError(f"fov_deg must lie between 0 and 180 degrees, both excluded, got {fov_deg.tolist()}")
+    elif not 0 < fov_deg < 180:
+        raise ValueError(f"fov_deg must lie between 0 and 180 degrees, both excluded, got {fov_deg}")
+    return reference.focal_length(fov_deg, depth.shape[2])
+
+
+def choose_impl(impl: str, device: torch.device) -> str:
+    """ "cpp", "cuda" or "eager" for tensors on ``device``; raises ``ValueError`` for one that cannot run here."""
+    if impl not in IMPLS:
+        raise ValueError(f"unknown impl {impl!r}; choose one of {', '.join(IMPLS)}")
+    if impl == "auto":
+        return {"cpu": "cpp" if HAS_CPU else "eager", "cuda": "cuda" if HAS_CUDA else "eager"}.get(device.type, "eager")
+    if impl == "cpp" and not HAS_CPU:
+        raise ValueError(f"impl='cpp': {missing}; install with DEPTHG_BUILD=cpu, or use impl='eager'")
+    if impl == "cuda" and not HAS_CUDA:
+        raise ValueError(
+            "impl='cuda': depthg was built without CUDA; install with DEPTHG_BUILD=cuda, or use impl='eager'"
+        )
+    wanted = {"cpp": "cpu", "cuda": "cuda"}.get(impl, device.type)
+    if device.type != wanted:
+        raise ValueError(f"impl={impl!r} takes {wanted} tensors, these are on {device}; use impl='auto'")
+    return impl
+
+
+# Launch
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _launch(
+    x: Tensor,  # [B, N, D], or [B, H, W] when width > 0
+    picks: Tensor,  # [B, k] int64
+    *,
+    points: int,
+    width: int,
+    focals: Tensor | None,  # [B] float32
+    focal: float,
+    lengths: Tensor | None,  # [B] int64
+    starts: Tensor | None,  # [B] int64
+    start: int,
+) -> None:
+    dims = 3 if width else x.shape[2]
+    per_cloud = [None if t is None else t.contiguous() for t in (focals, lengths, starts)]
+    addresses = [_address(t) for t in per_cloud]
+    clouds = native.Clouds(
+        x.data_ptr(), _DTYPES[x.dtype], x.shape[0], points, dims, *x.stride(), width,
+        addresses[0], focal, addresses[1], addresses[2], start, picks.shape[1], picks.data_ptr(),
+    )  # fmt: skip
+    if x.device.type == "cpu":
+        threads = torch.get_num_threads()
+        scratch = torch.empty(native.fps_cpu_scratch_bytes(clouds, threads), dtype=torch.uint8)
+        native.fps_cpu(clouds, scratch.data_ptr(), threads)
+        return
+    # The caching allocator keeps the scratch memory of this stream alive until the kernels on it have run.
+    scratch = torch.empty(native.fps_cuda_scratch_bytes(clouds), dtype=torch.uint8, device=x.device)
+    stream = torch.cuda.current_stream(x.device)
+    native.fps_cuda(clouds, scratch.data_ptr(), x.device.index, stream.cuda_stream)
+
+
+# Operators
+
+
+@torch.library.custom_op("depthg::farthest_point_sample", mutates_args=())
+def _sample_op(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None, impl: str) -> Tensor:
+    if impl == "eager":
+        _check_values(points, k, starts, start, lengths)
+        return reference.farthest_point_sample(points, k, start=start if starts is None else starts, lengths=lengths)
+    picks = torch.empty(points.shape[0], k, dtype=torch.int64, device=points.device)
+    _launch(
+        points, picks, points=points.shape[1], width=0, focals=None, focal=0.0,
+        lengths=lengths, starts=starts, start=start,
+    )  # fmt: skip
+    return picks
+
+
+@_sample_op.register_fake
+def _(points, k, starts, start, lengths, impl):
+    return points.new_empty((points.shape[0], k), dtype=torch.int64)
+
+
+@torch.library.custom_op("depthg::farthest_point_sample_depth", mutates_args=())
+def _sample_depth_op(
+    depth: Tensor, k: int, focals: Tensor | None, focal: float, starts: Tensor | None, start: int, impl: str
+) -> Tensor:
+    if impl == "eager":
+        points = reference.unproject_focal(depth, focal if focals is None else focals)
+        _check_values(points, k, starts, start, None)
+        return reference.farthest_point_sample(points, k, start=start if starts is None else starts)
+    picks = torch.empty(depth.shape[0], k, dtype=torch.int64, device=depth.device)
+    _launch(
+        depth, picks, points=depth.shape[1] * depth.shape[2], width=depth.shape[2], focals=focals, focal=focal,
+        lengths=None, starts=starts, start=start,
+    )  # fmt: skip
+    return picks
+
+
+@_sample_depth_op.register_fake
+def _(depth, k, focals, focal, starts, start, impl):
+    return depth.new_empty((depth.shape[0], k), dtype=torch.int64)
+
+
+# Public functions
+
+
+def _start(start, x: Tensor, n: int, lengths: Tensor | None, generator) -> tuple[Tensor | None, int]:
+    """The start as the operators take it: a tensor for every cloud, or None and one number."""
+    if isinstance(start, Tensor):
+        _check_per_cloud("start", start, x)
+        return start, 0
+    if isinstance(start, str):
+        if start != "random":
+            raise ValueError(f"start must be an int, an int64 tensor or 'random', got {start!r}")
+        return reference.first_pick(start, x.shape[0], n, lengths, x.device, generator), 0
+    if isinstance(start, bool) or not isinstance(start, (int, torch.SymInt)):
+        raise ValueError(f"start must be an int, an int64 tensor or 'random', got {start!r}")
+    if not 0 <= start < n:
+        raise ValueError(f"start = {start} is outside a cloud of {n} points")
+    return None, start
+
+
+def farthest_point_sample(
+    points: Tensor,  # [B, N, D]
+    k: int,
+    *,
+    start: int | Tensor | str = 0,  # [B] int64
+    lengths: Tensor | None = None,  # [B] int64
+    generator: torch.Generator | None = None,
+    impl: str = "auto",
+) -> Tensor:  # [B, k] int64
+    """Indices of ``k`` points of every cloud, each the farthest from all before it.
+
+    ``picks[:, 0] = start;  picks[:, j] = argmax_i min_{l < j} |points[:, i] - points[:, picks[:, l]]|^2``
+
+    All implementations return equal indices: points are rounded to float32 (float64 too), squared distances are taken in
+    float32 without FMA, ties go to the lowest index. The order is that of picking, so a prefix is the smaller sample.
+    When every remaining point is a duplicate of a picked one, all minima are zero and the argmax is index 0, again and
+    again. No gradient flows.
+
+    Args:
+        points: float32, float64, float16 or bfloat16 [B, N, D] with 1 <= D <= 8, any strides.
+        k: number of picks, 1 to N (and to the shortest length).
+        start: first pick: an int, an int64 tensor [B], or "random" for a uniform draw per cloud.
+        lengths: int64 [B], the number of points of each cloud; the rest of its row is ignored. None: N.
+        generator: source of the random start, on any device.
+        impl: "cpp" (CPU), "cuda", "eager", or "auto": the fastest that is there.
+
+    Returns:
+        int64 [B, k] on the device of ``points``.
+
+    Raises:
+        ValueError: wrong rank, dtype, D or device; N = 0; k, start or lengths out of range; NaN or infinity among CPU
+            points. On CUDA values are not read back: starts and lengths are moved into range there, and a cloud with NaN
+            still gives indices below N.
+
+    The definition is ``reference.farthest_point_sample``, the contract ``csrc/fps.h``.
+    """
+    _check_input("points", points, "[clouds, points, coordinates]")
+    if not 1 <= points.shape[2] <= MAX_DIMS:
+        raise ValueError(
+            f"points must have 1 to {MAX_DIMS} coordinates (the last axis), got shape {tuple(points.shape)}"
+        )
+    _check_k(k, points.shape[1], f"points of shape {tuple(points.shape)}")
+    if lengths is not None:
+        _check_per_cloud("lengths", lengths, points)
+    impl = choose_impl(impl, points.device)
+    starts, first = _start(start, points, points.shape[1], lengths, generator)
+    return _sample_op(points.detach(), k, starts, first, lengths, impl)
+
+
+def farthest_point_sample_depth(
+    depth: Tensor,  # [N, H, W]
+    k: int,
+    *,
+    fov_deg: float | Tensor = 90.0,  # [N]
+    start: int | Tensor | str = 0,  # [N] int64
+    generator: torch.Generator | None = None,
+    impl: str = "auto",
+) -> Tensor:  # [N, k] int64
+    """Flat indices ``row * W + column`` of ``k`` cells of every depth map, spread over the surfaces that it shows.
+
+    ``farthest_point_sample(unproject(depth, fov_deg), k)``, without storing the points outside the kernel.
+
+    Args:
+        depth: depth along the optical axis, [N, H, W], finite, in any unit; types as in ``farthest_point_sample``.
+        k: number of cells, 1 to H * W.
+        fov_deg: horizontal field of view in degrees, 0 < fov_deg < 180; a float, or a floating tensor [N].
+        start, generator, impl: as in ``farthest_point_sample``.
+
+    Returns:
+        int64 [N, k], in picking order.
+
+    Raises:
+        ValueError: as in ``farthest_point_sample``, and for a field of view outside (0, 180).
+    """
+    _check_input("depth", depth, "[maps, height, width]")
+    n = depth.shape[1] * depth.shape[2]
+    _check_k(k, n, f"depth of shape {tuple(depth.shape)}")
+    impl = choose_impl(impl, depth.device)
+    focal = _focal(fov_deg, depth)
+    starts, first = _start(start, depth, n, None, generator)
+    per_map = isinstance(focal, Tensor)
+    return _sample_depth_op(
+        depth.detach(), k, focal if per_map else None, 0.0 if per_map else focal, starts, first, impl
+    )
+
+
+def unproject(depth: Tensor, fov_deg: float | Tensor = 90.0) -> Tensor:  # [N, H, W], [N] -> [N, H*W, 3] float32
+    """Points seen by a pinhole camera with square pixels, at cell centres, in raster order: x right, y down, z = depth.
+
+    ``x = (column + 1/2 - W/2) / f * z;  y = (row + 1/2 - H/2) / f * z;  f = W/2 / tan(fov/2)``, in float32
+
+    Args:
+        depth: depth along the optical axis, floating point [N, H, W], in any unit (that of the result).
+        fov_deg: horizontal field of view in degrees, 0 < fov_deg < 180; a float, or a floating tensor [N].
+
+    Returns:
+        float32 [N, H * W, 3]; gradients flow to ``depth``.
+
+    Raises:
+        ValueError: wrong rank or dtype, or a field of view outside (0, 180).
+    """
+    _check_input("depth", depth, "[maps, height, width]")
+    return reference.unproject_focal(depth, _focal(fov_deg, depth))
