@@ -156,4 +156,5 @@ class Normals:
 
     def __call__(self, index: int) -> np.ndarray:
         fov_deg = horizontal_fov(self.split, index, self.fov_deg)
-        return surface_normals(self.source(self.split, index), fov_deg, self.far, f"the depth of {self.split.names[index]}")
+        name = f"the depth of {self.split.names[index]}"
+        return surface_normals(self.source(self.split, index), fov_deg, self.far, name)

@@ -169,7 +169,7 @@ def depth_source(
     horizon: float = 0.45,
     fov_deg: float = 60.0,
 ) -> DepthSource | None:
-    """The depth source of the settings, None for "none" (plain STEGO); see `DatasetDepth`, `FolderDepth`, `GroundPlane`.
+    """The depth source of the settings (`DatasetDepth`, `FolderDepth` or `GroundPlane`), None for "none": plain STEGO.
 
     Raises:
         ValueError: unknown source, or a setting that it needs is missing or impossible.

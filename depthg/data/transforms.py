@@ -20,7 +20,7 @@ INTERPOLATIONS = ("antialias", "nearest")
 PARTS = ("image", "label", "maps")
 MIN_SIDE = 8  # pixels; a smaller crop says nothing about its content
 
-_SLOTS = 4
+_KEPT = 4  # decoded photos
 
 FloatMap = Callable[[int], np.ndarray]  # photo index -> float32 [H, W] or [C, H, W]
 
@@ -79,9 +79,8 @@ class Views:
         self.size = tuple(size)
         self.maps = dict(maps or {})
         self.map_size = self.size if map_size is None else tuple(map_size)
-        # the photos read last, for their other crops; a lock each, so that threads do not decode the same photo twice
-        self._slots: list = [None] * _SLOTS
-        self._locks = [threading.Lock() for _ in range(_SLOTS)]
+        self._recent: dict[tuple, _Recent] = {}  # the photos read last, oldest first, for their other crops
+        self._lock = threading.Lock()
 
     @property
     def per_photo(self) -> int:
@@ -133,11 +132,15 @@ class Views:
     def _photo(self, index: int, parts: frozenset[str]) -> "_Photo":
         if self.per_photo == 1:
             return self._read(index, parts)
-        slot = index % _SLOTS
-        with self._locks[slot]:
-            if self._slots[slot] is None or self._slots[slot][0] != (index, parts):
-                self._slots[slot] = ((index, parts), self._read(index, parts))
-            return self._slots[slot][1]
+        with self._lock:
+            recent = self._recent.pop((index, parts), None) or _Recent()
+            self._recent[index, parts] = recent
+            if len(self._recent) > _KEPT:
+                del self._recent[next(iter(self._recent))]
+        with recent.lock:  # threads that want the same photo wait for the first of them to decode it
+            if recent.photo is None:
+                recent.photo = self._read(index, parts)
+            return recent.photo
 
     def _read(self, index: int, parts: frozenset[str]) -> "_Photo":
         name = self.split.names[index]
@@ -196,6 +199,11 @@ class _Photo:
     maps: dict[str, np.ndarray]  # float32 [C, H, W]
 
 
+class _Recent:
+    def __init__(self):
+        self.lock, self.photo = threading.Lock(), None
+
+
 @dataclass(frozen=True)
 class Window:
     """A crop in whole pixels of the photo, and the box inside it that a view covers."""
@@ -224,24 +232,26 @@ def _nearest(start: float, length: float, n: int, limit: int) -> np.ndarray:
 def resize_area(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
     """Mean over each output cell, pixels at its border weighted by the part covered: [C, H, W] -> [C, *size].
 
-    The map is taken as constant over each pixel, and the integral over the cell is exact at any ratio (adaptive
-    pooling rounds cells to whole pixels).
+    The map is taken as constant over each pixel, and the mean over the cell is exact at any ratio (adaptive pooling
+    rounds cells to whole pixels).
     """
     top, left, height, width = window.box
     crop_top, crop_left, crop_height, crop_width = window.crop
-    rows = _coverage(top, height, size[0], crop_height)  # [h, H]
-    columns = _coverage(left, width, size[1], crop_width)  # [w, W]
     cut = values[:, crop_top : crop_top + crop_height, crop_left : crop_left + crop_width]
-    return np.ascontiguousarray(rows @ np.ascontiguousarray(cut, np.float32) @ columns.T)
+    rows = _cell_means(cut, top, height, size[0])  # [C, h, W]
+    out = _cell_means(np.ascontiguousarray(rows.swapaxes(1, 2)), left, width, size[1]).swapaxes(1, 2)
+    low, high = cut.min((1, 2), keepdims=True), cut.max((1, 2), keepdims=True)
+    return np.ascontiguousarray(np.clip(out, low, high))  # rounding must not leave the range of the map
 
 
-def _coverage(start: float, length: float, n: int, limit: int) -> np.ndarray:  # float32 [n, limit]
-    """Share of output cell i that lies in pixel k; rows sum to 1."""
-    edges = np.clip(start + np.arange(n + 1) * (length / n), 0, limit)
-    pixels = np.arange(limit)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    overlap = np.maximum(overlap, 0)
-    return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+def _cell_means(values: np.ndarray, start: float, length: float, n: int) -> np.ndarray:  # [C, k, m] -> [C, n, m]
+    """Means over n equal cells of [start, start + length) along axis 1, from the integral up to their edges."""
+    edges = np.clip(start + np.arange(n + 1) * (length / n), 0, values.shape[1])
+    first = np.minimum(edges.astype(np.int64), values.shape[1] - 1)  # the pixel that holds each edge
+    part = (edges - first).astype(np.float32)[:, None] * values[:, first]  # what lies before the edge in that pixel
+    whole = np.add.reduceat(values, first, axis=1)[:, :-1]
+    whole[:, first[1:] == first[:-1]] = 0  # reduceat gives the pixel itself for an empty range
+    return (whole + part[:, 1:] - part[:, :-1]) / np.diff(edges).astype(np.float32)[:, None]
 
 
 def _check_size(values: np.ndarray, photo: tuple[int, int], name: str, what: str) -> None:
