@@ -1,7 +1,7 @@
 """Frozen backbones: images in, one feature map per image out.
 
 `load_backbone("efficientnet_lite0")` works offline; `dino_*` and `hf:*` need the package transformers and weights
-(backbone_dino.py). The features are raw; `depthg.features` standardises them.
+(backbone_vit.py, backbone_dino.py). The features are raw; `depthg.features` standardises them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthg.backbone_dino import DINO, load_dino
 from depthg.backbone_efficientnet import load_efficientnet_lite0
+from depthg.backbone_vit import load_hf
 from depthg.backbone_weights import hash_weights
 
-BACKBONES = ("efficientnet_lite0",)
+BACKBONES = ("efficientnet_lite0", *DINO, "hf:<hub id or folder>")
 
 
 class Backbone(nn.Module):
@@ -59,26 +61,30 @@ class Backbone(nn.Module):
         Raises: TypeError (not floating point), ValueError (shape).
         """
         self._check(images)
-        chunk = len(images)
+        size = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+        chunk = max(1, len(images))
         if images.device.type == "cpu":
             chunk = max(1, self.body.cpu_pixels // (images.shape[-2] * images.shape[-1]))
-        # The concatenation stands outside inference mode because autograd refuses to save tensors made inside it.
+        # Allocated outside inference mode: autograd refuses to save tensors made inside it.
+        features = torch.empty(
+            len(images), self.channels, *size, device=images.device, memory_format=torch.channels_last
+        )
         with torch.no_grad():
-            features = torch.cat([torch.cat(self._stage_maps(x), 1) for x in images.split(max(chunk, 1))])
-            return features.contiguous(memory_format=torch.channels_last)
+            for start in range(0, len(images), chunk):
+                part = slice(start, start + chunk)
+                for target, stage in zip(
+                    features[part].split(self.stages, 1), self._stage_maps(images[part], size), strict=True
+                ):
+                    target.copy_(stage)
+        return features
 
     @torch.inference_mode()
-    def _stage_maps(self, images: Tensor) -> list[Tensor]:
-        """Maps of all stages at `stride`: each [B, stage, H / stride, W / stride], float32."""
-        size = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        if len(images) == 0:
-            return [images.new_zeros(0, d, *size, dtype=torch.float32) for d in self.stages]
+    def _stage_maps(self, images: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """Maps of all stages [B, stage, h, w], the coarser ones up-sampled to size (h, w)."""
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with _autocast(images.device):
             maps = self.body(x)
-        return [
-            m.float() if m.shape[-2:] == size else F.interpolate(m.float(), size=size, mode="bilinear") for m in maps
-        ]
+        return [m if m.shape[-2:] == size else F.interpolate(m.float(), size=size, mode="bilinear") for m in maps]
 
     def _check(self, images: Tensor) -> None:
         if not images.is_floating_point():
@@ -104,8 +110,9 @@ def load_backbone(name: str, weights: str | Path | None = None, device: str | to
     """A frozen backbone by name.
 
     Args:
-        name: "efficientnet_lite0".
-        weights: local weights instead of the default ones; "~" is expanded.
+        name: "efficientnet_lite0", "dino_vits8", "dino_vitb8", "dino_vits16", "dino_vitb16", or "hf:" and the hub id or
+            folder of a vision transformer.
+        weights: local weights instead of the default ones: a .pth file, for transformers models also a folder.
         device: where the backbone runs.
     Returns: `Backbone`, in evaluation mode, without gradients.
     Raises: ValueError (unknown name, weights of another architecture), FileNotFoundError (missing weights; the message
@@ -117,7 +124,12 @@ def load_backbone(name: str, weights: str | Path | None = None, device: str | to
             raise FileNotFoundError(f"backbone.weights={weights} does not exist")
     if name == "efficientnet_lite0":
         body = load_efficientnet_lite0(weights)
+    elif name in DINO:
+        body = load_dino(name, weights)
+    elif name.startswith("hf:") and name != "hf:":
+        body = load_hf(name, weights)
     else:
-        near = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.3) or BACKBONES
-        raise ValueError(f"unknown backbone {name!r}; nearest: {', '.join(near)}; all: {', '.join(BACKBONES)}")
+        near = [f"hf:{name}"] if "/" in name else difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.3)
+        nearest = f"nearest: {', '.join(near)}; " if near else ""
+        raise ValueError(f"unknown backbone {name!r}; {nearest}all: {', '.join(BACKBONES)}")
     return Backbone(name, body).to(device)

@@ -247,6 +247,12 @@ def test_weights_hash_follows_the_values(tmp_path, lite0_file):
 def test_unknown_name_and_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"unknown backbone 'efficientnet_lite'; nearest: efficientnet_lite0"):
         load_backbone("efficientnet_lite")
+    with pytest.raises(ValueError, match=r"nearest: dino_vits8"):
+        load_backbone("dino_vit_s8")
+    with pytest.raises(ValueError, match=r"nearest: hf:facebook/dinov2-small;"):
+        load_backbone("facebook/dinov2-small")
+    with pytest.raises(ValueError, match=r"unknown backbone 'hf:'"):
+        load_backbone("hf:")
     with pytest.raises(FileNotFoundError, match=r"backbone\.weights=.*nothing\.pth does not exist"):
         load_backbone("efficientnet_lite0", tmp_path / "nothing.pth")
 
