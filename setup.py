@@ -2,7 +2,7 @@
 
 The environment variable ``DEPTHG_BUILD`` chooses what is built:
 
-- ``auto`` (default): the CPU code, and the CUDA code when nvcc is found; what cannot be built is left out, with a reason;
+- ``auto`` (default): the CPU code, and the CUDA code when nvcc is found; what fails is left out, with a reason;
 - ``cpu``: the CPU code only; ``cuda``: both; a failure is an error;
 - ``none``: pure Python, the eager implementations alone.
 """
@@ -47,7 +47,7 @@ def build_mode():
 
 
 def find_cxx():
-    """The C++ compiler: $CXX, the one Python was built with, or a usual name; None when there is none (or on Windows)."""
+    """The C++ compiler: $CXX, the one of Python, or a usual name; None when there is none (or on Windows)."""
     if os.name == "nt":
         return None
     names = [os.environ.get("CXX"), sysconfig.get_config_var("CXX"), "g++", "clang++", "c++"]
@@ -109,7 +109,7 @@ class BuildExtension(build_ext):
         mode, nvcc = build_mode(), find_nvcc()
         if mode == "cuda" and not nvcc:
             raise SystemExit(
-                "DEPTHG_BUILD=cuda, but nvcc is not found: install the CUDA toolkit, set CUDA_HOME, or use DEPTHG_BUILD=cpu"
+                "DEPTHG_BUILD=cuda, but nvcc is not found: install the toolkit, set CUDA_HOME, or use DEPTHG_BUILD=cpu"
             )
         attempts = {"auto": [True, False] if nvcc else [False], "cpu": [False], "cuda": [True]}[mode]
         for with_cuda in attempts:

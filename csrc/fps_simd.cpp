@@ -72,7 +72,7 @@ Memory carve(const Plan& plan, char* scratch, int64_t* bytes) {
 struct Patience {
   int spins = 0;
   void wait() {
-    if (++spins < 4096) {
+    if (++spins < 256) {
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif

@@ -6,10 +6,9 @@ The contract (arithmetic, ties, errors) stands in ``csrc/fps.h``, the definition
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from depthg.kernels import reference
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA, missing, native
+from torch import Tensor
 
 IMPLS = ("auto", "cpp", "cuda", "eager")
 MAX_DIMS = 8
@@ -78,7 +77,7 @@ def _check_values(points: Tensor, k: int, starts: Tensor | None, start: int, len
 
 
 def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
-    """Focal length in cells, after a check of the field of view (of a tensor's values only on the CPU, when not tracing)."""
+    """Focal length in cells, after a check of the field of view (values of a tensor: on the CPU, when not tracing)."""
     if isinstance(fov_deg, Tensor):
         _check_per_cloud("fov_deg", fov_deg, depth, dtype=None)
         if (
@@ -221,8 +220,8 @@ def farthest_point_sample(
 
     ``picks[:, 0] = start;  picks[:, j] = argmax_i min_{l < j} |points[:, i] - points[:, picks[:, l]]|^2``
 
-    All implementations return equal indices: points are rounded to float32 (float64 too), squared distances are taken in
-    float32 without FMA, ties go to the lowest index. The order is that of picking, so a prefix is the smaller sample.
+    All implementations return equal indices: points are rounded to float32 (float64 too), squared distances are taken
+    in float32 without FMA, ties go to the lowest index. The order is that of picking: a prefix is the smaller sample.
     When every remaining point is a duplicate of a picked one, all minima are zero and the argmax is index 0, again and
     again. No gradient flows.
 
@@ -239,8 +238,8 @@ def farthest_point_sample(
 
     Raises:
         ValueError: wrong rank, dtype, D or device; N = 0; k, start or lengths out of range; NaN or infinity among CPU
-            points. On CUDA values are not read back: starts and lengths are moved into range there, and a cloud with NaN
-            still gives indices below N.
+            points. On CUDA no value is read back: starts and lengths are moved into range there, and a cloud with
+            NaN still gives indices below N.
 
     The definition is ``reference.farthest_point_sample``, the contract ``csrc/fps.h``.
     """
