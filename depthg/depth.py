@@ -59,7 +59,8 @@ def map_depth(
     if mapping == "saturating":
         return 1 - np.float32(scale) / (depth + np.float32(scale))
     if mapping == "log":
-        return np.log1p(np.minimum(depth, far) / np.float32(scale)) / np.float32(math.log1p(far / scale))
+        clipped = np.minimum(depth.astype(np.float64), far)  # in float32 the quotient can pass 1
+        return (np.log1p(clipped / scale) / np.log1p(far / scale)).astype(np.float32)
     if mapping == "linear":
         return np.minimum(depth, far) / np.float32(far)
     if depth.size and depth.max() > 1:

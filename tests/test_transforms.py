@@ -37,13 +37,18 @@ class ArraySplit:
         return self.maps[index]
 
 
+def gain(n):
+    """Grey levels per pixel of a ramp over n pixels, the more the finer a shift shows."""
+    return 255 // n
+
+
 def coordinate_split(height, width, axis):
-    """Image, label and map that hold the coordinate of their own pixel centre along an axis (the label its index)."""
+    """Label and map hold index and centre of their own pixel along an axis, the image gain(n) times the index."""
     n = (height, width)[axis]
     along = np.arange(n)
     along = along[:, None] if axis == 0 else along[None, :]
     along = np.broadcast_to(along, (height, width))
-    image = np.repeat(along[..., None].astype(np.uint8), 3, axis=2)
+    image = np.repeat((along[..., None] * gain(n)).astype(np.uint8), 3, axis=2)
     return ArraySplit([image], [along.astype(np.int64)], [along.astype(np.float32) + 0.5])
 
 
@@ -85,12 +90,12 @@ def test_image_label_and_map_stay_aligned(photo, target, crop):
             where = view.maps["where"][0].numpy()
             slack = 1e-4 if scale >= 1 and float(scale).is_integer() else 0.5 / max(scale, 1) + 1e-4
             assert np.abs(where - grid).max() <= slack
-            # image: bilinear is exact on a ramp but for rounding to 8 bits and at the border of the crop
-            reach = max(scale, 1)
-            inside = (grid > low + reach) & (grid < high - reach)
-            error = view.image[0].numpy().astype(float) + 0.5 - grid
-            assert np.abs(error[inside]).max(initial=0) <= 0.51
-            assert abs(error[inside].mean() if inside.any() else 0) <= 0.51
+            # image: a triangle around the centre, as wide as the scale, over the pixels of the crop
+            pixels = np.arange(low, high)
+            weights = np.maximum(0, 1 - np.abs(pixels + 0.5 - centres[:, None]) / max(scale, 1))
+            mean = (weights * pixels).sum(1) / weights.sum(1)
+            error = view.image[0].numpy() - mean.reshape(shape) * gain(photo[axis])
+            assert np.abs(error).max() <= 0.51  # rounded to 8 bits
             assert torch.equal(view.image[0], view.image[2])
 
 
@@ -124,7 +129,7 @@ def test_nearest_mode_reads_one_pixel_for_everything():
             expected = np.broadcast_to(np.floor(centres + 1e-9).reshape(shape), (20, 24))
             assert np.abs(view.label.numpy() - expected).max() <= 1  # a centre may lie on the edge of two pixels
             assert (view.label.numpy() == expected).mean() > 0.95
-            assert np.array_equal(view.image[1].numpy(), view.label.numpy())
+            assert np.array_equal(view.image[1].numpy(), view.label.numpy() * gain(photo[axis]))
             assert np.array_equal(view.maps["where"][0].numpy(), view.label.numpy() + 0.5)
 
 

@@ -139,7 +139,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
     def size(image: Image.Image) -> tuple[int, int]:
         if image.format == "TIFF":
-            image.load()  # Pillow turns TIFF upright while loading, and its versions differ in the size told before
+            image.load()  # Pillow's versions differ in the size told before
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
@@ -218,6 +218,9 @@ def _grey_to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
+    """EXIF orientation that is still to be applied to a loaded image."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these upright itself while loading
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block (Pillow raises many types) does not make the photo unusable
