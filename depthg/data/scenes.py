@@ -1,0 +1,264 @@
+"""Procedural outdoor RGB-D scenes with eight classes: a data set that needs no download and has true depth and labels.
+
+Every picture follows from (seed, index) alone: train, val and test are disjoint ranges of the index of one seed.
+The pictures are rendered once into a cache folder named after the renderer's source, the seed and the size (written
+out in `settings.json` beside them), one .npz each; whatever is missing or damaged is rendered again. See
+scene_renderer for what a pixel means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from depthg.data.scene_primitives import Camera
+from depthg.data.scene_worker import scene_file, write_scene
+
+CLASSES = ("sky", "road", "grass", "building", "tree", "car", "person", "pole")
+PALETTE = np.array(
+    [
+        (126, 178, 232),
+        (128, 100, 140),
+        (154, 205, 80),
+        (150, 110, 90),
+        (30, 110, 50),
+        (215, 40, 50),
+        (255, 150, 30),
+        (250, 230, 70),
+    ],
+    dtype=np.uint8,
+)
+SPLIT_START = {"train": 0, "val": 100_000, "test": 200_000}
+MAX_IMAGES = 100_000  # per split
+RENDERER_FILES = (
+    "scene_primitives",
+    "scene_materials",
+    "scene_ground",
+    "scene_objects",
+    "scene_layout",
+    "scene_renderer",
+)
+DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def renderer_version() -> str:
+    """Digest of the renderer's source: a cache rendered by other code is never reused."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in RENDERER_FILES)).hexdigest()[:16]
+
+
+class SceneSplit:
+    """A range of rendered scenes (see base.Split)."""
+
+    def __init__(self, folder: Path, seed: int, size: int, name: str, count: int):
+        self.folder, self.seed, self.picture_size = folder, seed, size
+        self.indices = range(SPLIT_START[name], SPLIT_START[name] + count)
+        self.names = [f"{name}_{i:04d}" for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> np.ndarray:  # uint8 [H, W, 3]
+        """The photo as RGB."""
+        return self._read(index, "image")
+
+    def label(self, index: int) -> np.ndarray:  # int64 [H, W]
+        """The class of every pixel centre; no pixel is void."""
+        return self._read(index, "label").astype(np.int64)
+
+    def depth(self, index: int) -> np.ndarray:  # float32 [H, W]
+        """True z-depth of every pixel centre in metres, inf = sky."""
+        return self._read(index, "depth")
+
+    def fov_deg(self, index: int) -> float:
+        """Horizontal field of view in degrees."""
+        return self.camera(index).fov_deg
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the photo."""
+        return self.picture_size, self.picture_size
+
+    def camera(self, index: int) -> Camera:
+        """Pose and field of view."""
+        x, y, z, yaw, pitch, roll, fov = self._read(index, "camera").tolist()
+        return Camera((x, y, z), yaw, pitch, roll, fov)
+
+    def _read(self, index: int, part: str) -> np.ndarray:
+        number = self.indices[index]
+        path = scene_file(self.folder, number)
+        try:
+            return _load(path, part, self.picture_size)
+        except DAMAGED as error:
+            warnings.warn(f"rendering {path} again, it could not be read: {error}", stacklevel=3)
+        write_scene(self.folder, self.seed, number, self.picture_size)
+        return _load(path, part, self.picture_size)
+
+
+class SceneDataset:
+    """The procedural scenes (see base.Dataset), rendered into the cache when they are not there yet.
+
+    `test` is a third split for checks on images that no choice was made on; it is rendered when first asked for.
+
+    Args:
+        cache_dir: folder that holds the caches of all settings.
+        seed: of the whole series of scenes.
+        n_train, n_val, n_test: photos per split. They do not change what the photos show.
+        size: height and width in pixels.
+        workers: processes that render; None for one per available core, at most 8.
+        progress: show a progress bar while rendering.
+
+    Raises:
+        ValueError: a number out of range.
+        RuntimeError: a rendering process stopped.
+    """
+
+    name = "scenes"
+    classes = CLASSES
+    palette = PALETTE
+
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike,
+        seed: int = 0,
+        n_train: int = 300,
+        n_val: int = 60,
+        n_test: int = 60,
+        size: int = 224,
+        *,
+        workers: int | None = None,
+        progress: bool = True,
+    ):
+        for key, count in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test)):
+            if not 1 <= count <= MAX_IMAGES:
+                raise ValueError(f"data.{key}={count} is out of range: pass 1 to {MAX_IMAGES}")
+        if seed < 0:
+            raise ValueError(f"the scenes' seed is {seed}: pass 0 or more")
+        if not 32 <= size <= 2048:
+            raise ValueError(f"data.size={size} is out of range: scenes are rendered at 32 to 2048 pixels")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers={workers}: pass 1 or more, or None for one per core")
+        settings = {"data": "scenes", "renderer": renderer_version(), "seed": seed, "size": size}
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        self.folder = Path(cache_dir) / f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.seed, self.size, self.n_test = seed, size, n_test
+        self.workers, self.progress = (
+            workers
+            or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+            progress,
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.json").write_text(text + "\n")
+        self.train, self.val = self._split("train", n_train), self._split("val", n_val)
+        self._render([*self.train.indices, *self.val.indices])
+
+    @cached_property
+    def test(self) -> SceneSplit:
+        """Held-out photos."""
+        split = self._split("test", self.n_test)
+        self._render(split.indices)
+        return split
+
+    def _split(self, name: str, count: int) -> SceneSplit:
+        return SceneSplit(self.folder, self.seed, self.size, name, count)
+
+    def _render(self, indices: Sequence[int]) -> None:
+        missing = [index for index in indices if not scene_file(self.folder, index).exists()]
+        if not missing:
+            return
+        for left in self.folder.glob("*.tmp"):  # of killed runs; another run may be writing the young ones
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink(missing_ok=True)
+        # runs that share the cache start at different places, so that they divide the work
+        missing = np.random.default_rng(os.getpid()).permutation(missing).tolist()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, disable=not self.progress) as bar:
+            task = bar.add_task("rendering scenes", total=len(missing))
+            render_files(self.folder, self.seed, self.size, missing, self.workers, lambda: bar.advance(task))
+
+
+def render_files(
+    folder: Path, seed: int, size: int, indices: Sequence[int], workers: int, advance: Callable[[], None]
+) -> None:
+    """Render the pictures with these numbers into the folder in `workers` processes; call `advance` after each."""
+    workers = min(workers, len(indices))
+    if workers < 2 or not sys.executable:
+        for index in indices:
+            write_scene(folder, seed, index, size)
+            advance()
+        return
+    package = str(Path(__file__).parents[2])
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "depthg.data.scene_worker", str(folder.absolute()), str(seed), str(size)]
+    processes = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **threads, "PYTHONPATH": paths},
+        )
+        for _ in range(workers)
+    ]
+    work: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in indices:
+        work.put(index)
+    lock = threading.Lock()
+
+    def locked_advance() -> None:
+        with lock:
+            advance()
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for done in as_completed([pool.submit(_serve, process, work, locked_advance) for process in processes]):
+                done.result()
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def _serve(process: subprocess.Popen, work: queue.SimpleQueue, advance: Callable[[], None]) -> None:
+    """Hand picture numbers to one worker until none is left."""
+    while True:
+        try:
+            index = work.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            process.stdin.write(f"{index}\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except OSError:
+            answer = ""
+        if answer.strip() != str(index):
+            raise RuntimeError(
+                f"a process that renders scenes stopped at picture {index} (exit code {process.wait()}, its message is "
+                "above); the finished pictures are kept: start again to go on"
+            )
+        advance()
+
+
+def _load(path: Path, part: str, size: int) -> np.ndarray:
+    with np.load(path) as stored:
+        array = stored[part]
+    if part != "camera" and array.shape[:2] != (size, size):
+        raise ValueError(f"it holds {array.shape[0]} x {array.shape[1]} pixels, not {size} x {size}")
+    return array
