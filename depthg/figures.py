@@ -37,7 +37,7 @@ READ_OUTS = {
     "cluster": "Cluster probe",
     "linear": "Linear probe",
     "kmeans_codes": "k-means on codes",
-    "kmeans_features": "k-means on features",
+    "kmeans_features": "k-means on raw features",
 }
 TERMS = {"loss.self": "self", "loss.neighbour": "neighbour", "loss.negative": "negative", "loss.depth": "depth"}
 PROBES = {"loss.cluster": "cluster probe", "loss.linear": "linear probe"}
@@ -228,11 +228,11 @@ def _line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, name: str, noisy:
 
 
 def running_mean(y: np.ndarray, half: int) -> np.ndarray:  # [n] -> [n]
-    """Mean over up to ``half`` neighbours on either side; fewer at the ends, the same number on both sides."""
+    """Mean over ``half`` neighbours on either side, or as many as there are."""
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))
-    reach = np.minimum(half, np.minimum(at, len(y) - 1 - at))
-    return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+    first, end = np.maximum(at - half, 0), np.minimum(at + half + 1, len(y))
+    return (total[end] - total[first]) / (end - first)
 
 
 def _series(records: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:

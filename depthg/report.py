@@ -23,7 +23,22 @@ from depthg.figures import (
     curves_figure,
     iou_figure,
 )
-from depthg.report_page import MINUS, PAGE, figure, image, is_number, pairs, percent, section, table, text, words
+from depthg.report_page import (
+    MINUS,
+    PAGE,
+    SMALLEST,
+    figure,
+    image,
+    is_number,
+    pairs,
+    percent,
+    picture_width,
+    section,
+    sheet,
+    table,
+    text,
+    words,
+)
 from depthg.run_folder import read_log
 
 ABOUT = {
@@ -150,13 +165,13 @@ def _pictures(folder: Path) -> str:
     sheets = sorted(folder.glob("*.png"))
     if not sheets:
         return ""
-    shown = [image(path, f"Example pictures {path.stem}: photo and segmentations side by side") for path in sheets]
-    body = "".join(f'<div class="wide sheet">{image}</div>' for image in shown[:OPEN_SHEETS])
-    rest = shown[OPEN_SHEETS:MOST_SHEETS]
-    body += '<p class="hint swipe">Swipe a sheet sideways to see all columns.</p>'
-    if rest:
-        hidden = "".join(f'<div class="wide sheet">{image}</div>' for image in rest)
-        body += f"<details><summary>{len(rest)} more</summary>{hidden}</details>"
+    shown = [sheet(path) for path in sheets[:MOST_SHEETS]]
+    body = "".join(shown[:OPEN_SHEETS])
+    if any(picture_width(path) * SMALLEST > 350 for path in sheets[:MOST_SHEETS]):
+        body += '<p class="hint swipe">Swipe a sheet sideways to see all columns.</p>'
+    if shown[OPEN_SHEETS:]:
+        hidden = "".join(shown[OPEN_SHEETS:])
+        body += f"<details><summary>{len(shown) - OPEN_SHEETS} more</summary>{hidden}</details>"
     if len(sheets) > MOST_SHEETS:
         body += f'<p class="hint">{len(sheets) - MOST_SHEETS} further sheets lie in the folder panels.</p>'
     return body

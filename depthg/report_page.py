@@ -8,8 +8,11 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from depthg.figures import DARK, LIGHT, svg_bytes
 
+SMALLEST = 0.56  # scale below which a sheet scrolls: tiles of about 145 pixels
 MINUS, DASH = "\u2212", "\u2013"
 
 STYLE = """
@@ -45,7 +48,7 @@ img { display: block; width: 100%; height: auto; }
 .big img { min-width: 640px; }
 .sheet { background: #fff; border-radius: 12px; border: 1px solid var(--line); }
 .sheet + .sheet, details .sheet { margin-top: 14px; }
-.sheet img { max-width: 1348px; min-width: min(760px, 200vw); }
+.sheet img { margin: 0 auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--faint); font-size: .85rem; font-weight: 500; }
@@ -103,8 +106,25 @@ def figure(title: str, draw, size: str = "", caption: bool = True) -> str:
     return f'<figure>{text}<div class="{size}">{picture}</div></figure>'
 
 
-def image(path: Path, alt: str) -> str:
-    return f'<img src="{data_address(path.read_bytes(), "png")}" alt="{escape(alt)}" loading="lazy">'
+def image(path: Path, alt: str, style: str = "") -> str:
+    return f'<img src="{data_address(path.read_bytes(), "png")}" alt="{escape(alt)}" style="{escape(style)}">'
+
+
+def sheet(path: Path) -> str:
+    """A panel sheet, never enlarged; on a narrow screen it scrolls sideways before its tiles get too small."""
+    width = picture_width(path)
+    size = f"max-width:{width}px;min-width:{round(SMALLEST * width)}px"
+    return (
+        f'<div class="wide sheet">{image(path, f"Example pictures {path.stem}: photo and segmentations", size)}</div>'
+    )
+
+
+def picture_width(path: Path) -> int:
+    try:
+        with Image.open(path) as picture:
+            return picture.width
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable picture ({error}); remove it, then build again") from error
 
 
 def data_address(content: bytes, kind: str) -> str:

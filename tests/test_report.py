@@ -240,3 +240,12 @@ def test_command_line_rebuilds_a_report(plain_figures, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "nowhere")])
     assert stop.value.code == 1 and "error: " in capsys.readouterr().err
+
+
+def test_sheets_are_never_enlarged_and_a_broken_one_is_named(plain_figures, tmp_path):
+    run = make_run(tmp_path / "run", panels=1)
+    Image.new("RGB", (1000, 20)).save(run / "panels" / "00.png")
+    assert 'style="max-width:1000px;min-width:560px"' in write_report(run).read_text()
+    (run / "panels" / "01.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"01\.png is not a readable picture"):
+        write_report(run)
