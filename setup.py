@@ -32,7 +32,7 @@ ISA_FLAGS = {  # one copy of fps_simd.cpp per instruction set; fps_cpu.cpp choos
         "-mprefer-vector-width=512",
     ],
 }
-CUDA_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]  # the last one as PTX too, for what comes later
+CUDA_ARCHS = ["75", "80", "90", "100", "120"]  # sm_80 code runs on 86 and 89; the last one as PTX too, for what follows
 
 
 def say(message):
@@ -147,8 +147,11 @@ class BuildExtension(build_ext):
         steps.compile("cxx", "csrc/fps_cpu.cpp")
         steps.compile("cxx", "csrc/thread_pool.cpp")
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-        libraries = self.cuda_libraries(nvcc) if nvcc else []
-        steps.rule("link", f"{shell([*cxx, *shared, '-pthread'])} $in -o $out {shell(libraries)}", depfile=False)
+        if nvcc:  # links the CUDA runtime statically and knows where it lies
+            linker = [nvcc, "-ccbin", cxx[0], "-shared", "-cudart", "static", "-Xcompiler", "-pthread"]
+        else:
+            linker = [*cxx, *shared, "-pthread"]
+        steps.rule("link", f"{shell(linker)} $in -o $out", depfile=False)
         steps.lines += [f"build {ninja_path(target)}: link {' '.join(steps.objects)}", f"default {ninja_path(target)}"]
         steps.run(folder)
 
@@ -157,17 +160,9 @@ class BuildExtension(build_ext):
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         host = ["-ccbin", cxx[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        flags = ["-std=c++17", "-O3", "--fmad=false", "--threads", "0", "-cudart", "static", *host, *codes]
+        flags = ["-std=c++17", "-O3", "--fmad=false", "--threads", "0", *host, *codes]
         steps.rule("nvcc", f"{shell([nvcc, *flags])} $flags -MMD -MF $out.d -c $in -o $out")
         steps.compile("nvcc", "csrc/fps_cuda.cu")
-
-    def cuda_libraries(self, nvcc):
-        home = Path(nvcc).resolve().parent.parent
-        folders = [home / "lib64", home / "lib", home / "targets" / f"{platform.machine()}-linux" / "lib"]
-        found = next((f for f in folders if (f / "libcudart_static.a").exists()), None)
-        if not found:
-            raise RuntimeError(f"libcudart_static.a is not in {', '.join(map(str, folders))}")
-        return [str(found / "libcudart_static.a"), "-ldl", "-lrt"]
 
 
 def extensions():

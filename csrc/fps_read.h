@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fps_cpu.h"
+#include "fps_half.h"
 
 namespace depthg {
 namespace {
@@ -20,25 +21,14 @@ struct Memory {
   float* ray;                // [width] of a depth map: x of the ray through each column
 };
 
-float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
-  const uint32_t magnitude = h & 0x7fff;
-  uint32_t bits = (magnitude << 13) + 0x38000000;                 // normal: move the exponent's bias
-  if (magnitude >= 0x7c00) bits = (magnitude << 13) | 0x7f800000; // infinity and NaN
-  float f;
-  if (magnitude < 0x0400) {
-    f = static_cast<float>(magnitude) * 5.9604644775390625e-8f;   // subnormal: magnitude * 2^-24, exact
-    memcpy(&bits, &f, 4);
-  }
-  bits |= sign;
-  memcpy(&f, &bits, 4);
-  return f;
-}
+struct Half {
+  uint16_t bits;
+  operator float() const { return half_to_float(bits); }
+};
 
-struct Half { uint16_t bits; operator float() const { return half_to_float(bits); } };
 struct BFloat {
   uint16_t bits;
-  operator float() const { const uint32_t b = static_cast<uint32_t>(bits) << 16; float f; memcpy(&f, &b, 4); return f; }
+  operator float() const { return bfloat_to_float(bits); }
 };
 
 template <class T>
@@ -56,10 +46,6 @@ void read_points(const Clouds& c, const T* data, const Memory& m, int64_t from, 
     const T* column = data + d * c.stride[2];
     for (int64_t i = from; i < to; ++i) m.source[d][i] = static_cast<float>(column[i * c.stride[1]]);
   }
-}
-
-float ray(int64_t i, int64_t size, float focal) {
-  return ((static_cast<float>(i) + 0.5f) - static_cast<float>(size) / 2) / focal;
 }
 
 template <class T>
