@@ -250,6 +250,8 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError("loss.depth.pair=crop needs loss.depth.at=points")
     if config.checkpoint.rule == "best" and not config.val.every:
         raise ValueError("checkpoint.rule=best needs val.every: the best checkpoint is picked among evaluations")
+    if any(len(change) != 2 or change[0] < 0 or change[1] < 1 for change in sampling.schedule):
+        raise ValueError(f"sampling.schedule={sampling.schedule} must be a list of [iteration, points per side]")
     if config.depth.source == "folder" and not config.depth.root:
         raise ValueError("depth.source=folder needs depth.root=DIR")
     if config.knn.draw > config.knn.k:

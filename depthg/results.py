@@ -15,21 +15,24 @@ from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
 
 NAMES = {
-    "cluster": "cluster probe", "linear": "linear probe (uses labels)",
-    "kmeans_codes": "k-means on codes", "kmeans_features": "k-means on raw features",
+    "cluster": "clusters", "linear": "linear probe\n(uses labels)",
+    "kmeans_codes": "k-means\non codes", "kmeans_features": "k-means\non features",
 }  # fmt: skip
 ROWS_PER_SHEET = 4
 
 
 def print_metrics(metrics: dict, run: Path, console: Console) -> None:
-    """The four read-outs with per-class IoU, the protocol they were measured under, and where the pictures are."""
+    """The read-outs with per-class IoU, the protocol they were measured under, and where the pictures are."""
     classes = metrics["classes"]
     if classes:
-        table = Table("read-out", "accuracy", "mIoU", *classes, title="scores in percent; classes: IoU")
-        for name in READ_OUTS:
-            per_class = metrics["per_class"][name].values()
-            cells = ["-" if value is None else f"{value:.0f}" for value in per_class]
-            table.add_row(NAMES[name], f"{metrics[f'{name}.accuracy']:.1f}", f"{metrics[f'{name}.miou']:.1f}", *cells)
+        read_outs = [name for name in READ_OUTS if f"{name}.accuracy" in metrics]
+        table = Table("percent", *(NAMES[name] for name in read_outs), title="scores")
+        for score, text in (("accuracy", "accuracy"), ("miou", "mIoU")):
+            table.add_row(text, *(f"{metrics[f'{name}.{score}']:.1f}" for name in read_outs), style="bold")
+        table.add_section()
+        for label in classes:
+            values = [metrics["per_class"][name][label] for name in read_outs]
+            table.add_row(f"IoU {label}", *("-" if value is None else f"{value:.1f}" for value in values))
         console.print(table)
     else:
         console.print("no labels: clusters and pictures only")

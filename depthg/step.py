@@ -196,7 +196,8 @@ class Step:
         if self.guided:
             logged |= {"weight.depth": self.settings(iteration, 0.0).depth_weight, "shift.depth": shift}
         losses = {"total": result.total, **self.probe_losses(maps, batch, generator)}
-        return losses, logged | {f"loss.{name}": value for name, value in losses.items() if name != "total"}
+        logged |= {f"loss.{name}": value for name, value in losses.items() if name != "total"}
+        return losses, {key: value.detach() if isinstance(value, Tensor) else value for key, value in logged.items()}
 
     def negative_bank(self, maps: Tensor, near_points: Tensor, negatives: Tensor) -> dict[str, Tensor]:
         """Nothing when negatives are read at their own points; else image negatives[r, n] at the points of neighbour n."""

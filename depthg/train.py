@@ -14,6 +14,8 @@ from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
 from depthg.evaluate import confusions, kmeans_read_outs, summarize, training_codes
+from depthg.figures import confusion_figure, save_figure
+from depthg.metrics import matched_confusion
 from depthg.prepare import Preparation
 from depthg.report import write_report
 from depthg.results import print_metrics, write_panels
@@ -90,7 +92,7 @@ class Trainer:
                 if self.iteration == config.probe.reinit:
                     self.reinitialize_clusters()
                 if self.due(config.log_every):
-                    self.log.write(self.iteration, {"loss": losses["total"], **logged, "seconds": self.seconds["train"]})
+                    self.log.write(self.iteration, {"loss": losses["total"].item(), **logged, "seconds": self.seconds["train"]})
                     bar.update(task, loss=f"loss {losses['total'].item():.4f}")
                 if self.due(config.val.every):
                     self.validate()
@@ -146,7 +148,9 @@ class Trainer:
                 self.model.head, self.data.features, n_clusters, count, self.config.seed, self.device
             )
             metrics, assignments, counts = self.scores(read_outs | baselines)
-            metrics["confusion"] = counts["cluster"].tolist()
+            matched = matched_confusion(counts["cluster"], assignments["cluster"])
+            metrics["confusion"] = matched.tolist()
+            save_figure(confusion_figure(matched, self.data.dataset.classes), self.run / "confusion.png")
         metrics["classes"] = list(self.data.dataset.classes)
         metrics["protocol"] = protocol(self.config, self.step.shifts)
         metrics["environment"] = environment()

@@ -1,0 +1,70 @@
+"""Evaluation against written-out up-sampling and counting."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from depthg.evaluate import EvaluationSet, confusions, kmeans_read_outs, predict_ids, sample_rows, summarize
+from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
+
+CPU = torch.device("cpu")
+
+
+def test_arg_max_equals_the_cosine_of_up_sampled_codes():
+    codes, probe = torch.randn(2, 12, 5), ClusterProbe(5, 4)
+    maps = F.interpolate(codes.transpose(1, 2).unflatten(2, (3, 4)), (21, 30), mode="bilinear", align_corners=False)
+    cosine = torch.einsum("bkhw,nk->bnhw", F.normalize(maps, dim=1), F.normalize(probe.centroids, dim=1))
+    found = predict_ids(probe(codes), (3, 4), (21, 30))
+    assert (found == cosine.argmax(1)).float().mean() > 0.999  # ties in the last bit may fall either way
+
+
+def test_confusions_and_metrics_by_hand():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(5, 12, 6)).astype(np.float16)
+    labels = rng.integers(-1, 3, (5, 9, 10)).astype(np.int16)
+    head, linear = SegmentationHead(6, 4), LinearProbe(4, 3)
+    data = EvaluationSet(features, labels, (3, 4), (9, 10))
+    total = confusions(data, head, {"linear": (True, linear)}, 3, CPU, batch=2)
+    expected = np.zeros((3, 3), int)
+    head.eval()
+    for image, label in zip(features, labels, strict=True):
+        scores = linear(head(torch.from_numpy(image).float()[None]))
+        ids = predict_ids(scores, (3, 4), (9, 10))[0].numpy()
+        for truth, found in zip(label.flatten(), ids.flatten(), strict=True):
+            if truth >= 0:
+                expected[truth, found] += 1
+    assert (total["linear"] == expected).all()
+    metrics, assignments = summarize(total, ("a", "b", "c"))
+    assert metrics["linear.accuracy"] == round(100 * expected.trace() / expected.sum(), 3)
+    assert set(metrics["per_class"]["linear"]) == {"a", "b", "c"} and assignments == {}
+
+
+def test_clusters_are_matched_whatever_their_order():
+    total = {"cluster": np.array([[0, 9, 1], [8, 0, 2], [1, 1, 7]])}
+    metrics, assignments = summarize(total, ("a", "b", "c"))
+    assert assignments["cluster"].tolist() == [1, 0, 2]
+    assert metrics["cluster.accuracy"] == round(100 * 24 / 29, 3)
+
+
+def test_a_class_that_does_not_occur_is_null_and_not_nan():
+    metrics, _ = summarize({"linear": np.array([[5, 1], [0, 0]])}, ("a", "b"))
+    assert metrics["per_class"]["linear"]["b"] is None
+
+
+def test_rows_come_evenly_from_every_image():
+    features = np.arange(4).repeat(10)[:, None].reshape(4, 10, 1).astype(np.float16)
+    rows = sample_rows(features, 12, seed=0)
+    assert sorted(rows.flatten().tolist()) == [i for i in range(4) for _ in range(3)]
+
+
+def test_kmeans_baselines_find_separate_groups():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 6)[None].repeat(4, 0).reshape(4, 3, 4)
+    features = np.zeros((4, 12, 6), np.float16)
+    features[..., 0] = np.where(labels.reshape(4, 12) == 0, 1, -1)
+    features += rng.normal(0, 0.05, features.shape).astype(np.float16)
+    head = SegmentationHead(6, 4).eval()
+    read_outs = kmeans_read_outs(head, features, 2, 40, 0, CPU)
+    data = EvaluationSet(features, labels.astype(np.int16), (3, 4), (3, 4))
+    metrics, _ = summarize(confusions(data, head, read_outs, 2, CPU), ("a", "b"))
+    assert metrics["kmeans_features.accuracy"] == 100

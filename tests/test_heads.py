@@ -1,0 +1,81 @@
+"""Head and probes: the head against STEGO's 1 x 1 convolutions, dropout masks, probe losses against loops."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, channel_dropout, linear_probe_loss
+
+
+def test_head_equals_one_by_one_convolutions():
+    head = SegmentationHead(12, 5).eval()
+    linear, first, last = nn.Conv2d(12, 5, 1), nn.Conv2d(12, 12, 1), nn.Conv2d(12, 5, 1)
+    pairs = ((linear, head.linear), (first, head.nonlinear[0]), (last, head.nonlinear[2]))
+    for convolution, layer in pairs:
+        convolution.weight.data = layer.weight.data[..., None, None].clone()
+        convolution.bias.data = layer.bias.data.clone()
+    maps = torch.randn(3, 12, 4, 6)
+    expected = linear(maps) + last(F.relu(first(maps)))
+    torch.testing.assert_close(head(maps.flatten(2).transpose(1, 2)), expected.flatten(2).transpose(1, 2))
+
+
+def test_head_on_points_equals_head_on_maps_at_those_points():
+    head, feats, points = SegmentationHead(12, 5).eval(), torch.randn(3, 24, 12), torch.randint(24, (3, 7))
+    index = points[..., None]
+    at_points = head(feats.gather(1, index.expand(-1, -1, 12)))
+    torch.testing.assert_close(at_points, head(feats).gather(1, index.expand(-1, -1, 5)))
+
+
+def test_dropout_takes_whole_channels_and_keeps_the_mean():
+    x = torch.ones(2000, 3, 8)
+    dropped = channel_dropout(x, 0.25)
+    assert ((dropped == 0) | (dropped == 1 / 0.75)).all()
+    assert (dropped[:, :1] == dropped).all(), "a channel is dropped at every point of an image or at none"
+    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
+    assert channel_dropout(x, 0.0) is x
+
+
+def test_head_drops_only_in_training_and_each_branch_by_itself():
+    head = SegmentationHead(6, 4, dropout=0.5)
+    x = torch.randn(64, 2, 6)
+    assert torch.equal(head.eval()(x), head(x))
+    head.train()
+    assert not torch.equal(head(x), head(x))
+    masks = []
+    for layer in (head.linear, head.nonlinear[0]):
+        layer.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[0] == 0))
+    head(x)
+    assert not torch.equal(*masks)
+
+
+def test_cluster_loss_against_a_loop_and_arg_max_is_that_of_the_cosine():
+    probe, codes = ClusterProbe(5, 3), torch.randn(2, 4, 5)
+    best = [max(F.cosine_similarity(c, k, dim=0) for k in probe.centroids) for c in codes.reshape(-1, 5)]
+    torch.testing.assert_close(probe.loss(codes), -torch.stack(best).mean())
+    cosine = F.normalize(codes, dim=-1) @ F.normalize(probe.centroids, dim=-1).T
+    assert torch.equal(probe(codes).argmax(-1), cosine.argmax(-1))
+
+
+def test_linear_loss_over_all_pixels_equals_the_loss_on_up_sampled_codes():
+    probe, codes = LinearProbe(5, 3), torch.randn(2, 12, 5)
+    label = torch.randint(-1, 3, (2, 13, 17))
+    maps = codes.transpose(1, 2).unflatten(2, (3, 4))
+    up = F.interpolate(maps, (13, 17), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    known = label >= 0
+    expected = F.cross_entropy(probe(up[known]), label[known])
+    torch.testing.assert_close(linear_probe_loss(probe, codes, label, (3, 4)), expected)
+
+
+def test_linear_loss_at_drawn_pixels_is_an_unbiased_estimate():
+    probe, codes = LinearProbe(5, 3), torch.randn(2, 12, 5)
+    label = torch.randint(0, 3, (2, 12, 16))
+    exact = linear_probe_loss(probe, codes, label, (3, 4))
+    drawn = linear_probe_loss(probe, codes, label, (3, 4), pixels=40_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn, exact, rtol=0.01, atol=0)
+
+
+def test_linear_loss_without_labels_is_none_and_not_nan():
+    probe, codes, void = LinearProbe(5, 3), torch.randn(2, 12, 5), torch.full((2, 12, 16), -1)
+    assert linear_probe_loss(probe, codes, void, (3, 4)) is None
+    assert linear_probe_loss(probe, codes, void, (3, 4), pixels=9) is None

@@ -1,0 +1,123 @@
+"""Prepared arrays: aligned with each other, cached by exactly what matters, nothing written into the data."""
+
+import numpy as np
+import pytest
+import torch
+from miniature import settings, write_camvid
+from PIL import Image
+
+from depthg.data.base import DataError
+from depthg.prepare import Preparation
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_camvid(tmp_path / "camvid")
+
+
+def listing(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_arrays_have_the_documented_shapes_and_the_data_is_untouched(root):
+    before = listing(root)
+    data = Preparation(settings(root), CPU).run()
+    assert data.features.shape == (6, 64, 16) and data.features.dtype == np.float16
+    assert data.labels.shape == (6, 64, 64) and set(np.unique(data.labels)) <= {-1, 0, 1, 3}
+    assert data.depth.shape == (6, 64) and 0 < data.depth.min() and data.depth.max() <= 1
+    assert data.normals.shape == (6, 64, 4)
+    assert data.neighbours.shape == (6, 5) and data.photos.tolist() == list(range(6))
+    assert data.evaluation.features.shape == (3, 64, 16) and data.evaluation.labels.shape == (3, 64, 64)
+    assert listing(root) == before
+
+
+def test_depth_of_a_cell_is_the_mean_of_the_mapped_depth_in_it(root):
+    data = Preparation(settings(root), CPU).run()
+    metres = np.load(root / "depth" / "train" / "002.npy").astype(np.float64)
+    mapped = 1 - 5 / (metres + 5)
+    expected = mapped.reshape(8, 8, 8, 8).mean((1, 3)).flatten()
+    np.testing.assert_allclose(data.depth[2], expected, atol=1e-3)
+
+
+def test_features_match_the_backbone_on_the_photo(root):
+    preparation = Preparation(settings(root, "backbone.standardize=false", "backbone.pca=0"), CPU)
+    data = preparation.run()
+    photo = torch.from_numpy(np.asarray(Image.open(root / "train" / "004.png")).copy()).permute(2, 0, 1)[None] / 255
+    expected = preparation.backbone(photo).flatten(2).transpose(1, 2)[0]
+    np.testing.assert_allclose(data.features[4], expected.numpy(), rtol=2e-3, atol=5e-3)
+
+
+def builds(monkeypatch):
+    """Kinds of caches built since."""
+    import depthg.prepare
+
+    original, seen = depthg.prepare.cached, []
+
+    def spy(cache, kind, keys, build):
+        return original(cache, kind, keys, lambda folder: (seen.append(kind), build(folder)))
+
+    monkeypatch.setattr(depthg.prepare, "cached", spy)
+    return seen
+
+
+def test_caches_are_reused_and_other_settings_never_are(root, monkeypatch):
+    seen = builds(monkeypatch)
+    Preparation(settings(root), CPU).run()
+    assert sorted(seen) == ["depth", "features", "features", "labels", "labels"]
+    for overrides, expected in (
+        ((), []),
+        (("seed=5", "loss.depth.weight=1"), []),
+        (("depth.scale=9",), ["depth"]),
+        (("backbone.pca=8",), ["features", "features"]),
+        (("data.interpolation=nearest",), ["depth", "features", "features", "labels", "labels"]),
+        (("data.eval_size=[96,96]",), ["features", "labels"]),
+    ):
+        seen.clear()
+        Preparation(settings(root, *overrides), CPU).run()
+        assert sorted(seen) == expected, overrides
+
+
+def test_a_changed_photo_is_noticed(root, monkeypatch):
+    Preparation(settings(root), CPU).run()
+    seen = builds(monkeypatch)
+    Image.new("RGB", (64, 64), "red").save(root / "train" / "001.png")
+    data = Preparation(settings(root), CPU).run()
+    assert "features" in seen
+    assert np.ptp(data.features[1].astype(float), axis=0).mean() < np.ptp(data.features[2].astype(float), axis=0).mean()
+
+
+def test_five_crops_are_five_views_of_each_photo(root):
+    data = Preparation(settings(root, "data.crop=five"), CPU).run()
+    assert len(data.features) == 30 and data.photos.tolist() == [i // 5 for i in range(30)]
+    label = np.asarray(Image.open(root / "trainannot" / "001.png")).astype(int)
+    corner = label[:32, :32].repeat(2, 0).repeat(2, 1)
+    assert (data.labels[5] == np.where(corner == 11, -1, corner)).all()
+
+
+def test_without_depth_there_are_no_depth_arrays(root):
+    data = Preparation(settings(root, "depth.source=none"), CPU).run()
+    assert data.depth is None and data.normals is None and data.example(0).maps == {}
+
+
+def test_mapped_values_give_no_normals(root):
+    for path in (root / "depth").rglob("*.npy"):
+        np.save(path, np.random.default_rng(0).random((64, 64)).astype(np.float32))
+    data = Preparation(settings(root, "depth.mapping=none"), CPU).run()
+    assert data.normals is None and data.depth is not None
+
+
+def test_a_broken_photo_is_named_or_skipped(root):
+    (root / "train" / "003.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"003\.png"):
+        Preparation(settings(root), CPU).run()
+    with pytest.warns(UserWarning, match=r"skipped 1 of 6"):
+        data = Preparation(settings(root, "data.on_error=skip"), CPU).run()
+    assert len(data.features) == 5 and len(data.depth) == 5
+
+
+def test_ground_plane_needs_no_files(root):
+    data = Preparation(settings(root, "depth.source=ground_plane", "depth.horizon=0.5"), CPU).run()
+    depth = data.depth[0].reshape(8, 8).astype(float)
+    assert (depth[:4] == 1).all() and (np.diff(depth[4:, 0]) < 0).all()

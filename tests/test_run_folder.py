@@ -1,0 +1,73 @@
+"""Run folders: never overwritten by accident, resumable, logs cut at the checkpoint."""
+
+
+import pytest
+import yaml
+from miniature import settings, write_camvid
+
+from depthg.config import Config
+from depthg.run_folder import MetricLog, create_run, open_run, read_log, run_name
+
+
+@pytest.fixture
+def config(tmp_path):
+    return settings(write_camvid(tmp_path / "camvid", 2, 1))
+
+
+def test_names():
+    assert run_name(Config()) == "demo-scenes-paper-seed0"
+    assert run_name(Config(name="mine")) == "mine"
+
+
+def test_settings_survive_the_round_trip(config):
+    run = create_run(config)
+    assert yaml.safe_load((run / "config.yaml").read_text())["loss"]["depth"]["weight"] == 0.2
+    found, path = open_run(Config(resume=str(run)))
+    found.resume = None
+    assert (found, path) == (config, run)
+
+
+def test_an_existing_run_is_refused_unless_overwritten(config):
+    run = create_run(config)
+    with pytest.raises(FileExistsError, match=r"resume=.*overwrite=true"):
+        create_run(config)
+    (run / "rest").write_text("x")
+    config.overwrite = True
+    assert create_run(config) == run and not (run / "rest").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(config, tmp_path):
+    config.runs_dir, config.name, config.overwrite = str(tmp_path), "photos", True
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_text("precious")
+    with pytest.raises(FileExistsError, match="not a run folder"):
+        create_run(config)
+    assert (tmp_path / "photos" / "holiday.jpg").exists()
+
+
+def test_resume_needs_a_run_folder_with_readable_settings(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
+        open_run(Config(resume=str(tmp_path)))
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_run(Config(resume=str(tmp_path)))
+    (tmp_path / "config.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_run(Config(resume=str(tmp_path)))
+
+
+def test_log_is_cut_at_the_checkpoint_and_ignores_a_half_line(tmp_path):
+    log = MetricLog(tmp_path)
+    for iteration in (10, 20, 30):
+        log.write(iteration, {"loss": iteration / 7})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 40, "lo')
+    MetricLog(tmp_path, 20).close()
+    assert read_log(tmp_path / "metrics.jsonl") == [
+        {"iteration": 10, "loss": round(10 / 7, 6)},
+        {"iteration": 20, "loss": round(20 / 7, 6)},
+    ]
+    MetricLog(tmp_path).close()
+    assert read_log(tmp_path / "metrics.jsonl") == []
+    assert list((tmp_path / "tensorboard").iterdir())

@@ -1,0 +1,160 @@
+"""Whole trainings on a miniature data set: losses fall, runs repeat and resume bit for bit, errors are one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from miniature import settings, write_camvid
+from PIL import Image
+
+from depthg.checkpoints import read_checkpoint
+from depthg.run_folder import read_log
+from depthg.train import Trainer, train
+
+KEYS = [f"{name}.{score}" for name in ("cluster", "linear", "kmeans_features", "kmeans_codes") for score in ("accuracy", "miou")]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_camvid(tmp_path / "camvid")
+
+
+def weights(run):
+    return read_checkpoint(run / "checkpoints" / "last")[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_losses_fall_and_the_run_folder_is_complete(root, tmp_path):
+    config = settings(root, "iterations=60", "log_every=5", "val.every=30", "val.panels=2", "name=a", "head.lr=0.005")
+    metrics = train(config)
+    run = tmp_path / "runs" / "a"
+    lines = [line for line in read_log(run / "metrics.jsonl") if "loss" in line]
+    for key in ("loss", "loss.linear", "loss.cluster"):
+        assert np.mean([line[key] for line in lines[-3:]]) < np.mean([line[key] for line in lines[:3]]), key
+    evaluated = [line["iteration"] for line in read_log(run / "metrics.jsonl") if "cluster.miou" in line]
+    assert evaluated == [30, 60]
+    assert all(0 <= metrics[key] <= 100 for key in KEYS)
+    assert metrics == json.loads((run / "metrics.json").read_text())
+    assert {"resolution", "crop", "flip", "crf", "checkpoint", "seed", "mode"} <= metrics["protocol"].keys()
+    assert {"prepare", "train", "evaluate", "total"} <= metrics["seconds"].keys()
+    for name in ("config.yaml", "report.html", "panels/00.png", "confusion.png", "checkpoints/last/checkpoint.safetensors"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").iterdir())
+    assert not [path for path in run.rglob(".*")], "no temporary file is left"
+
+
+def test_same_seed_same_weights_and_metrics(root, tmp_path):
+    results = [train(settings(root, f"name={name}", f"seed={seed}")) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    a, b, c = (weights(tmp_path / "runs" / name) for name in "abc")
+    assert same(a, b) and not same(a, c)
+    assert [results[0][key] for key in KEYS] == [results[1][key] for key in KEYS]
+
+
+@pytest.mark.parametrize("stop", [3, 13])
+def test_a_killed_run_resumes_to_the_same_weights(root, tmp_path, monkeypatch, stop):
+    train(settings(root, "name=whole", "log_every=1"))
+    with monkeypatch.context() as patch:
+        original = Trainer.due
+
+        def killed(self, every):
+            if self.iteration == stop:
+                raise SystemExit("killed")
+            return original(self, every)
+
+        patch.setattr(Trainer, "due", killed)
+        with pytest.raises(SystemExit):
+            train(settings(root, "name=cut", "log_every=1", "checkpoint.every=4"))
+    config = settings(root)
+    config.resume = str(tmp_path / "runs" / "cut")
+    train(config)
+    assert same(weights(tmp_path / "runs" / "whole"), weights(tmp_path / "runs" / "cut"))
+    losses = [[line["loss"] for line in read_log(tmp_path / "runs" / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    assert losses[0] == losses[1] and len(losses[0]) == 20
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path, monkeypatch, capsys):
+    def stop(self, every):
+        if self.iteration == 7:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(Trainer, "due", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(root, "name=a"))
+    assert read_checkpoint(tmp_path / "runs" / "a" / "checkpoints" / "last")[1]["iteration"] == 7
+    assert "resume=" in capsys.readouterr().out
+
+
+def test_best_checkpoint_is_kept_reported_and_named_in_the_protocol(root, tmp_path):
+    metrics = train(settings(root, "name=a", "val.every=5", "checkpoint.rule=best"))
+    run = tmp_path / "runs" / "a"
+    best = max(line["cluster.miou"] for line in read_log(run / "metrics.jsonl") if "cluster.miou" in line)
+    assert metrics["cluster.miou"] == pytest.approx(best, abs=1e-3)
+    assert metrics["protocol"]["checkpoint"] == "best"
+    assert read_checkpoint(run / "checkpoints" / "best")[1]["best"] == pytest.approx(best, abs=1e-3)
+
+
+def test_reinit_moves_the_centroids_to_kmeans_of_the_codes(root, tmp_path):
+    train(settings(root, "name=a", "probe.reinit=20"))
+    train(settings(root, "name=b", "probe.reinit=0"))
+    a, b = (weights(tmp_path / "runs" / name) for name in "ab")
+    assert torch.equal(a["model.head.linear.weight"], b["model.head.linear.weight"])
+    assert not torch.equal(a["model.cluster.centroids"], b["model.cluster.centroids"])
+    lengths = a["model.cluster.centroids"].norm(dim=1)
+    torch.testing.assert_close(lengths, lengths.mean().expand_as(lengths))
+
+
+def test_photos_without_labels_give_clusters_and_pictures(root, tmp_path):
+    for number, size in enumerate([(80, 64), (64, 120), (300, 200)]):
+        Image.effect_noise(size, 60).convert("RGB").save(root / "train" / f"new {number}é.jpg")
+    config = settings(root, "name=a", "data=folder", f"data.root={root / 'train'}", "depth.source=none", "n_classes=4")
+    metrics = train(config)
+    assert not any(key in metrics for key in KEYS) and metrics["classes"] == []
+    assert "NaN" not in (tmp_path / "runs" / "a" / "metrics.jsonl").read_text()
+    assert (tmp_path / "runs" / "a" / "panels" / "00.png").is_file()
+    assert "model.linear.weight" not in weights(tmp_path / "runs" / "a")
+
+
+def test_released_mode_trains(root):
+    assert train(settings(root, "name=a", "mode=released"))["protocol"]["mode"] == "released"
+
+
+def test_zero_iterations_evaluate_the_untrained_head(root):
+    assert 0 <= train(settings(root, "name=a", "iterations=0"))["cluster.accuracy"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=camvid", "data.root=nowhere"], "nowhere"),
+        (["data=camvid"], "data.root=DIR"),
+        (["data=folder", "data.root=empty"], "no photos below empty"),
+        (["los.depth.weight=1"], "did you mean 'loss.depth.weight'?"),
+        (["backbone=dino_vits8", "backbone.weights=nothing.pth", "data=folder", "data.root=one"], "nothing.pth"),
+        (["resume=nowhere"], "not a run folder"),
+        (["device=tpu9"], "device='tpu9'"),
+    ],
+)
+def test_user_errors_are_one_line_and_status_one(run_module, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "one" / "a.png")
+    finished = run_module("depthg.train", *arguments)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: ") and message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_command_line_from_scenes_to_report(run_module, tmp_path):
+    arguments = ["data.n_train=6", "data.n_val=2", "iterations=4", "batch_size=4", "name=tiny", "val.kmeans_samples=1000"]
+    finished = run_module("depthg.train", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert "k-means" in finished.stdout and "protocol:" in finished.stdout
+    assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
+    again = run_module("depthg.train", *arguments)
+    assert again.returncode == 1 and "overwrite=true" in again.stderr
+    assert run_module("depthg.train", *arguments, "overwrite=true").returncode == 0
