@@ -39,7 +39,7 @@ constexpr int64_t kPointsPerWorker = 8192;  // points that a further worker in o
 
 Plan make_plan(const Clouds& c, int threads) {
   Plan plan{c.points, c.dims, 64, c.points >= kSortFrom, c.points >= kSortFrom, 1};
-  if (c.batch < threads) plan.team = static_cast<int>(std::clamp<int64_t>(c.points / kPointsPerWorker, 1, threads / c.batch));
+  if (c.batch > 0 && c.batch < threads) plan.team = static_cast<int>(std::clamp<int64_t>(c.points / kPointsPerWorker, 1, threads / c.batch));
   return plan;
 }
 
