@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from depthg.data.base import Split, photo_size
-from depthg.data.files import DataError, list_files, listing_hash, read_values, show
+from depthg.data.files import DataError, read_values, show
 
 DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 
@@ -24,9 +24,6 @@ class DepthSource(Protocol):
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         """The depth map of a photo, of the photo's size."""
-
-    def fingerprint(self) -> str:
-        """A text that changes when the depth maps may have changed, for the keys of caches."""
 
 
 class DatasetDepth:
@@ -39,9 +36,6 @@ class DatasetDepth:
                 f"the data set has no depth for {split.names[index]}: pass depth.source=folder, ground_plane or none"
             )
         return depth
-
-    def fingerprint(self) -> str:
-        return "dataset"
 
 
 class FolderDepth:
@@ -77,10 +71,6 @@ class FolderDepth:
                 f"{show(_relative(split)[index])} is {size[0]} x {size[1]}: resize the depth map to the photo"
             )
         return depth
-
-    def fingerprint(self) -> str:
-        listing = listing_hash(list_files(self.root, DEPTH_SUFFIXES, recursive=True), self.root)
-        return f"folder {listing} metres_per_unit={self.metres_per_unit} metric={self.metric}"
 
     def path(self, split: Split, index: int) -> Path:
         """The depth file of a photo."""
@@ -154,9 +144,6 @@ class GroundPlane:
         column = np.full(height, np.inf, np.float32)
         column[below > 0] = self.camera_height * focal / below[below > 0]
         return np.repeat(column[:, None], width, axis=1)
-
-    def fingerprint(self) -> str:
-        return f"ground_plane camera_height={self.camera_height} horizon={self.horizon} fov_deg={self.fov_deg}"
 
 
 def depth_source(

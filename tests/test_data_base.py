@@ -64,17 +64,6 @@ def test_photo_size_without_a_size_method(tmp_path):
     assert photo_size(split, 0) == (3, 5)
 
 
-def test_fingerprint_follows_photos_labels_and_choice(tmp_path):
-    split = make_split(tmp_path)
-    same = FileSplit(split.images, root=tmp_path, labels=split.labels, table=split.table)
-    first = split.fingerprint()
-    assert same.fingerprint() == first
-    assert FileSplit(split.images, root=tmp_path).fingerprint() != first
-    assert len({first, *(Subset(split, chosen).fingerprint() for chosen in ([0, 1], [1, 0], [0]))}) == 4
-    split.labels[0].write_bytes(b"changed")
-    assert split.fingerprint() != first
-
-
 # ---- on_error
 
 

@@ -14,7 +14,6 @@ from depthg.data.files import (
     image_size,
     label_table,
     list_files,
-    listing_hash,
     read_image,
     read_label,
     read_values,
@@ -335,22 +334,6 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"locked \(Permission denied\).*permissions"):
         list_files(tmp_path, recursive=True)
-
-
-def test_listing_hash_follows_names_sizes_and_times(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"12")
-    os.utime(path, ns=(10**18, 10**18))
-    first = listing_hash([path], tmp_path)
-    assert listing_hash([path], tmp_path) == first
-    os.utime(path, ns=(10**18, 10**18 + 1))
-    second = listing_hash([path], tmp_path)
-    path.write_bytes(b"123")
-    os.utime(path, ns=(10**18, 10**18))
-    third = listing_hash([path], tmp_path)
-    path.rename(tmp_path / "b.png")
-    fourth = listing_hash([tmp_path / "b.png"], tmp_path)
-    assert len({first, second, third, fourth, listing_hash([path], tmp_path)}) == 5  # the last one: no such file
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "file", "other"])

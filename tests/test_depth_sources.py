@@ -154,19 +154,6 @@ def test_folder_settings(tmp_path):
         FolderDepth(tmp_path, metres_per_unit=0)
 
 
-def test_fingerprints_follow_files_and_settings(tmp_path):
-    _, root = make_split(tmp_path)
-    np.save(root / "a.npy", DEPTH)
-    first = FolderDepth(root).fingerprint()
-    assert FolderDepth(root).fingerprint() == first
-    np.save(root / "sub" / "b.npy", DEPTH)
-    assert FolderDepth(root).fingerprint() != first
-    assert FolderDepth(root, metres_per_unit=1).fingerprint() != FolderDepth(root).fingerprint()
-    settings = ((1, 0.5, 60), (2, 0.5, 60), (1, 0.4, 60), (1, 0.5, 70))
-    prints = [GroundPlane(*values).fingerprint() for values in settings]
-    assert len({*prints, DatasetDepth().fingerprint()}) == 5
-
-
 # ---- ground plane
 
 

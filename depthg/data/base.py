@@ -1,6 +1,5 @@
 """The data-set interfaces, splits made of files, and the policy for photos that cannot be read."""
 
-import hashlib
 import os
 import re
 import unicodedata
@@ -15,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from rich.progress import track
 
-from depthg.data.files import DataError, image_size, listing_hash, read_image, read_label, show
+from depthg.data.files import DataError, image_size, read_image, read_label, show
 
 ON_ERROR = ("raise", "skip")
 
@@ -38,9 +37,6 @@ class Split(Protocol):
 
     def fov_deg(self, index: int) -> float | None:
         """Horizontal field of view in degrees; None when unknown."""
-
-    def fingerprint(self) -> str:
-        """A text that changes when the photos or labels may have changed, for the keys of caches."""
 
 
 @dataclass
@@ -77,7 +73,7 @@ class FileSplit:
         table: np.ndarray | None = None,
         skipped: Sequence[str] = (),
     ):
-        self.root, self.images = root, list(images)
+        self.images = list(images)
         self.labels = None if labels is None else list(labels)
         self.table = table
         self.relative = [path.relative_to(root).as_posix() for path in self.images]
@@ -112,9 +108,6 @@ class FileSplit:
     def fov_deg(self, index: int) -> None:
         return None
 
-    def fingerprint(self) -> str:
-        return listing_hash([*self.images, *(self.labels or [])], self.root)
-
 
 class Subset:
     """Some photos of a split, in the order of `indices`."""
@@ -145,10 +138,6 @@ class Subset:
 
     def fov_deg(self, index: int) -> float | None:
         return self.split.fov_deg(self.indices[index])
-
-    def fingerprint(self) -> str:
-        chosen = hashlib.sha256(repr(self.indices).encode()).hexdigest()[:20]
-        return f"{self.split.fingerprint()}[{chosen}]"
 
 
 def photo_size(split: Split, index: int) -> tuple[int, int]:

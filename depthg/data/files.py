@@ -1,8 +1,7 @@
 """Folders, photos and label maps read safely: every failure names the file and says what to do about it."""
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,19 +71,6 @@ def list_files(
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
-def listing_hash(paths: Iterable[Path], root: Path) -> str:
-    """Hash of files by their path below `root`, size and time of change: part of the key of caches made from them."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            status = path.stat()
-            state = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            state = ("unreadable",)
-        digest.update(repr((os.fsencode(path.relative_to(root).as_posix()), *state)).encode())
-    return digest.hexdigest()[:20]
-
-
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """`cache_dir`, else the environment variable DEPTHG_CACHE, else `depthg` in the user's cache folder."""
     if cache_dir or os.environ.get("DEPTHG_CACHE"):
@@ -108,7 +94,8 @@ def _describe(root: Path, limit: int = 12) -> str:
         nearest = "" if parent is None else f"; its nearest existing parent {_describe(parent, limit)}"
         return f"{show(root)} does not exist{nearest}"
     try:
-        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
+        entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
     except OSError as error:
         return f"{show(root)} cannot be listed ({error.strerror})"
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
