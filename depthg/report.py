@@ -15,14 +15,7 @@ import numpy as np
 import yaml
 
 from depthg.checkpoints import write_text
-from depthg.figures import (
-    PARTS,
-    READ_OUTS,
-    available_curves,
-    confusion_figure,
-    curves_figure,
-    iou_figure,
-)
+from depthg.figures import PARTS, READ_OUTS, available_curves, confusion_figure, curves_figure, iou_figure
 from depthg.report_page import (
     MINUS,
     PAGE,
@@ -111,7 +104,7 @@ def _headline(metrics: Mapping, config: Mapping, records: Sequence[Mapping]) -> 
             if is_number(value):
                 note = "probe trained on labels" if key == "linear" else ""
                 if key == "cluster" and is_number(start):
-                    note = f"{_signed(value - start)} over k-means on raw features"
+                    note = f"{_difference(value - start)} k-means on raw features"
                 cards.append((f"{name} {title}", percent(value), "%", note))
     notes = []
     if not cards:
@@ -148,7 +141,7 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     phrases = {
         "split": lambda v: f"{v} split",
         "resolution": lambda v: " \u00d7 ".join(map(str, v)) + " px" if isinstance(v, (list, tuple)) else f"{v} px",
-        "crop": lambda v: f"crop {v}" if v and v != "none" else "no crop",
+        "crop": lambda v: "no crop" if v == "none" else f"{v}" if "crop" in str(v) else f"crop {v}",
         "flip": lambda v: "flip averaging" if v else "no flip",
         "crf": lambda v: "CRF" if v else "no CRF",
         "checkpoint": lambda v: f"{v} checkpoint",
@@ -181,8 +174,8 @@ def _plain(value: float) -> str:
     return f"{value:.3f}".replace("-", MINUS)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", MINUS)
+def _difference(value: float) -> str:
+    return f"+{value:.1f} over" if value >= 0 else f"{-value:.1f} below"
 
 
 def _score_table(metrics: Mapping) -> str:

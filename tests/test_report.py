@@ -188,6 +188,11 @@ def test_an_interrupted_run_shows_how_far_it_is(tmp_path):
     assert "not been evaluated yet" in page.text and "120 of 500" in page.text
 
 
+def test_scores_below_the_baseline_say_so(plain_figures, tmp_path):
+    metrics = scores() | {"cluster.accuracy": 60.0}
+    assert "5.0 below k-means on raw features" in Page(write_report(make_run(tmp_path / "run", metrics=metrics))).text
+
+
 def test_values_that_are_no_numbers_are_dashes(plain_figures, tmp_path):
     metrics = scores() | {"cluster.miou": float("nan"), "linear.accuracy": "high"}
     page = Page(write_report(make_run(tmp_path / "run", metrics=metrics)))
@@ -208,6 +213,7 @@ def test_protocol_in_words():
         "cluster probe restarted at iteration 250", "shifts 0.1, 0.2",
     ]  # fmt: skip
     other = {"flip": True, "crf": True, "crop": "center", "probe_reinit": 0, "matching": "hungarian"}
+    assert protocol_parts({"crop": "centre crop"}) == ["centre crop"]
     assert protocol_parts(other) == [
         "crop center", "flip averaging", "CRF", "cluster probe never restarted", "matching hungarian"
     ]  # fmt: skip
