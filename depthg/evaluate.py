@@ -86,13 +86,19 @@ def kmeans_read_outs(head, train_features, n_clusters: int, count: int, seed: in
     return {"kmeans_codes": (True, lambda x: x @ codes.T), "kmeans_features": (False, lambda x: x @ feats.T)}
 
 
-def summarize(total: dict[str, np.ndarray], classes: tuple[str, ...]) -> tuple[dict, dict[str, np.ndarray]]:
-    """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering."""
+def summarize(
+    total: dict[str, np.ndarray], classes: tuple[str, ...], released: bool = False
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering.
+
+    ``released`` counts as the released code does: pixels of clusters without a class are dropped, and a class that is
+    predicted but never labelled enters the mean with IoU 0.
+    """
     metrics: dict = {"per_class": {}}
     assignments = {}
     for name, confusion in total.items():
         assignment = None if name == "linear" else match_hungarian(confusion)
-        result = scores(confusion, assignment)
+        result = scores(confusion, assignment, drop_unmatched=released, count_absent=released)
         metrics[f"{name}.accuracy"], metrics[f"{name}.miou"] = round(result.accuracy, 3), round(result.miou, 3)
         iou = [None if np.isnan(value) else round(float(value), 3) for value in result.iou]
         metrics["per_class"][name] = dict(zip(classes, iou, strict=True))

@@ -18,13 +18,6 @@ from depthg.kernels.reference import normalize
 CACHE_VERSION = 1
 
 
-def cache_root(directory: str | None = None) -> Path:
-    """``directory``, else the environment variable DEPTHG_CACHE, else ``depthg`` in the user's cache folder."""
-    if directory or os.environ.get("DEPTHG_CACHE"):
-        return Path(directory or os.environ["DEPTHG_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "depthg"
-
-
 def cached(root: Path, kind: str, settings: dict, build: Callable[[Path], None]) -> Path:
     """The folder of arrays that belong to exactly these settings; ``build(folder)`` is called when there is none.
 

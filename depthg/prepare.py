@@ -17,12 +17,13 @@ from depthg.backbones import Backbone, load_backbone
 from depthg.config import Config
 from depthg.data import load_dataset
 from depthg.data.base import Dataset, Split, Subset
+from depthg.data.files import cache_root
 from depthg.data.scenes import SceneSplit
 from depthg.data.transforms import View, Views, to_float
 from depthg.depth import MappedDepth, Normals, depth_source
 from depthg.depth_sources import DepthSource
 from depthg.evaluate import EvaluationSet
-from depthg.features import FeatureTransform, cache_root, cached, write_features
+from depthg.features import FeatureTransform, cached, write_features
 from depthg.knn import mean_features, nearest_neighbours
 
 BLOCK = 64  # views decoded ahead of the network
@@ -53,13 +54,13 @@ def progress_bar() -> Progress:
     )
 
 
-def load_views(views: Views, text: str) -> Iterator[tuple[int, View]]:
-    """Every view in order, decoded ahead by a few threads, with a progress bar."""
+def load_views(views: Views, text: str, part: str) -> Iterator[tuple[int, View]]:
+    """One part (image, label or maps) of every view in order, decoded ahead by a few threads, with a progress bar."""
     with ThreadPoolExecutor(4) as pool, progress_bar() as bar:
         task = bar.add_task(text, total=len(views), note="")
         for start in range(0, len(views), BLOCK):
             numbers = range(start, min(start + BLOCK, len(views)))
-            for number, view in zip(numbers, pool.map(views.load, numbers), strict=True):
+            for number, view in zip(numbers, pool.map(lambda view: views.load(view, (part,)), numbers), strict=True):
                 yield number, view
                 bar.advance(task)
 
@@ -101,7 +102,7 @@ class Preparation:
 
     def _batches(self, views: Views, text: str) -> Iterator[torch.Tensor]:
         batch = []
-        for number, view in load_views(views, text):
+        for number, view in load_views(views, text, "image"):
             batch.append(view.image)
             if len(batch) == self.config.backbone.batch_size or number == len(views) - 1:
                 yield self.backbone(to_float(torch.stack(batch)).to(self.device))
@@ -133,7 +134,7 @@ class Preparation:
 
         def build(folder: Path) -> None:
             array = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.int16, (len(views), *views.size))
-            for number, view in load_views(views, "labels              "):
+            for number, view in load_views(views, "labels              ", "label"):
                 array[number] = view.label.numpy()
             array.flush()
 
@@ -169,7 +170,7 @@ class Preparation:
             depth = np.lib.format.open_memmap(folder / "depth.npy", "w+", np.float16, (len(views), *grid))
             shape = (len(views), 4, *grid)
             normals = np.lib.format.open_memmap(folder / "normals.npy", "w+", np.float16, shape) if metric else None
-            for number, view in load_views(with_maps, "depth               "):
+            for number, view in load_views(with_maps, "depth               ", "maps"):
                 depth[number] = view.maps["depth"][0]
                 if metric:
                     normals[number] = view.maps["normals"]

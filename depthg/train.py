@@ -123,7 +123,7 @@ class Trainer:
         if self.data.evaluation.labels is None:
             return {}, {}, {}
         counts = confusions(self.data.evaluation, self.model.head, read_outs, len(classes), self.device)
-        return *summarize(counts, classes), counts
+        return *summarize(counts, classes, released=self.config.mode == "released"), counts
 
     def validate(self) -> None:
         started = time.perf_counter()
@@ -172,7 +172,7 @@ def protocol(config: Config, shifts: tuple) -> dict:
         "data": config.data.name, "split": config.data.eval_split, "resolution": list(config.data.eval_size),
         "crop": "scaled to cover, centre crop", "flip": False, "crf": False, "checkpoint": config.checkpoint.rule,
         "matching": "hungarian over the split", "seed": config.seed, "mode": config.mode,
-        "probe_reinit": config.probe.reinit, "shifts": list(shifts), "backbone": config.backbone.name,
+        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0, "shifts": list(shifts), "backbone": config.backbone.name,
     }  # fmt: skip
 
 

@@ -68,3 +68,11 @@ def test_kmeans_baselines_find_separate_groups():
     data = EvaluationSet(features, labels.astype(np.int16), (3, 4), (3, 4))
     metrics, _ = summarize(confusions(data, head, read_outs, 2, CPU), ("a", "b"))
     assert metrics["kmeans_features.accuracy"] == 100
+
+
+def test_released_metric_drops_extra_clusters_and_counts_absent_classes():
+    total = {"cluster": np.array([[6, 0, 1, 3], [0, 4, 0, 0], [0, 0, 0, 0]])}
+    paper, _ = summarize(total, ("a", "b", "c"))
+    released, _ = summarize(total, ("a", "b", "c"), released=True)
+    assert paper["cluster.accuracy"] == round(100 * 10 / 14, 3) and paper["per_class"]["cluster"]["c"] is None
+    assert released["cluster.accuracy"] == round(100 * 10 / 11, 3) and released["per_class"]["cluster"]["c"] == 0

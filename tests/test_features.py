@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from depthg.features import FeatureTransform, cache_root, cached, write_features
+from depthg.features import FeatureTransform, cached, write_features
 
 
 def fitted(x: torch.Tensor, stages=(3, 5), **settings) -> FeatureTransform:
@@ -89,12 +89,3 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device; set cache\.dir"):
         cached(tmp_path, "kind", {}, fail)
     assert list((tmp_path / "kind").iterdir()) == []
-
-
-def test_cache_root_by_argument_variable_and_default(monkeypatch, tmp_path):
-    monkeypatch.setenv("DEPTHG_CACHE", str(tmp_path / "variable"))
-    assert cache_root(str(tmp_path)) == tmp_path
-    assert cache_root() == tmp_path / "variable"
-    monkeypatch.delenv("DEPTHG_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_root() == tmp_path / "depthg"
