@@ -246,6 +246,7 @@ def test_hub_cache_is_used_without_network(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path), raising=False)  # before version 5
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("the network was asked"))
     assert load_backbone("dino_tiny").channels == 128
+    assert load_backbone("hf:nobody/dino-tiny").stride == 8
 
 
 def test_without_transformers(monkeypatch):
