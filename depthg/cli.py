@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from depthg.config import GROUPS, Config, nearest, options, validate
@@ -38,8 +39,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ValueError for an unknown key or preset, naming the nearest valid one."""
     keys = [*options(), *GROUPS]
     given = []
-    for override in overrides:
-        if override.startswith("-"):
+    for before, override in zip(["", *overrides], overrides, strict=False):
+        if override.startswith("-") or (before.startswith("-") and "=" not in override):  # --cfg job
             continue
         key, equals, value = override.partition("=")
         key = key.lstrip("+~")
@@ -62,20 +63,21 @@ def check_overrides(overrides: Sequence[str]) -> None:
         raise ValueError(f"resume continues with the run's own settings; drop {', '.join(extra)}")
 
 
-def print_help(command: str, summary: str) -> None:
-    """Usage, examples, presets and every key with its default."""
+def print_help(command: str, summary: str, overrides: Sequence[str] = ()) -> None:
+    """Usage, presets, and every key with the value it has under the given presets."""
+    values = options(load_config(overrides))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"[bold]python -m {command} \\[key=value ...][/bold]\n\n{summary}\n", highlight=False)
     for group in GROUPS:
         console.print(f"  {group}={'|'.join(group_choices(group))}", highlight=False)
-    console.print("  --multirun with key=a,b,c sweeps; --cfg job prints the composed settings\n", highlight=False)
-    table = Table("key", "default", "meaning", box=None, pad_edge=False)
-    for key, (item, value) in options().items():
-        choices = item.metadata.get("choices")
-        text = item.metadata.get("help", {"weight": "weight lambda", "shift": "shift b"}.get(item.name, ""))
-        table.add_row(
-            key, "none" if value is None else str(value), text + (f" ({' | '.join(choices)})" if choices else "")
-        )
+    console.print("\n  --multirun with key=a,b,c sweeps; --cfg job prints the composed settings as YAML")
+    console.print("  --help with presets (--help experiment=camvid) shows their values\n")
+    table = Table("key", "value", "meaning", box=None, pad_edge=False)
+    for key, (item, value) in values.items():
+        text, choices = item.metadata.get("help") or f"{item.name} of this term (lambda, b)", item.metadata.get("choices")
+        if choices and not all(choice in text for choice in choices):
+            text += f" ({' | '.join(choices)})"
+        table.add_row(key, "none" if value is None else escape(str(value)), escape(text))
     console.print(table)
 
 
@@ -87,12 +89,10 @@ def to_config(node) -> Config:
 def run_command(task: Callable[[Config], object], command: str, summary: str) -> None:
     """Parses ``sys.argv``, composes and checks the settings, runs ``task``; user errors end in one line, status 1."""
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print_help(command, summary)
-        return
-
     try:
-        if any(argument.startswith("-") for argument in arguments):
+        if {"-h", "--help"} & set(arguments):
+            print_help(command, summary, [argument for argument in arguments if not argument.startswith("-")])
+        elif any(argument.startswith("-") for argument in arguments):
             check_overrides(arguments)
             _run_hydra(task)
         else:

@@ -91,7 +91,15 @@ def test_resume_takes_no_other_settings():
 
 
 def test_help_lists_every_key_and_preset(capsys):
-    print_help("depthg.train", "Summary.")
+    print_help("depthg.train", "Summary.", ["experiment=camvid"])
     text = capsys.readouterr().out
     assert all(key in text for key in options())
     assert "experiment=camvid|demo" in text and "python -m depthg.train" in text
+    assert "[320, 320]" in text, "values are those of the preset"
+
+
+def test_hydra_flags_pass(run_module):
+    finished = run_module("depthg.train", "--cfg", "job", "iterations=7")
+    assert finished.returncode == 0 and "iterations: 7" in finished.stdout
+    typo = run_module("depthg.train", "--multirun", "sed=0,1")
+    assert typo.returncode == 1 and "did you mean 'seed'?" in typo.stderr
