@@ -17,28 +17,34 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def choose_impl(impl: str, x: Tensor) -> str:
-    """The implementation for tensors on the device of ``x``: "triton", "cpu" or "eager".
+def choose_impl(impl: str, *tensors: Tensor | None) -> str:
+    """The implementation for these tensors: "triton", "cpu" or "eager".
+
+    "auto" takes Triton for CUDA tensors and the CPU path for CPU tensors; what neither can do (float64 on a GPU, other
+    devices, no Triton) goes to "eager".
 
     Raises:
         ValueError: ``impl`` is unknown, or cannot run here; the message names the alternative.
     """
     if impl not in ("auto", "triton", "cpu", "eager"):
         raise ValueError(f"unknown impl {impl!r}; choose one of 'auto', 'triton', 'cpu', 'eager'")
-    on_gpu = x.device.type == "cuda"
+    device = tensors[0].device
+    double = any(x is not None and x.dtype == torch.float64 for x in tensors)
     if impl == "auto":
-        if x.device.type == "cpu":
+        if device.type == "cpu":
             return "cpu"
-        return "triton" if on_gpu and HAS_TRITON else "eager"
-    if impl == "cpu" and x.device.type != "cpu":
-        raise ValueError(f"impl='cpu' needs CPU tensors, got {x.device}; use impl='triton' or 'eager'")
+        return "triton" if device.type == "cuda" and HAS_TRITON and not double else "eager"
+    if impl == "cpu" and device.type != "cpu":
+        raise ValueError(f"impl='cpu' needs CPU tensors, got {device}; use impl='triton' or 'eager'")
     if impl == "triton":
         if not HAS_TRITON:
             raise ValueError("impl='triton' needs the package triton, which is not installed; use impl='auto'")
-        if not on_gpu and not (x.device.type == "cpu" and interpreting()):
+        if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
             raise ValueError(
-                f"impl='triton' needs CUDA tensors (or TRITON_INTERPRET=1 on the CPU), got {x.device}; use impl='auto'"
+                f"impl='triton' needs CUDA tensors (or TRITON_INTERPRET=1 on the CPU), got {device}; use impl='auto'"
             )
+        if double:
+            raise ValueError("impl='triton' has no float64; use impl='auto' or 'eager'")
     return impl
 
 

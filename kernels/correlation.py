@@ -33,6 +33,22 @@ def _cpu(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 
+def _triton(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b):
+    from depthg.kernels import terms_triton as launch
+
+    a = launch.make_bank(codes_a, feats_a)
+    b = a if codes_b is None else launch.make_bank(codes_b, feats_b)
+    index = launch.identity_index(codes_a.shape[0], codes_a.device) if index_b is None else index_b
+    d_a = torch.empty_like(codes_a, dtype=torch.float32, memory_format=torch.contiguous_format) if need_a else None
+    d_b = d_a if b is a else None
+    if need_b and b is not a:
+        d_b = torch.empty_like(codes_b, dtype=torch.float32, memory_format=torch.contiguous_format)
+    bias = launch.feature_bias(a, b, shift, index, center)
+    term = launch.Term(a, b, index, bias, None, b is a and index_b is None, clamp, max_similarity)
+    (loss,) = launch.run_term(term, d_a, d_b)
+    return loss, mean_product(a.codes.mean, b.codes.mean, index).mean().float(), d_a, None if b is a else d_b
+
+
 @torch.library.custom_op("depthg::correlation_loss", mutates_args=())
 def correlation_loss_op(
     feats_a: Tensor,
@@ -58,7 +74,7 @@ def correlation_loss_op(
         d_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
         d_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
         return zero, zero.clone(), d_a, d_b
-    run = _cpu
+    run = _cpu if impl == "cpu" else _triton
     loss, similarity, d_a, d_b = run(
         feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b
     )
@@ -140,7 +156,7 @@ def correlation_loss(
     checks.check_channels("feats_a", feats_a, "feats_b", feats_b)
     checks.check_channels("codes_a", codes_a, "codes_b", codes_b)
     checks.check_pairing("feats_a", feats_a, "feats_b", feats_b, index_b)
-    impl = checks.choose_impl(impl, codes_a)
+    impl = checks.choose_impl(impl, feats_a, feats_b, codes_a, codes_b)
     options = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
     if impl == "eager":
         return reference.correlation_loss(feats_a, feats_b, codes_a, codes_b, shift, index_b=index_b, **options)
@@ -151,3 +167,33 @@ def correlation_loss(
         index_b, center, clamp, max_similarity, grad and codes_a.requires_grad, grad and codes_b.requires_grad, impl,
     )  # fmt: skip
     return CorrelationTerm(loss, similarity.detach())
+
+
+def correlation(
+    a: Tensor,  # [N, P, C]
+    b: Tensor,  # [M, Q, C]
+    *,
+    index_b: Tensor | None = None,  # [R, N] int64
+    center: bool = False,
+    cosine: bool = True,
+) -> Tensor:  # [R, N, P, Q]
+    """The correlation tensor itself, for those who want to look at it: R N P Q numbers of memory, differentiable.
+
+    ``F[r, n, p, q] = cos(a[n, p], b[index_b[r, n], q])``; ``center`` as in ``correlation_loss``; without ``cosine`` the
+    vectors are taken as they are.
+
+    Raises:
+        TypeError, ValueError: as ``correlation_loss``.
+
+    DepthG Eq. 1. For quantiles and shifts use ``correlation_histogram``, which never holds it.
+    """
+    check_pair("a", a, "b", b, index_b)
+    return reference.correlation(a, b, index_b=index_b, center=center, cosine=cosine)
+
+
+def check_pair(name_a: str, a: Tensor, name_b: str, b: Tensor, index_b: Tensor | None) -> None:
+    checks.check_floats(**{name_a: a, name_b: b})
+    checks.check_sides(name_a, a, name_a, a)
+    checks.check_sides(name_b, b, name_b, b)
+    checks.check_channels(name_a, a, name_b, b)
+    checks.check_pairing(name_a, a, name_b, b, index_b)

@@ -30,6 +30,22 @@ def _cpu(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, 
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 
+def _triton(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b):
+    from depthg.kernels import terms_triton as launch
+
+    a = launch.make_bank(codes_a)
+    b = a if codes_b is None else launch.make_bank(codes_b)
+    index = launch.identity_index(codes_a.shape[0], codes_a.device)
+    d_a = torch.empty_like(codes_a, dtype=torch.float32, memory_format=torch.contiguous_format) if need_a else None
+    d_b = d_a if b is a else None
+    if need_b and b is not a:
+        d_b = torch.empty_like(codes_b, dtype=torch.float32, memory_format=torch.contiguous_format)
+    depth = launch.make_depth(depth_a, depth_b, shift, relation, bandwidth)
+    term = launch.Term(a, b, index, None, depth, b is a and depth_b is None, clamp, max_similarity)
+    (loss,) = launch.run_term(term, None, None, d_a, d_b)
+    return loss, mean_product(a.codes.mean, b.codes.mean, index).mean().float(), d_a, None if b is a else d_b
+
+
 @torch.library.custom_op("depthg::depth_correlation_loss", mutates_args=())
 def depth_correlation_loss_op(
     codes_a: Tensor,
@@ -54,7 +70,7 @@ def depth_correlation_loss_op(
         d_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
         d_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
         return zero, zero.clone(), d_a, d_b
-    run = _cpu
+    run = _cpu if impl == "cpu" else _triton
     loss, similarity, d_a, d_b = run(
         codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b
     )
@@ -135,7 +151,7 @@ def depth_correlation_loss(
     checks.check_codes("codes_a", codes_a, "codes_b", codes_b)
     checks.check_relation("depth_a", depth_a, codes_a, relation)
     checks.check_relation("depth_b", depth_b, codes_b, relation)
-    impl = checks.choose_impl(impl, codes_a)
+    impl = checks.choose_impl(impl, codes_a, codes_b, depth_a, depth_b)
     options = {"relation": relation, "bandwidth": bandwidth, "clamp": clamp, "max_similarity": max_similarity}
     if impl == "eager":
         return reference.depth_correlation_loss(codes_a, codes_b, depth_a, depth_b, shift, **options)

@@ -78,6 +78,48 @@ def _cpu(
     )
 
 
+def _triton(
+    feats, codes, feats_near, codes_near, negatives, feats_far, codes_far, depth, codes_depth, depth_other,
+    shifts, relation, bandwidth, center, clamp, max_similarity, d_codes, d_near, d_far, d_depth,
+):  # fmt: skip
+    """As ``_cpu``; the buffers of the terms are overwritten."""
+    from depthg.kernels import terms_triton as launch
+
+    anchor, near = launch.make_bank(codes, feats), launch.make_bank(codes_near, feats_near)
+    far = anchor if codes_far is None else launch.make_bank(codes_far, feats_far)
+    index = launch.identity_index(codes.shape[0], codes.device)
+    options = {"clamp": clamp, "max_similarity": max_similarity}
+
+    def at(term):
+        return None if d_codes is None else d_codes[term]
+
+    def feature_term(bank, term, pairs, **more):
+        bias = launch.feature_bias(anchor, bank, shifts[term], pairs, center)
+        return launch.Term(anchor, bank, pairs, bias, **options, **more)
+
+    other = anchor if codes_depth is None else launch.make_bank(codes_depth)
+    guide = None if depth is None else launch.make_depth(depth, depth_other, shifts[DEPTH], relation, bandwidth)
+    if guide is not None and other is anchor and depth_other is None:
+        own = feature_term(anchor, SELF, index, depth=guide, symmetric=True)
+        own_loss, *guide_loss = launch.run_term(own, at(SELF), None, at(DEPTH), None)
+    else:
+        (own_loss,) = launch.run_term(feature_term(anchor, SELF, index, symmetric=True), at(SELF), None)
+        guide_loss = []
+        if guide is not None:
+            apart = launch.Term(anchor, other, index, None, guide, **options)
+            d_b = at(DEPTH) if other is anchor else d_depth
+            guide_loss = launch.run_term(apart, None, None, at(DEPTH), d_b)
+    (near_loss,) = launch.run_term(feature_term(near, NEIGHBOUR, index), at(NEIGHBOUR), d_near)
+    far_loss = near_loss.new_zeros(())
+    if negatives.shape[0] > 0:
+        d_b = at(NEGATIVE) if far is anchor else d_far
+        (far_loss,) = launch.run_term(feature_term(far, NEGATIVE, negatives), at(NEGATIVE), d_b)
+    sides = [(anchor, index), (near, index), (far, negatives)] + ([] if guide is None else [(other, index)])
+    similar = [mean_product(anchor.codes.mean, bank.codes.mean, pairs) for bank, pairs in sides]
+    losses = torch.stack([own_loss, near_loss, far_loss, *guide_loss])
+    return losses, torch.stack([s.mean() if s.numel() else s.sum() for s in similar]).float()
+
+
 def _buffer(like: Tensor | None, needed: bool, dtype: torch.dtype, terms: int = 1) -> Tensor | None:
     if like is None or not needed:
         return None
@@ -119,7 +161,7 @@ def depthg_loss_op(
     if codes.shape[0] * codes.shape[1] * codes_neighbour.shape[1] == 0:
         losses, similarities = codes.new_zeros(terms, dtype=dtype), codes.new_zeros(terms, dtype=dtype)
     else:
-        run = _cpu
+        run = _cpu if impl == "cpu" else _triton
         losses, similarities = run(
             feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
             depth, codes_depth, depth_other, shifts, relation, bandwidth, center, clamp, max_similarity,
@@ -251,7 +293,7 @@ def depthg_loss(
     """
     optional = (feats_negative, codes_negative, depth, codes_depth, depth_other)
     _check(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional)
-    impl = checks.choose_impl(impl, codes)
+    impl = checks.choose_impl(impl, feats, codes, feats_neighbour, codes_neighbour, *optional)
     s = settings
     if impl == "eager":
         return reference.depthg_loss(

@@ -110,23 +110,26 @@ class FeatureTarget(Target):
         scale, row, column, constant = (None if w is None else w.view(-1, 1, 1) for w in weights)
         self.scale = None if scale is None or bool((scale == 1).all()) else scale
         shape = (len(i), 1, 1)
-        self.row = None if row is None else scratch.rows("mean_b", self.mean_b, j)[:, :, None] * row  # [B, C, 1]
+        self.row = None if row is None else scratch.rows("mean_b", self.mean_b, j)[:, None] * row  # [B, 1, C]
         self.offset = self.a.new_zeros(shape) if constant is None else constant
         if column is not None and bool((column != 0).any()):
-            mean_a = scratch.rows("mean_a", self.mean_a, i)[:, :, None] * column
-            self.offset = self.offset - torch.bmm(self.chunk_b, mean_a).transpose(1, 2)  # [B, 1, Q]
+            mean_a = scratch.rows("mean_a", self.mean_a, i)[:, None] * column
+            self.offset = self.offset - torch.bmm(mean_a, self.chunk_b.transpose(1, 2))  # [B, 1, Q]
 
     def fill(self, out, rows):
         a = self.chunk_a[:, rows]
         if self.row is None:
             out.copy_(self.offset.expand_as(out))
         elif self.offset.shape[2] == 1:
-            out.copy_((self.offset - torch.bmm(a, self.row)).expand_as(out))
+            out.copy_((self.offset - self._row_means(a)).expand_as(out))
         else:
-            torch.sub(self.offset, torch.bmm(a, self.row), out=out)
+            torch.sub(self.offset, self._row_means(a), out=out)
         if self.scale is not None:
             a = a * self.scale
         out.baddbmm_(a, self.chunk_b.transpose(1, 2))
+
+    def _row_means(self, a: Tensor) -> Tensor:  # [B, rows, 1]; as [1, C] x [C, rows], which BLAS does far faster
+        return torch.bmm(self.row, a.transpose(1, 2)).transpose(1, 2)
 
 
 def chunks(count: int, p: int, q: int) -> tuple[int, int]:

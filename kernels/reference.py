@@ -67,14 +67,17 @@ def correlation(
     *,
     index_b: Tensor | None = None,  # [R, N] int64
     center: bool = False,
+    cosine: bool = True,
 ) -> Tensor:  # [R, N, P, Q]
-    """Cosine correlation tensor, Eq. 1: ``F[r, n, p, q] = cos(a[n, p], b[index_b[r, n], q])``.
+    """Correlation tensor, Eq. 1: ``F[r, n, p, q] = cos(a[n, p], b[index_b[r, n], q])``.
 
     ``index_b`` defaults to the identity (R = 1). ``center`` subtracts the mean over q from every row and adds the mean
-    of the whole draw r: ``F - mean_q F + mean_npq F``.
+    of the whole draw r: ``F - mean_q F + mean_npq F``. Without ``cosine`` the vectors are taken as they are: depth
+    ``[N, P, 1]`` gives Eq. 5.
     """
     index_b = torch.arange(a.shape[0], device=a.device)[None] if index_b is None else index_b
-    value = torch.einsum("npc,rnqc->rnpq", normalize(a), normalize(b)[index_b])
+    a, b = (normalize(a), normalize(b)) if cosine else (a, b)
+    value = torch.einsum("npc,rnqc->rnpq", a, b[index_b])
     if center and value.numel():
         value = value - value.mean(3, keepdim=True) + value.mean((1, 2, 3), keepdim=True)
     return value
@@ -220,10 +223,11 @@ def correlation_histogram(
     range: tuple[float, float] = (-1.0, 1.0),
     center: bool = False,
     index_b: Tensor | None = None,  # [R, N] int64
+    cosine: bool = True,
 ) -> Tensor:  # [bins] int64
     """Counts of ``correlation(a, b)`` in equal bins over ``range``; values outside go to the outermost bins."""
     low, high = range
-    value = correlation(a, b, index_b=index_b, center=center)
+    value = correlation(a, b, index_b=index_b, center=center, cosine=cosine)
     position = ((value - low) * (bins / (high - low))).floor().long().clamp(0, bins - 1)
     return torch.bincount(position.flatten(), minlength=bins)
 

@@ -1,0 +1,108 @@
+"""Streaming histogram of the correlation tensor: quantiles, shifts and diagnostics without the tensor."""
+
+from __future__ import annotations
+
+import torch
+from depthg.kernels import checks, reference
+from depthg.kernels.correlation import check_pair
+from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, chunks, normalize, row_blocks
+from depthg.kernels.terms_cpu import mean_product, working_dtype
+from torch import Tensor
+
+
+def _cpu(a, b, bins, low, high, center, index, cosine):
+    dtype = working_dtype(a, b)
+    unit_a, unit_b = (normalize(x, dtype) if cosine else x.to(dtype) for x in (a, b))
+    mean_a, mean_b = unit_a.mean(1), unit_b.mean(1)
+    (draws, n), p, q = index.shape, a.shape[1], b.shape[1]
+    constant = mean_product(mean_a, mean_b, index).to(dtype) if center else torch.zeros(draws, dtype=dtype)
+    i, j = torch.arange(n).expand(draws, n).reshape(-1), index.reshape(-1)
+    row = torch.ones(len(i), dtype=dtype) if center else None
+    pairs = Pairs(i, j, row=row, constant=constant[:, None].expand(draws, n).reshape(-1))
+    target, scratch = FeatureTarget(0.0, a=unit_a, b=unit_b, mean_a=mean_a, mean_b=mean_b), Scratch(dtype)
+    batch, rows = chunks(len(i), p, q)
+    out = torch.zeros(bins, dtype=torch.int64)
+    for start in range(0, len(i), batch):
+        here = slice(start, start + batch)
+        target.open(scratch, pairs, i[here].tolist(), j[here].tolist(), here)
+        for block in row_blocks(p, rows):
+            value = scratch.view("value", len(i[here]), len(range(p)[block]), q)
+            target.fill(value, block)
+            place = value.sub_(low).mul_(bins / (high - low)).floor_().clamp_(0, bins - 1).long()
+            out += torch.bincount(place.flatten(), minlength=bins)
+    return out
+
+
+@torch.library.custom_op("depthg::correlation_histogram", mutates_args=())
+def correlation_histogram_op(
+    a: Tensor,
+    b: Tensor,
+    bins: int,
+    low: float,
+    high: float,
+    center: bool,
+    index_b: Tensor | None,
+    cosine: bool,
+    impl: str,
+) -> Tensor:
+    """Counts [bins] int64."""
+    index = torch.arange(a.shape[0], device=a.device)[None] if index_b is None else index_b
+    if index.numel() * a.shape[1] * b.shape[1] == 0:
+        return torch.zeros(bins, dtype=torch.int64, device=a.device)
+    if impl == "cpu":
+        return _cpu(a, b, bins, low, high, center, index, cosine)
+    from depthg.kernels.histogram_triton import count
+
+    return count(a, b, bins, low, high, center, index, cosine)
+
+
+@correlation_histogram_op.register_fake
+def _(a, b, bins, low, high, center, index_b, cosine, impl):
+    return a.new_empty(bins, dtype=torch.int64)
+
+
+def correlation_histogram(
+    a: Tensor,  # [N, P, C]
+    b: Tensor,  # [M, Q, C]
+    bins: int,
+    *,
+    range: tuple[float, float] = (-1.0, 1.0),
+    center: bool = False,
+    index_b: Tensor | None = None,  # [R, N] int64
+    cosine: bool = True,
+    impl: str = "auto",
+) -> Tensor:  # [bins] int64
+    """Histogram of ``correlation(a, b)`` without the tensor; no gradient.
+
+    ``counts[k] = #{F[r, n, p, q] in bin k}`` for equal bins over ``range``; values outside go to the outermost bins.
+
+    Args:
+        a: vectors ``[N, P, C]``, float: features, codes, or depth with ``cosine=False``.
+        b: vectors of the other side ``[M, Q, C]``.
+        bins: number of bins, at least 1.
+        range: lower edge of the first and upper edge of the last bin.
+        center: spatial centring as in ``correlation_loss``.
+        index_b: ``[R, N]`` int64 in [0, M), default image n with image n.
+        cosine: normalise the vectors; False takes plain dot products, so depth ``[N, P, 1]`` gives Eq. 5.
+        impl: "auto", "triton", "cpu" or "eager".
+
+    Returns:
+        int64 counts ``[bins]``, summing to R N P Q. A value within rounding of an edge may fall on either side of it.
+
+    Raises:
+        TypeError: an input is not floating point, or ``index_b`` is not int64.
+        ValueError: shapes, devices, bins or range do not fit, or ``impl`` cannot run here.
+    """
+    check_pair("a", a, "b", b, index_b)
+    low, high = float(range[0]), float(range[1])
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if not low < high:
+        raise ValueError(f"range must be (low, high) with low < high, got {tuple(range)}")
+    impl = checks.choose_impl(impl, a, b)
+    a, b = a.detach(), b.detach()
+    if impl == "eager":
+        return reference.correlation_histogram(
+            a, b, bins, range=(low, high), center=center, index_b=index_b, cosine=cosine
+        )
+    return correlation_histogram_op(a, b, bins, low, high, center, index_b, cosine, impl)

@@ -1,0 +1,117 @@
+"""NT-Xent, the contrastive objective of Sec. 3.3, without the 2N x 2N matrix.
+
+loss = mean_i (log sum_{j != i} exp(z_i . z_j / T) - z_i . z_pair(i) / T),  z unit vectors of the 2N views
+d_i  = sum_j (softmax_ij + softmax_ji - 2 [j = pair(i)]) z_j / (2N T)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from depthg.kernels import checks, reference
+from depthg.kernels.code_gradient import code_gradient
+from depthg.kernels.pair_pass import CHUNK, normalize, row_blocks
+from depthg.kernels.terms_cpu import working_dtype
+from torch import Tensor
+
+
+def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss and gradient at the unit vectors; a chunk of rows of the matrix at a time."""
+    rows = z.shape[0]
+    unit = normalize(z, working_dtype(z))
+    d = torch.zeros_like(unit) if need else None
+    pair = torch.arange(rows).roll(rows // 2)
+    loss = 0.0
+    for block in row_blocks(rows, max(16, 4 * CHUNK // rows)):
+        own, here = unit[block], torch.arange(rows)[block]
+        logits = (own @ unit.T).div_(temperature)
+        inside = torch.arange(len(here))
+        logits[inside, here] = -math.inf
+        positive = logits[inside, pair[block]]
+        largest = logits.amax(1, keepdim=True)
+        weight = logits.sub_(largest).exp_()
+        total = weight.sum(1, keepdim=True)
+        loss += (total.log() + largest - positive[:, None]).sum().item()
+        if need:
+            weight.div_(total)
+            weight[inside, pair[block]] -= 1
+            d[block].addmm_(weight, unit)
+            d.addmm_(weight.T, own)
+    return unit.new_tensor(loss / rows), None if d is None else d.div_(temperature * rows)
+
+
+@torch.library.custom_op("depthg::nt_xent_loss", mutates_args=())
+def nt_xent_loss_op(z_a: Tensor, z_b: Tensor, temperature: float, need: bool, impl: str) -> tuple[Tensor, Tensor]:
+    """Loss and the gradient at the unit vectors [2N, K] (empty when not needed)."""
+    z = torch.cat([z_a, z_b])
+    dtype = working_dtype(z)
+    if z.shape[0] == 0:
+        return z.new_zeros((), dtype=dtype), z.new_zeros(z.shape if need else (0,), dtype=dtype)
+    if impl == "cpu":
+        loss, d = _cpu(z, temperature, need)
+    else:
+        from depthg.kernels.nt_xent_triton import run
+
+        loss, d = run(z, temperature, need)
+    return loss, z.new_empty(0, dtype=dtype) if d is None else d
+
+
+@nt_xent_loss_op.register_fake
+def _(z_a, z_b, temperature, need, impl):
+    dtype = working_dtype(z_a, z_b)
+    shape = (z_a.shape[0] + z_b.shape[0], z_a.shape[1]) if need else (0,)
+    return z_a.new_empty((), dtype=dtype), z_a.new_empty(shape, dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], inputs[1], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, g_loss, g_d):
+    z_a, z_b, d = ctx.saved_tensors
+    if g_d is not None:
+        raise RuntimeError("nt_xent_loss has no second derivative; use impl='eager' for double backward")
+    n = z_a.shape[0]
+    grads = [None] * 5
+    if g_loss is not None and ctx.needs_input_grad[0]:
+        grads[0] = code_gradient(z_a, d[None, :n], g_loss[None])
+    if g_loss is not None and ctx.needs_input_grad[1]:
+        grads[1] = code_gradient(z_b, d[None, n:], g_loss[None])
+    return tuple(grads)
+
+
+nt_xent_loss_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def nt_xent_loss(z_a: Tensor, z_b: Tensor, temperature: float, *, impl: str = "auto") -> Tensor:
+    """Contrastive loss over 2N views, ``z_a[n]`` and ``z_b[n]`` being two views of one thing.
+
+    ``loss = mean_i -log(exp(cos(z_i, z_pair(i)) / T) / sum_{j != i} exp(cos(z_i, z_j) / T))``
+
+    Args:
+        z_a: vectors of the first views ``[N, K]``, any length (normalised here), float.
+        z_b: vectors of the second views ``[N, K]``.
+        temperature: T above 0.
+        impl: "auto", "triton", "cpu" or "eager".
+
+    Returns:
+        The loss, 0-dim, float32 for half inputs; 0 for an empty batch.
+
+    Raises:
+        TypeError: an input is not floating point.
+        ValueError: shapes or devices do not fit, the temperature is not positive, or ``impl`` cannot run here.
+
+    DepthG Sec. 3.3; SimCLR.
+    """
+    checks.check_floats(z_a=z_a, z_b=z_b)
+    if z_a.ndim != 2 or z_a.shape != z_b.shape:
+        raise ValueError(f"z_a {checks.shape(z_a)} and z_b {checks.shape(z_b)} must have one shape [views, channels]")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    impl = checks.choose_impl(impl, z_a, z_b)
+    if impl == "eager":
+        return reference.nt_xent_loss(z_a, z_b, temperature)
+    need = torch.is_grad_enabled() and (z_a.requires_grad or z_b.requires_grad)
+    return nt_xent_loss_op(z_a, z_b, float(temperature), need, impl)[0]

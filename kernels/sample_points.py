@@ -1,0 +1,158 @@
+"""Reading feature maps at points: exact gather at integer cells, bilinear at coordinates.
+
+Both are one weighted sum: ``out[n, p] = sum_t weights[n, p, t] * maps[n, :, cells[n, p, t]]`` with one cell or four.
+The Triton backward sorts the cells and lets one program add up each cell's contributions in order: no atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+from depthg.kernels import checks, reference
+from torch import Tensor
+
+
+def corners(points: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Cells [N, P, 4] and weights [N, P, 4] of bilinear reading at (x, y) in [-1, 1], clamped to the border."""
+    xy = points.to(torch.promote_types(points.dtype, torch.float32))
+    size = xy.new_tensor([width, height]) if points.device.type == "cpu" else _sizes(xy, width, height)
+    xy = (xy + 1) / 2 * (size - 1) if align_corners else ((xy + 1) * size - 1) / 2
+    xy = torch.minimum(xy.clamp(min=0), size - 1)
+    low = xy.floor()
+    high = torch.minimum(low + 1, size - 1)
+    share = xy - low
+    (x0, y0), (x1, y1), (x, y) = low.long().unbind(-1), high.long().unbind(-1), share.unbind(-1)
+    cells = torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1], -1)
+    return cells, torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], -1)
+
+
+def _sizes(xy: Tensor, width: int, height: int) -> Tensor:  # filled on the device: no copy from the host
+    return torch.stack([torch.full((), float(v), dtype=xy.dtype, device=xy.device) for v in (width, height)])
+
+
+@torch.library.custom_op("depthg::sample_cells", mutates_args=())
+def sample_cells(
+    maps: Tensor,  # [N, C, H, W]
+    cells: Tensor,  # [N, P, T] int64
+    weights: Tensor,  # [N, P, T] float32
+) -> Tensor:  # [N, P, C]
+    """Weighted sums of map vectors, by Triton."""
+    from depthg.kernels.sample_points_triton import read
+
+    return read(maps, cells, weights)
+
+
+@sample_cells.register_fake
+def _(maps, cells, weights):
+    return maps.new_empty((*cells.shape[:2], maps.shape[1]))
+
+
+@torch.library.custom_op("depthg::sample_cells_backward", mutates_args=())
+def sample_cells_backward(d_out: Tensor, cells: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
+    """Gradient of the maps [N, C, H, W]."""
+    from depthg.kernels.sample_points_triton import write
+
+    return write(d_out, cells, weights, height, width)
+
+
+@sample_cells_backward.register_fake
+def _(d_out, cells, weights, height, width):
+    return d_out.new_empty((d_out.shape[0], d_out.shape[2], height, width))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.size = inputs[0].shape[2:]
+
+
+def _backward(ctx, d_out):
+    cells, weights = ctx.saved_tensors
+    return sample_cells_backward(d_out, cells, weights, *ctx.size), None, None
+
+
+def _backward_of_backward(ctx, d_maps):
+    cells, weights = ctx.saved_tensors
+    return sample_cells(d_maps, cells, weights), None, None, None, None
+
+
+def _setup_backward(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1], inputs[2])
+
+
+sample_cells.register_autograd(_backward, setup_context=_setup_context)
+sample_cells_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward)
+
+
+def _check(maps: Tensor, points: Tensor) -> None:
+    checks.check_floats(maps=maps)
+    checks.check_frozen(points=points)
+    if maps.ndim != 4:
+        raise ValueError(f"maps must be [N, C, H, W], got shape {checks.shape(maps)}")
+    if points.device != maps.device:
+        raise ValueError(f"points is on {points.device} but maps is on {maps.device}; move them to one device")
+    cells = points.ndim == 2 and points.dtype == torch.int64
+    if not cells and not (points.ndim == 3 and points.shape[2] == 2 and points.is_floating_point()):
+        raise ValueError(
+            "points must be int64 cells [N, P] or float coordinates [N, P, 2],"
+            f" got {points.dtype} of shape {checks.shape(points)}"
+        )
+    if points.shape[0] != maps.shape[0]:
+        raise ValueError(f"maps {checks.shape(maps)} and points {checks.shape(points)} must have the same images")
+    if maps.shape[2] * maps.shape[3] == 0 and points.numel():
+        raise ValueError(f"maps of shape {checks.shape(maps)} have no cell to read")
+    if not cells or torch.compiler.is_compiling() or points.device.type != "cpu" or points.numel() == 0:
+        return
+    low, high = int(points.min()), int(points.max())
+    count = maps.shape[2] * maps.shape[3]
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"points hold cell {low if low < 0 else high}, outside the {count} cells of {checks.shape(maps)}"
+        )
+
+
+def _gather(maps: Tensor, points: Tensor) -> Tensor:
+    """Exact gather on the CPU: whole rows where the channels are the fastest axis, else channel by channel."""
+    if maps.stride(1) == 1 and maps.shape[1] > 1:
+        rows = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])  # a view of a channels-last map
+        first = torch.arange(maps.shape[0])[:, None] * (maps.shape[2] * maps.shape[3])
+        return rows[(points + first).flatten()].view(*points.shape, -1)
+    return reference.sample_points(maps, points).contiguous()
+
+
+def sample_points(
+    maps: Tensor,  # [N, C, H, W]
+    points: Tensor,  # [N, P] int64 flat cells, or [N, P, 2] coordinates (x, y) in [-1, 1]
+    *,
+    align_corners: bool = True,
+    impl: str = "auto",
+) -> Tensor:  # [N, P, C]
+    """Map vectors at points, differentiable in the maps.
+
+    ``out[n, p] = maps[n, :, row, column]`` with ``points[n, p] = row * W + column``; at coordinates bilinear with border
+    clamping, exactly as ``grid_sample(..., padding_mode="border")``.
+
+    Args:
+        maps: ``[N, C, H, W]``, float; channels-last memory makes the gather cheap.
+        points: int64 cells ``[N, P]`` in [0, H W) (not checked on CUDA), or float (x, y) ``[N, P, 2]`` in [-1, 1].
+        align_corners: whether -1 and 1 are the centres of the outermost cells (True) or their outer edges.
+        impl: "auto", "triton", "cpu" or "eager".
+
+    Returns:
+        ``[N, P, C]`` in the dtype of the maps.
+
+    Raises:
+        TypeError: maps are not floating point.
+        ValueError: shapes, devices or cells do not fit, points require grad, or ``impl`` cannot run here.
+    """
+    _check(maps, points)
+    impl = checks.choose_impl(impl, maps)
+    if impl == "eager":
+        return reference.sample_points(maps, points, align_corners=align_corners)
+    if impl == "cpu":
+        if points.ndim == 2:
+            return _gather(maps, points)
+        return reference.sample_points(maps, points, align_corners=align_corners).contiguous()
+    if points.ndim == 2:
+        cells, weights = points[:, :, None], torch.ones(points[:, :, None].shape, device=maps.device)
+    else:
+        cells, weights = corners(points, maps.shape[2], maps.shape[3], align_corners)
+    return sample_cells(maps, cells, weights.float())
