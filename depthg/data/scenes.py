@@ -3,7 +3,7 @@
 Every picture follows from (seed, index) alone: train, val and test are disjoint ranges of the index of one seed.
 The pictures are rendered once into a cache folder named after the renderer's source, the seed and the size (written
 out in `settings.json` beside them), one .npz each; whatever is missing or damaged is rendered again. See
-scene_renderer for what a pixel means.
+scenery/renderer.py for what a pixel means.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from depthg.data.scene_primitives import Camera
-from depthg.data.scene_worker import scene_file, write_scene
+from depthg import scenery
+from depthg.scenery.primitives import Camera
+from depthg.scenery.worker import scene_file, write_scene
 
 CLASSES = ("sky", "road", "grass", "building", "tree", "car", "person", "pole")
 PALETTE = np.array(
@@ -46,21 +47,14 @@ PALETTE = np.array(
 )
 SPLIT_START = {"train": 0, "val": 100_000, "test": 200_000}
 MAX_IMAGES = 100_000  # per split
-RENDERER_FILES = (
-    "scene_primitives",
-    "scene_materials",
-    "scene_ground",
-    "scene_objects",
-    "scene_layout",
-    "scene_renderer",
-)
+RENDERER_FILES = ("primitives", "materials", "ground", "objects", "layout", "renderer")
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def renderer_version() -> str:
     """Digest of the renderer's source: a cache rendered by other code is never reused."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in RENDERER_FILES)).hexdigest()[:16]
+    folder = Path(scenery.__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in RENDERER_FILES)).hexdigest()[:16]
 
 
 class SceneSplit:
@@ -202,20 +196,6 @@ def render_files(
             write_scene(folder, seed, index, size)
             advance()
         return
-    package = str(Path(__file__).parents[2])
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "depthg.data.scene_worker", str(folder.absolute()), str(seed), str(size)]
-    processes = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **threads, "PYTHONPATH": paths},
-        )
-        for _ in range(workers)
-    ]
     work: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
         work.put(index)
@@ -225,14 +205,29 @@ def render_files(
         with lock:
             advance()
 
+    processes = [_start_worker(folder, seed, size) for _ in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
         try:
             for done in as_completed([pool.submit(_serve, process, work, locked_advance) for process in processes]):
                 done.result()
-        finally:
+        finally:  # also after Ctrl-C; what is finished is on the disk
             for process in processes:
                 process.kill()
-                process.wait()
+    for process in processes:
+        process.communicate()
+
+
+def _start_worker(folder: Path, seed: int, size: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "depthg.scenery.worker", str(folder.absolute()), str(seed), str(size)]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = {**os.environ, **threads}
+    home = Path(__file__).resolve().parents[2]
+    if home.name not in ("site-packages", "dist-packages"):  # a checkout: it need not be on the worker's path
+        environment["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # `python -m` looks into the current folder first: in the cache there is nothing that could shadow a module
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
+    )
 
 
 def _serve(process: subprocess.Popen, work: queue.SimpleQueue, advance: Callable[[], None]) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from depthg.data.scene_materials import Bands, CarPaint, Leaves, Plain, Wall
-from depthg.data.scene_primitives import Ellipsoid, Frustum, Material, Polytope, Primitive, across
+from depthg.scenery.materials import Bands, CarPaint, Leaves, Plain, Wall
+from depthg.scenery.primitives import Ellipsoid, Frustum, Material, Polytope, Primitive, across
 
 SKY, ROAD, GRASS, BUILDING, TREE, CAR, PERSON, POLE = range(8)
 Colour = tuple[float, float, float]
@@ -136,7 +136,7 @@ def tree(rng: np.random.Generator, x: float, y: float, distance: float) -> list[
         leaves = Leaves(colour, (x, y, float(i)), rng.uniform(0.35, 0.6))
         middle = (x + out * np.cos(angle), y + out * np.sin(angle), max(z, size))
         parts.append(
-            ball(middle, (size, size, size * rng.uniform(0.7, 1.0)), TREE, leaves, rough=0.25 * size, holes=0.22)
+            ball(middle, (size, size, size * rng.uniform(0.7, 1.0)), TREE, leaves, rough=0.25 * size, holes=0.12)
         )
     return parts
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depthg.data import scene_objects as things
-from depthg.data.scene_ground import CARRIAGEWAY, GRASS, PAVEMENT, Ground, Sky
-from depthg.data.scene_primitives import Camera, Primitive
+from depthg.scenery import objects as things
+from depthg.scenery.ground import CARRIAGEWAY, GRASS, PAVEMENT, Ground, Sky
+from depthg.scenery.primitives import Camera, Primitive
 
 
 @dataclass(frozen=True)
@@ -30,47 +30,20 @@ class Place:
     stand: float  # chance that the camera stands beside the road
 
 
-PLACES = {
-    "street": Place(
-        0.25, (3.2, 5.0), (1.4, 2.6), (0.0, 1.5), (0.0, 5.0), (2, 7), 0.1, (2, 5), (0, 2), (2, 6), (2, 4), (2, 5), 0.4
-    ),
-    "suburb": Place(
-        0.34, (2.4, 3.6), (0.0, 1.2), (4.0, 10.0), (3.0, 14.0), (1, 3), 0.8, (3, 8), (1, 4), (2, 5), (2, 4), (2, 5), 0.6
-    ),
-    "country": Place(
-        0.20,
-        (2.2, 3.4),
-        (0.0, 0.0),
-        (6.0, 20.0),
-        (10.0, 40.0),
-        (1, 3),
-        0.9,
-        (4, 9),
-        (1, 4),
-        (1, 4),
-        (1, 4),
-        (2, 5),
-        0.6,
-    ),
-    "square": Place(
-        0.08, (3.2, 5.0), (4.0, 10.0), (0.0, 3.0), (0.0, 5.0), (2, 6), 0.1, (2, 5), (0, 3), (2, 5), (4, 7), (2, 5), 0.6
-    ),
-    "park": Place(
-        0.13,
-        (1.8, 2.6),
-        (0.0, 0.0),
-        (14.0, 30.0),
-        (4.0, 15.0),
-        (3, 8),
-        0.1,
-        (4, 9),
-        (2, 4),
-        (1, 3),
-        (3, 6),
-        (2, 5),
-        0.7,
-    ),
+# fmt: off
+PLACES = {  # the columns are the fields of Place
+    "street": Place(0.25, (3.2, 5.0), (1.4, 2.6), (0, 1.5), (0, 5),
+        (2, 7), 0.1, (2, 5), (0, 2), (2, 6), (1, 4), (1, 4), 0.4),
+    "suburb": Place(0.34, (2.4, 3.6), (0, 1.2), (4, 10), (3, 14),
+        (1, 3), 0.8, (3, 7), (1, 4), (2, 5), (1, 3), (1, 3), 0.6),
+    "country": Place(0.20, (2.2, 3.4), (0, 0), (6, 20), (10, 40),
+        (1, 3), 0.9, (3, 8), (1, 4), (1, 4), (1, 3), (1, 4), 0.6),
+    "square": Place(0.08, (3.2, 5), (4, 10), (0, 3), (0, 5),
+        (2, 6), 0.1, (2, 5), (0, 3), (2, 5), (3, 6), (1, 3), 0.6),
+    "park": Place(0.13, (1.8, 2.6), (0, 0), (14, 30), (4, 15),
+        (3, 8), 0.1, (4, 8), (2, 4), (1, 3), (2, 5), (1, 3), 0.7),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -109,8 +82,8 @@ def compose(seed: int, index: int) -> tuple[Scene, np.random.Generator]:
     layout.scatter(place.cars, (7.5, 45), 2.6, (CARRIAGEWAY,), layout.add_car)
     layout.scatter(place.trees, (10, 80), 2.2, (GRASS, PAVEMENT), layout.add_tree)
     layout.scatter(place.hedges, (7, 45), 1.4, (GRASS,), layout.add_hedge)
-    layout.scatter(place.poles, (5, 32), 0.5, (GRASS, PAVEMENT), layout.add_pole)
-    layout.scatter(place.people, (4.5, 24), 0.45, (GRASS, PAVEMENT, CARRIAGEWAY), layout.add_person)
+    layout.scatter(place.poles, (4.5, 24), 0.5, (GRASS, PAVEMENT), layout.add_pole)
+    layout.scatter(place.people, (4.2, 20), 0.45, (GRASS, PAVEMENT, CARRIAGEWAY), layout.add_person)
     scene = Scene(name, camera, ground, sky, layout.primitives, sky.sun, sun_colour, ambient, haze, exposure)
     return scene, rng
 
@@ -138,8 +111,8 @@ def _ground(rng: np.random.Generator, place: Place, name: str) -> Ground:
         asphalt=grey,
         paving=things.pick(rng, ((0.60, 0.59, 0.57), (0.66, 0.61, 0.53), (0.54, 0.38, 0.31), (0.50, 0.50, 0.51)), 0.02),
         grass=things.pick(rng, ((0.36, 0.44, 0.19), (0.30, 0.38, 0.17), (0.42, 0.45, 0.24), (0.33, 0.37, 0.24)), 0.02),
-        straw=things.pick(rng, ((0.58, 0.52, 0.34), (0.50, 0.45, 0.33), (0.52, 0.50, 0.42), (0.47, 0.40, 0.31)), 0.02),
-        dryness=float(rng.choice([0.15, 0.45, 0.8], p=[0.4, 0.35, 0.25])),
+        straw=things.pick(rng, ((0.58, 0.52, 0.34), (0.52, 0.46, 0.30), (0.54, 0.50, 0.38)), 0.02),
+        dryness=float(rng.choice([0.15, 0.45, 0.8], p=[0.55, 0.33, 0.12])),
         brick_size=float(rng.choice([0, 0.1, 0.2, 0.4])),
         line=(0.85, 0.85, 0.82) if rng.random() < 0.75 else (0.80, 0.66, 0.22),
         dashed=bool(rng.random() < 0.7),
@@ -160,7 +133,7 @@ def _camera(rng: np.random.Generator, place: Place, ground: Ground) -> Camera:
 
 def _light(rng: np.random.Generator) -> tuple[Sky, np.ndarray, np.ndarray, float, float]:
     """Sky, colour of the sun, of the light from the sky, range of the haze, exposure."""
-    weather = rng.choice(["clear", "broken", "overcast"], p=[0.46, 0.38, 0.16])
+    weather = rng.choice(["clear", "broken", "overcast"], p=[0.5, 0.36, 0.14])
     elevation, azimuth = np.radians(rng.uniform(14, 62)), rng.uniform(0, 2 * np.pi)
     sun = np.array([np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), np.sin(elevation)])
     warm = np.clip((np.radians(30) - elevation) * 2, 0, 0.6)

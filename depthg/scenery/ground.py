@@ -1,6 +1,6 @@
 """Ground and sky of the procedural scenes: where the road runs, what grows beside it, and the light.
 
-Colours are sRGB in [0, 1]; points are [3, n] metres in the world frame of scene_primitives.
+Colours are sRGB in [0, 1]; points are [3, n] metres in the world frame of primitives.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depthg.data.scene_materials import Array, brick_lines, colours, fade, mix, noise, smooth_noise
+from depthg.scenery.materials import Array, brick_lines, colours, fade, mix, noise, smooth_noise
 
 CARRIAGEWAY, PAVEMENT, GRASS = 0, 1, 2
 Rectangle = tuple[float, float, float, float]  # x0, x1, y0, y1
@@ -71,10 +71,10 @@ class Ground:
 
     def _asphalt(self, xy: Array, pixel: Array, wide: Array, broad: Array, grain: Array) -> Array:
         lateral, y = xy[0] - self.axis(xy[1]), xy[1]
-        shade = 0.82 + 0.25 * wide + 0.16 * (broad - 0.5) + 0.3 * grain
+        shade = 0.82 + 0.25 * wide + 0.16 * (broad - 0.5) + 0.2 * grain
         crack = (np.abs(broad - 0.5) < 0.006 + 0.1 * pixel) * fade(pixel, 0.06)
         patch = smooth_noise("cloud", np.floor(xy[0] / 1.7) * 9.3, np.floor(y / 4.1) * 7.7, 0.4) > 0.72
-        out = colours(self.asphalt, shade * (1 - 0.35 * crack) * np.where(patch, 0.84, 1))
+        out = colours(self.asphalt, shade * (1 - 0.25 * crack) * np.where(patch, 0.84, 1))
         off_cross = np.abs(y - self.cross[0]) > self.cross[1] + 0.5 if self.cross else np.ones(y.shape, bool)
         on_road = np.abs(lateral) < self.half_road
         centre_line = (np.abs(lateral) < 0.08 + 0.2 * pixel) & (((y / 6) % 1 < 0.5) | (not self.dashed))

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depthg.data.scene_ground import CARRIAGEWAY, GRASS, PAVEMENT
-from depthg.data.scene_layout import Scene, compose
-from depthg.data.scene_materials import noise, wrap
-from depthg.data.scene_objects import GRASS as GRASS_LABEL
-from depthg.data.scene_objects import ROAD, TREE
-from depthg.data.scene_objects import SKY as SKY_LABEL
-from depthg.data.scene_primitives import NEAR, Camera, Ellipsoid, Primitive, View
+from depthg.scenery.ground import CARRIAGEWAY, GRASS, PAVEMENT
+from depthg.scenery.layout import Scene, compose
+from depthg.scenery.materials import noise, wrap
+from depthg.scenery.objects import GRASS as GRASS_LABEL
+from depthg.scenery.objects import ROAD, TREE
+from depthg.scenery.objects import SKY as SKY_LABEL
+from depthg.scenery.primitives import NEAR, Camera, Ellipsoid, Primitive, View, across
 
 FAR = 3000.0  # metres: the ground ends here, behind it is sky
 REGION_LABEL = np.zeros(3, np.uint8)
@@ -148,13 +148,12 @@ def shadows(points: np.ndarray, primitives: list[Primitive], sun: np.ndarray, de
     blocked = np.zeros(points.shape[1], np.float32)
     if blocked.size == 0:
         return blocked
-    side = np.cross(sun, [0, 0, 1.0])
-    side /= np.linalg.norm(side)
-    frame = np.stack([side, np.cross(side, sun), sun])
+    frame = np.stack([*across(sun), sun])
     p, q, s = frame.astype(np.float32) @ points
     near = np.flatnonzero(depth < 150)
-    order = near[np.argsort((p[near] * 16).astype(np.int16), kind="stable")]
-    p, q, s = p[order], q[order], s[order]
+    band = np.floor(np.clip(p[near] * 16, -32000, 32000)).astype(np.int16)  # 16 bits: numpy sorts them by radix
+    order = near[np.argsort(band, kind="stable")]
+    band, p, q, s = np.sort(band, kind="stable"), p[order], q[order], s[order]
     for primitive in primitives:
         if not primitive.shadow:
             continue
@@ -165,7 +164,9 @@ def shadows(points: np.ndarray, primitives: list[Primitive], sun: np.ndarray, de
                 np.maximum(low, seen.mean(0) - primitive.radius),
                 np.minimum(high, seen.mean(0) + primitive.radius),
             )
-        first, last = np.searchsorted(p, [low[0] - 0.1, high[0] + 0.1])
+        first, last = np.searchsorted(
+            band, np.clip([low[0] * 16 - 1, high[0] * 16 + 1], -32001, 32001).astype(np.int16)
+        )
         part = slice(first, last)
         inside = np.flatnonzero((q[part] > low[1]) & (q[part] < high[1]) & (s[part] < high[2]))
         if inside.size == 0:
@@ -186,5 +187,5 @@ def _develop(radiance: np.ndarray, scene: Scene, view: View, rng: np.random.Gene
     balance = np.array([rng.uniform(0.95, 1.05), 1.0, rng.uniform(0.95, 1.05)], np.float32)[:, None, None]
     pixels = pixels * balance * np.float32(scene.exposure)
     pixels = np.sqrt(pixels / (1 + 0.18 * pixels * pixels))
-    pixels += rng.normal(0, rng.uniform(0.004, 0.018), pixels.shape).astype(np.float32)
+    pixels += rng.normal(0, rng.uniform(0.003, 0.012), pixels.shape).astype(np.float32)
     return np.ascontiguousarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))

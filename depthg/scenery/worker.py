@@ -1,4 +1,4 @@
-"""Renders scenes into the cache; also the command `python -m depthg.data.scene_worker FOLDER SEED SIZE`.
+"""Renders scenes into the cache; also the command `python -m depthg.scenery.worker FOLDER SEED SIZE`.
 
 The command reads picture numbers from standard input, one per line, and answers each with the same line once the
 file is in place. It is a fresh process, not a fork: the parent may hold torch threads, and neither torch nor the
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.data.scene_renderer import render
+from depthg.scenery.renderer import render
 
 
 def scene_file(folder: Path, index: int) -> Path:

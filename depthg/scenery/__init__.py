@@ -1,0 +1,1 @@
+"""Renderer of the procedural scenes (depthg.data.scenes), in numpy alone: its worker processes start without torch."""
