@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
       }));
 
   m.def("fps_cpu_isa", &depthg::fps_cpu_isa);
+  m.def("cpu_vector_operations", &depthg::cpu_vector_operations, py::call_guard<py::gil_scoped_release>());
   m.def("fps_cpu_scratch_bytes", &depthg::fps_cpu_scratch_bytes);
   m.def(
       "fps_cpu",

@@ -53,6 +53,9 @@ std::size_t fps_cpu_scratch_bytes(const Clouds& clouds, int threads);
 void fps_cpu(const Clouds& clouds, void* scratch, int threads);
 const char* fps_cpu_isa();            // the instruction set that this machine runs: "avx512", "avx2" or "baseline"
 
+// Does the arithmetic of FPS on registers alone and returns the number of float operations: over its time, the machine's rate.
+int64_t cpu_vector_operations(int64_t rounds);
+
 // CUDA. Everything is enqueued on `stream` (a cudaStream_t) of `device`; no allocation, no synchronisation.
 std::size_t fps_cuda_scratch_bytes(const Clouds& clouds);
 void fps_cuda(const Clouds& clouds, void* scratch, int device, void* stream);

@@ -14,18 +14,19 @@ namespace {
 
 struct Isa {
   const char* name;
-  SampleCloud sample;
+  SampleClouds sample;
+  int64_t (*vector_operations)(int64_t, float*);
 };
 
 Isa pick_isa() {
 #if defined(FPS_X86)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    return {"avx512", sample_cloud_avx512};
+    return {"avx512", sample_clouds_avx512, vector_operations_avx512};
   }
-  if (__builtin_cpu_supports("avx2")) return {"avx2", sample_cloud_avx2};
+  if (__builtin_cpu_supports("avx2")) return {"avx2", sample_clouds_avx2, vector_operations_avx2};
 #endif
-  return {"baseline", sample_cloud_baseline};
+  return {"baseline", sample_clouds_baseline, vector_operations_baseline};
 }
 
 const Isa& isa() {
@@ -33,13 +34,24 @@ const Isa& isa() {
   return chosen;
 }
 
-// Sizes below are measured: see bench/fps.py.
-constexpr int64_t kSortFrom = 4096;         // points from which sorting pays
-constexpr int64_t kPointsPerWorker = 8192;  // points that a further worker in one cloud must have
+// Measured on a Xeon with AVX-512. Sorting costs as much as some ten passes over the points and makes most leaves skippable;
+// a depth map in raster order is compact enough as it is for longer.
+constexpr int64_t kSortPoints = 1024, kSortCells = 2048, kSortPicks = 64;
+constexpr int64_t kLeaf = 64, kLargeLeaf = 128, kLargeLeafFrom = 50000;
+constexpr int64_t kWaysBelow = 2048;        // small clouds are sampled side by side
+constexpr int64_t kPointsPerWorker = 8192;  // that a further worker in one cloud must have
 
 Plan make_plan(const Clouds& c, int threads) {
-  Plan plan{c.points, c.dims, 64, c.points >= kSortFrom, c.points >= kSortFrom, 1};
-  if (c.batch > 0 && c.batch < threads) plan.team = static_cast<int>(std::clamp<int64_t>(c.points / kPointsPerWorker, 1, threads / c.batch));
+  Plan plan;
+  plan.points = c.points;
+  plan.dims = c.dims;
+  plan.leaf = c.points < kLargeLeafFrom ? kLeaf : kLargeLeaf;
+  plan.sorted = c.points >= (c.width ? kSortCells : kSortPoints) && c.k >= kSortPicks;
+  plan.ways = c.points < kWaysBelow && c.batch > threads ? kWays : 1;
+  plan.team = 1;
+  if (plan.sorted && c.batch > 0 && c.batch < threads) {
+    plan.team = static_cast<int>(std::clamp<int64_t>(c.points / kPointsPerWorker, 1, threads / c.batch));
+  }
   return plan;
 }
 
@@ -81,9 +93,15 @@ void check(const Clouds& c) {
 
 const char* fps_cpu_isa() { return isa().name; }
 
+int64_t cpu_vector_operations(int64_t rounds) {
+  alignas(64) float sink[kSinkFloats];
+  for (float& x : sink) x = 0.5f;
+  return isa().vector_operations(rounds, sink);
+}
+
 std::size_t fps_cpu_scratch_bytes(const Clouds& c, int threads) {
   const Plan plan = make_plan(c, threads);
-  return 64 + teams(c, plan, threads) * cloud_bytes(plan);
+  return 64 + teams(c, plan, threads) * plan.ways * cloud_bytes(plan);
 }
 
 void fps_cpu(const Clouds& c, void* scratch, int threads) {
@@ -91,22 +109,23 @@ void fps_cpu(const Clouds& c, void* scratch, int threads) {
   if (c.batch == 0) return;
   const Plan plan = make_plan(c, threads);
   const int count = teams(c, plan, threads);
-  const std::size_t bytes = cloud_bytes(plan);
+  const std::size_t bytes = plan.ways * cloud_bytes(plan);
   char* memory = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
 
   std::vector<Post> posts(static_cast<std::size_t>(count) * 2 * plan.team);
   std::vector<Team> members(count);
   for (int t = 0; t < count; ++t) members[t] = {plan.team, posts.data() + t * 2 * plan.team, 0, 0, -1};
 
-  // Workers on their own take the next cloud when they are free; a team stays together, so its clouds are fixed.
+  // Workers on their own take the next clouds when they are free; a team stays together, so its clouds are fixed.
   std::atomic<int64_t> next{0}, bad{-1};
   const auto work = [&](int rank) {
     const int t = rank / plan.team;
-    int64_t b = plan.team == 1 ? next.fetch_add(1) : t;
+    int64_t b = plan.team == 1 ? next.fetch_add(plan.ways) : t;
     while (b < c.batch && members[t].bad < 0) {
-      const int64_t i = isa().sample(c, b, plan, memory + t * bytes, &members[t], rank % plan.team);
-      if (i >= 0) bad.store(b * c.points + i);
-      b = plan.team == 1 ? next.fetch_add(1) : b + count;
+      const int ways = static_cast<int>(std::min<int64_t>(plan.ways, c.batch - b));
+      const int64_t at = isa().sample(c, b, ways, plan, memory + t * bytes, &members[t], rank % plan.team);
+      if (at >= 0) bad.store(at);
+      b = plan.team == 1 ? next.fetch_add(plan.ways) : b + count;
     }
   };
   if (!run_together(count * plan.team, work)) return fps_cpu(c, scratch, 1);

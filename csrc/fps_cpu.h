@@ -13,8 +13,8 @@ struct Plan {
   int64_t dims;
   int64_t leaf;     // slots in a leaf, a multiple of kSlotAlign
   bool sorted;      // slots in space order; else in input order
-  bool pruned;      // skip leaves whose box says that no minimum can change
   int team;         // workers in one cloud
+  int ways;         // clouds that one worker samples side by side
 };
 
 // Result and turn of one worker for one pick, on its own cache line.
@@ -35,10 +35,20 @@ struct Team {
 
 std::size_t cloud_bytes(const Plan& plan);
 
-// Samples cloud `b` as worker `rank` of `team`; returns the index of the first point that is not finite, or -1.
-using SampleCloud = int64_t (*)(const Clouds& clouds, int64_t b, const Plan& plan, char* scratch, Team* team, int rank);
-int64_t sample_cloud_baseline(const Clouds&, int64_t, const Plan&, char*, Team*, int);
-int64_t sample_cloud_avx2(const Clouds&, int64_t, const Plan&, char*, Team*, int);
-int64_t sample_cloud_avx512(const Clouds&, int64_t, const Plan&, char*, Team*, int);
+constexpr int kWays = 2;  // clouds that one worker samples side by side, when they are small
+
+// Samples `count` <= kWays clouds from `b` on as worker `rank` of `team`. Returns cloud * points + index of a point that is
+// not finite, or -1. `scratch` holds count * cloud_bytes(plan).
+using SampleClouds = int64_t (*)(const Clouds& clouds, int64_t b, int count, const Plan& plan, char* scratch, Team* team, int rank);
+int64_t sample_clouds_baseline(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);
+int64_t sample_clouds_avx2(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);
+int64_t sample_clouds_avx512(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);
+
+// Runs vector operations on registers; returns how many float operations they were. `sink` is 64-byte aligned,
+// kSinkFloats long.
+constexpr int64_t kSinkFloats = 14 * kSlotAlign;
+int64_t vector_operations_baseline(int64_t rounds, float* sink);
+int64_t vector_operations_avx2(int64_t rounds, float* sink);
+int64_t vector_operations_avx512(int64_t rounds, float* sink);
 
 }  // namespace depthg

@@ -15,6 +15,7 @@ struct Memory {
   float* nearest;            // [slots] running minima; -1 in padding
   int32_t* index;            // [slots] input index of a slot, or nullptr: the slot itself
   uint64_t* keys[2];         // [points] sort buffers
+  uint32_t* counters;        // [team, kCounters] of the sort
   float* low[kMaxDims];      // [leaves] boxes
   float* high[kMaxDims];
   float* leaf_max;           // [leaves] largest minimum; -1 in padding

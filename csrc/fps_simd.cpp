@@ -8,12 +8,13 @@
 // minimum therefore cannot change in a single bit, and is skipped: the result equals the brute force, ties included.
 //
 // This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
-#include <limits.h>
-#include <sched.h>
 #include <string.h>
 
 #include "fps_cpu.h"
+#include "fps_order.h"
+#include "fps_pick.h"
 #include "fps_read.h"
+#include "fps_team.h"
 #include "fps_vector.h"
 
 #define FPS_JOIN_(a, b) a##b
@@ -61,103 +62,10 @@ Memory carve(const Plan& plan, char* scratch, int64_t* bytes) {
     m.index = arena.take<int32_t>(slots);
     m.keys[0] = arena.take<uint64_t>(plan.points);
     m.keys[1] = arena.take<uint64_t>(plan.points);
+    m.counters = arena.take<uint32_t>(plan.team * kCounters);
   }
   *bytes = arena.used;
   return m;
-}
-
-// ---- workers ------------------------------------------------------------------------------------------------------
-
-// Spins, then gives the core away: with more workers than cores a pure spin would never end in reasonable time.
-struct Patience {
-  int spins = 0;
-  void wait() {
-    if (++spins < 256) {
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#endif
-    } else {
-      sched_yield();
-    }
-  }
-};
-
-void barrier(Team* team) {
-  if (team->size == 1) return;
-  const uint32_t generation = __atomic_load_n(&team->generation, __ATOMIC_ACQUIRE);
-  if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == static_cast<uint32_t>(team->size)) {
-    __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&team->generation, generation + 1, __ATOMIC_RELEASE);
-    return;
-  }
-  for (Patience p; __atomic_load_n(&team->generation, __ATOMIC_ACQUIRE) == generation;) p.wait();
-}
-
-// ---- space order --------------------------------------------------------------------------------------------------
-
-// 10 bits to every third bit.
-inline uint32_t spread(uint32_t v) {
-  v = (v | v << 16) & 0x030000ff;
-  v = (v | v << 8) & 0x0300f00f;
-  v = (v | v << 4) & 0x030c30c3;
-  return (v | v << 2) & 0x09249249;
-}
-
-// Morton order over the first three coordinates: a sort by counting, `kDigit` bits at a time.
-constexpr int kDigit = 10;
-
-void morton_keys(const Memory& m, int64_t dims, int64_t n, int bits) {
-  float low[3] = {0, 0, 0}, scale[3] = {0, 0, 0};
-  const int used = dims < 3 ? static_cast<int>(dims) : 3;
-  for (int d = 0; d < used; ++d) {
-    vfloat lo = splat(m.source[d][0]), hi = lo;
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      const vfloat v = load(m.source[d] + i);
-      lo = vmin(lo, v);
-      hi = vmax(hi, v);
-    }
-    float least = hmin(lo), most = hmax(hi);
-    for (; i < n; ++i) {
-      least = m.source[d][i] < least ? m.source[d][i] : least;
-      most = m.source[d][i] > most ? m.source[d][i] : most;
-    }
-    const float extent = most - least;
-    if (extent > 1e-30f && extent < 1e30f) {  // else the axis says nothing, or its cells would overflow
-      low[d] = least;
-      scale[d] = static_cast<float>((1 << bits) - 1) / extent;
-    }
-  }
-  const float* y = m.source[used > 1 ? 1 : 0];
-  const float* z = m.source[used > 2 ? 2 : 0];
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t a = static_cast<int32_t>((m.source[0][i] - low[0]) * scale[0]);
-    const uint32_t b = static_cast<int32_t>((y[i] - low[1]) * scale[1]);
-    const uint32_t c = static_cast<int32_t>((z[i] - low[2]) * scale[2]);
-    const uint64_t key = spread(a & 1023) | spread(b & 1023) << 1 | spread(c & 1023) << 2;
-    m.keys[0][i] = key << 32 | static_cast<uint32_t>(i);
-  }
-}
-
-const uint64_t* sort_keys(const Memory& m, int64_t n, int passes) {
-  uint32_t count[1 << kDigit];
-  uint64_t *from = m.keys[0], *to = m.keys[1];
-  for (int pass = 0; pass < passes; ++pass) {
-    const int shift = 32 + pass * kDigit;
-    memset(count, 0, sizeof count);
-    for (int64_t i = 0; i < n; ++i) ++count[from[i] >> shift & ((1 << kDigit) - 1)];
-    uint32_t total = 0;
-    for (uint32_t& c : count) {
-      const uint32_t here = c;
-      c = total;
-      total += here;
-    }
-    for (int64_t i = 0; i < n; ++i) to[count[from[i] >> shift & ((1 << kDigit) - 1)]++] = from[i];
-    uint64_t* swap = from;
-    from = to;
-    to = swap;
-  }
-  return from;
 }
 
 // Deals the sorted slots to the leaves of worker `rank`, or takes them in input order, and bounds each leaf.
@@ -171,7 +79,7 @@ void build_leaves(const Plan& plan, const Memory& m, const uint64_t* order, int6
     const int64_t used = end - begin, padded = round_up(used, kSlotAlign);
     if (order) {
       for (int64_t i = 0; i < used; ++i) m.index[base + i] = static_cast<int32_t>(static_cast<uint32_t>(order[begin + i]));
-      for (int64_t i = used; i < padded; ++i) m.index[base + i] = INT_MAX;
+      for (int64_t i = used; i < padded; ++i) m.index[base + i] = INT32_MAX;
     }
     for (int64_t i = 0; i < used; ++i) m.nearest[base + i] = __builtin_inff();
     for (int64_t i = used; i < padded; ++i) m.nearest[base + i] = -1;
@@ -192,19 +100,6 @@ void build_leaves(const Plan& plan, const Memory& m, const uint64_t* order, int6
     m.leaf_max[rank * groups + l] = __builtin_inff();
   }
 }
-
-// ---- picking ------------------------------------------------------------------------------------------------------
-
-// What one worker searches: its leaves, and the number of slots that its leaves use.
-struct Share {
-  const float* slot[kMaxDims];
-  const float* low[kMaxDims];
-  const float* high[kMaxDims];
-  float* nearest;
-  float* leaf_max;
-  const int32_t* index;
-  int64_t leaf, leaves, slots;
-};
 
 Share share_of(const Plan& plan, const Memory& m, int64_t n, int rank) {
   const int64_t first_slot = plan.sorted ? rank * share_leaves(plan) * plan.leaf : 0;
@@ -227,118 +122,8 @@ Share share_of(const Plan& plan, const Memory& m, int64_t n, int rank) {
   return s;
 }
 
-template <int D>
-inline vfloat squared_distance(const vfloat* at, const float* const* coord, int64_t i) {
-  vfloat d = load(coord[0] + i) - at[0];
-  vfloat sum = d * d;
-  for (int a = 1; a < D; ++a) {
-    d = load(coord[a] + i) - at[a];
-    sum = sum + d * d;
-  }
-  return sum;
-}
-
-// Distance to the box: the same operations on the box's point nearest to the pick.
-template <int D>
-inline vfloat box_distance(const vfloat* at, const Share& s, int64_t i) {
-  vfloat sum{};
-  for (int a = 0; a < D; ++a) {
-    const vfloat d = vmin(vmax(at[a], load(s.low[a] + i)), load(s.high[a] + i)) - at[a];
-    sum = a ? sum + d * d : d * d;
-  }
-  return sum;
-}
-
-// Takes the pick `at` into the minima of one leaf; returns the vector of their maxima.
-template <int D>
-inline vfloat update_leaf(const vfloat* at, const Share& s, int64_t leaf) {
-  const int64_t begin = leaf * s.leaf, end = begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
-  vfloat most = splat(-1);
-  for (int64_t i = begin; i < end; i += kLanes) {
-    const vfloat nearest = vmin(squared_distance<D>(at, s.slot, i), load(s.nearest + i));
-    store(s.nearest + i, nearest);
-    most = vmax(most, nearest);
-  }
-  s.leaf_max[leaf] = hmax(most);
-  return most;
-}
-
-// Takes the pick `at` into all minima; returns their maximum.
-template <int D>
-inline float update(const vfloat* at, const Share& s, bool pruned) {
-  vfloat most = splat(-1);
-  if (!pruned) {
-    for (int64_t leaf = 0; leaf < s.leaves; ++leaf) most = vmax(most, update_leaf<D>(at, s, leaf));
-    return hmax(most);
-  }
-  for (int64_t g = 0; g < s.leaves; g += kLanes) {
-    const vfloat bound = box_distance<D>(at, s, g), limit = load(s.leaf_max + g);
-    uint32_t todo = lanes_less(bound, limit);
-    most = vmax(most, where_less(bound, limit, splat(-1), limit));
-    for (; todo; todo &= todo - 1) most = vmax(most, update_leaf<D>(at, s, g + __builtin_ctz(todo)));
-  }
-  return hmax(most);
-}
-
-// Lowest input index whose minimum equals `value`, or INT_MAX.
-inline int32_t find(const Share& s, float value) {
-  const vfloat wanted = splat(value);
-  int32_t best = INT_MAX;
-  for (int64_t g = 0; g < s.leaves; g += kLanes) {
-    for (uint32_t hit = lanes_equal(load(s.leaf_max + g), wanted); hit; hit &= hit - 1) {
-      const int64_t begin = (g + __builtin_ctz(hit)) * s.leaf;
-      const int64_t end = begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
-      for (int64_t i = begin; i < end; i += kLanes) {
-        for (uint32_t lanes = lanes_equal(load(s.nearest + i), wanted); lanes; lanes &= lanes - 1) {
-          const int64_t slot = i + __builtin_ctz(lanes);
-          if (!s.index) return static_cast<int32_t>(slot);
-          best = s.index[slot] < best ? s.index[slot] : best;
-        }
-      }
-    }
-  }
-  return best;
-}
-
-// Exchanges the workers' best points. Two sets of posts are enough: nobody starts pick j + 2 before all have read pick j.
-inline int32_t agree(Team* team, int rank, int64_t j, float value, int32_t index) {
-  Post* posts = team->posts + (j & 1) * team->size;
-  const uint32_t turn = static_cast<uint32_t>(j);
-  posts[rank].value = value;
-  posts[rank].index = index;
-  __atomic_store_n(&posts[rank].turn, turn, __ATOMIC_RELEASE);
-  for (int other = 0; other < team->size; ++other) {
-    if (other == rank) continue;
-    for (Patience p; __atomic_load_n(&posts[other].turn, __ATOMIC_ACQUIRE) != turn;) p.wait();
-    const float theirs = posts[other].value;
-    if (theirs > value || (theirs == value && posts[other].index < index)) {
-      value = theirs;
-      index = posts[other].index;
-    }
-  }
-  return index;
-}
-
-template <int D>
-void pick(const Share& s, const Memory& m, const Plan& plan, int64_t start, int64_t k, int64_t* picks, Team* team, int rank) {
-  int32_t winner = static_cast<int32_t>(start);
-  for (int64_t j = 0;;) {
-    if (rank == 0) picks[j] = winner;
-    if (++j == k) return;
-    vfloat at[D];
-    for (int d = 0; d < D; ++d) at[d] = splat(m.source[d][winner]);
-    const float value = update<D>(at, s, plan.pruned);
-    winner = find(s, value);
-    if (team->size > 1) winner = agree(team, rank, j, value, winner);
-  }
-}
-
-using Pick = void (*)(const Share&, const Memory&, const Plan&, int64_t, int64_t, int64_t*, Team*, int);
-constexpr Pick kPick[kMaxDims] = {pick<1>, pick<2>, pick<3>, pick<4>, pick<5>, pick<6>, pick<7>, pick<8>};
-
-}  // namespace
-
-int64_t FPS_JOIN(sample_cloud_, FPS_ISA)(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Team* team, int rank) {
+// Reads cloud `b`, orders it and makes the leaves of worker `rank`. Returns the index of a point that is not finite, or -1.
+int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Team* team, int rank, Job* job) {
   int64_t bytes;
   const Memory m = carve(plan, scratch, &bytes);
   const int64_t n = c.lengths ? c.lengths[b] : c.points;
@@ -359,16 +144,52 @@ int64_t FPS_JOIN(sample_cloud_, FPS_ISA)(const Clouds& c, int64_t b, const Plan&
 
   const uint64_t* order = nullptr;
   if (plan.sorted) {
-    order = m.keys[1];
-    if (rank == 0) {
-      morton_keys(m, plan.dims, n, 10);
-      sort_keys(m, n, 3);
-    }
-    barrier(team);
+    const Radix radix = radix_for(plan.points);
+    make_keys(m, plan.dims, n, radix.bits, from, to);
+    order = sort_keys(m, radix, from, to, team, rank);
   }
   build_leaves(plan, m, order, n, rank);
-  kPick[plan.dims - 1](share_of(plan, m, n, rank), m, plan, c.starts ? c.starts[b] : c.start, c.k, c.picks + b * c.k, team, rank);
+  job->share = share_of(plan, m, n, rank);
+  for (int64_t d = 0; d < plan.dims; ++d) job->source[d] = m.source[d];
+  job->winner = static_cast<int32_t>(c.starts ? c.starts[b] : c.start);
+  job->picks = c.picks + b * c.k;
   return -1;
+}
+
+using Pick = void (*)(Job*, int64_t, Team*, int);
+#define FPS_PICKS(D) {pick<D, 1>, pick<D, kWays>}
+constexpr Pick kPick[kMaxDims][2] = {FPS_PICKS(1), FPS_PICKS(2), FPS_PICKS(3), FPS_PICKS(4),
+                                     FPS_PICKS(5), FPS_PICKS(6), FPS_PICKS(7), FPS_PICKS(8)};
+
+}  // namespace
+
+int64_t FPS_JOIN(sample_clouds_, FPS_ISA)(const Clouds& c, int64_t b, int count, const Plan& plan, char* scratch, Team* team,
+                                          int rank) {
+  Job jobs[kWays];
+  const std::size_t bytes = cloud_bytes(plan);
+  for (int w = 0; w < count; ++w) {
+    const int64_t bad = prepare(c, b + w, plan, scratch + w * bytes, team, rank, jobs + w);
+    if (bad >= 0) return (b + w) * c.points + bad;
+  }
+  if (count == kWays) {
+    kPick[plan.dims - 1][1](jobs, c.k, team, rank);
+  } else {
+    for (int w = 0; w < count; ++w) kPick[plan.dims - 1][0](jobs + w, c.k, team, rank);
+  }
+  return -1;
+}
+
+// Twelve chains keep every vector unit busy: four cycles of latency on up to three units.
+int64_t FPS_JOIN(vector_operations_, FPS_ISA)(int64_t rounds, float* sink) {
+  constexpr int kChains = 12;
+  const vfloat a = load(sink), b = load(sink + kSlotAlign);
+  vfloat x[kChains];
+  for (int i = 0; i < kChains; ++i) x[i] = load(sink + (2 + i) * kSlotAlign);
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (int i = 0; i < kChains; ++i) x[i] = vmax(vmin(x[i] * a + b, b) - a, x[i]);
+  }
+  for (int i = 0; i < kChains; ++i) store(sink + (2 + i) * kSlotAlign, x[i]);
+  return rounds * kChains * 5 * kLanes;
 }
 
 #if !defined(__AVX2__)
