@@ -180,7 +180,7 @@ def extensions():
 
 
 setup(
-    packages=["depthg", "depthg.data", "depthg.conf", "depthg.kernels"],
+    packages=["depthg", "depthg.data", "depthg.scenery", "depthg.conf", "depthg.kernels"],
     package_dir={"depthg": "depthg", "depthg.kernels": "kernels"},
     package_data={"depthg.conf": ["*.yaml", "*/*.yaml"]},
     ext_modules=extensions(),

@@ -104,7 +104,7 @@ class NegativeConfig(TermConfig):
 @dataclass
 class DepthTermConfig(TermConfig):
     shift_mean: bool = option(False, "use the batch mean of D as shift instead of depth.shift")
-    relation: str = option("product", "depth correlation D", choices=RELATIONS)
+    relation: str = option("product", "depth correlation D", choices=(*RELATIONS, "inclination"))
     bandwidth: float = option(0.1, "gaussian and euclidean: bandwidth in units of [0, 1] depth", low=1e-6)
     at: str = option("points", "depth read at the sampled points or on a regular grid", choices=("points", "grid"))
     pair: str = option("self", "compare a crop with itself or with another crop of its photo", choices=("self", "crop"))
@@ -256,5 +256,5 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError("depth.source=folder needs depth.root=DIR")
     if config.knn.draw > config.knn.k:
         raise ValueError(f"knn.draw={config.knn.draw} exceeds knn.k={config.knn.k}")
-    if depth.relation in ("normals", "euclidean") and depth.at == "grid":
+    if depth.relation in ("normals", "inclination", "euclidean") and depth.at == "grid":
         raise ValueError(f"loss.depth.relation={depth.relation} needs loss.depth.at=points")

@@ -14,6 +14,21 @@ def cloud(depth: Tensor, grid: tuple[int, int], fov_deg: float) -> Tensor:  # [N
     return unproject(depth.view(-1, *grid), fov_deg)
 
 
+def inclination(normals: Tensor) -> Tensor:  # [..., 4] -> [..., 3]
+    """Normals without their compass direction: length of the horizontal part, vertical part, sky flag.
+
+    The cosine of two of these says whether both surfaces are ground-like, wall-like or sky. Walls on the two sides of a
+    street have opposite normals, which ``normals`` would push apart; here they agree. Assumes a roughly level camera.
+    """
+    horizontal = torch.hypot(normals[..., 0], normals[..., 2])
+    return torch.stack([horizontal, normals[..., 1], normals[..., 3]], dim=-1)
+
+
+def kernel_relation(relation: str) -> str:
+    """The relation of ``depthg.kernels`` that a configured one is computed with: inclinations compare like normals."""
+    return "normals" if relation == "inclination" else relation
+
+
 def at_points(values: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:  # [N, h*w] or [N, h*w, D]
     """Values ``[N, P]`` or ``[N, P, D]`` at integer cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
     maps = (values[..., None] if values.ndim == 2 else values).transpose(1, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthg.config import Config
-from depthg.guidance import at_points, cloud, mean_relation
+from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, channel_dropout, linear_probe_loss
 from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
 from depthg.prepare import Prepared
@@ -121,10 +121,13 @@ class Step:
     def depth_values(self, views: np.ndarray, points: Tensor, side: int) -> Tensor:
         """What the relation compares, at the sampled points: ``[N, P]`` or ``[N, P, D]``."""
         settings = self.config.loss.depth
-        if settings.relation == "normals":
+        if settings.relation in ("normals", "inclination"):
             if self.data.normals is None:
-                raise ValueError("loss.depth.relation=normals needs metric depth; depth.mapping=none gives no normals")
-            return at_points(self.rows(self.data.normals, views), points, self.data.grid)
+                raise ValueError(
+                    f"loss.depth.relation={settings.relation} needs metric depth; depth.mapping=none gives no normals"
+                )
+            normals = at_points(self.rows(self.data.normals, views), points, self.data.grid)
+            return inclination(normals) if settings.relation == "inclination" else normals
         depth = self.rows(self.data.depth, views)
         if settings.at == "grid":
             return regular_grid(depth.view(-1, *self.data.grid), side)
@@ -142,7 +145,7 @@ class Step:
             self_weight=loss.self.weight, self_shift=self.shifts[0],
             neighbour_weight=loss.neighbour.weight, neighbour_shift=self.shifts[1],
             negative_weight=loss.negative.weight, negative_shift=self.shifts[2],
-            depth_weight=weight, depth_shift=depth_shift, relation=depth.relation, bandwidth=depth.bandwidth,
+            depth_weight=weight, depth_shift=depth_shift, relation=kernel_relation(depth.relation), bandwidth=depth.bandwidth,
             center=loss.center, clamp=loss.clamp,
         )  # fmt: skip
 
@@ -227,7 +230,7 @@ class Step:
             iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum
         )
         if settings.shift_mean:
-            shift = mean_relation(values, other, settings.relation, settings.bandwidth)
+            shift = mean_relation(values, other, kernel_relation(settings.relation), settings.bandwidth)
         return {**inputs, "shift": shift}
 
     def probe_losses(self, maps: Tensor, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
