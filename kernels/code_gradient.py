@@ -34,7 +34,7 @@ def _(codes, d_terms, upstream):
 
 
 def _no_second_derivative(ctx, *grads):
-    raise RuntimeError("the correlation losses have no second derivative; use impl='eager' for double backward")
+    raise RuntimeError("the losses of depthg.kernels have no second derivative; use impl='eager' for double backward")
 
 
 code_gradient.register_autograd(_no_second_derivative)

@@ -188,12 +188,11 @@ def _(
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(inputs[1], inputs[3], inputs[6], inputs[8], *output[2:])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, g_losses, g_similarities, *g_gradients):
-    if any(g is not None for g in g_gradients):
-        raise RuntimeError("the correlation losses have no second derivative; use impl='eager' for double backward")
     codes, codes_neighbour, codes_negative, codes_depth, *d_terms = ctx.saved_tensors
     grads = [None] * 18
     upstream = (g_losses, *(None if g_losses is None else g_losses[t : t + 1] for t in (NEIGHBOUR, NEGATIVE, DEPTH)))

@@ -127,8 +127,8 @@ def sample_points(
 ) -> Tensor:  # [N, P, C]
     """Map vectors at points, differentiable in the maps.
 
-    ``out[n, p] = maps[n, :, row, column]`` with ``points[n, p] = row * W + column``; at coordinates bilinear with border
-    clamping, exactly as ``grid_sample(..., padding_mode="border")``.
+    ``out[n, p] = maps[n, :, row, column]`` with ``points[n, p] = row * W + column``; at coordinates bilinear, border
+    clamped, exactly as ``grid_sample(..., padding_mode="border")``.
 
     Args:
         maps: ``[N, C, H, W]``, float; channels-last memory makes the gather cheap.

@@ -1,0 +1,196 @@
+"""depthg_loss of every implementation against the float64 definition: total, every term, every gradient."""
+
+import itertools
+
+import pytest
+import torch
+from depthg.kernels import LossSettings, correlation_loss, depthg_loss, reference
+from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
+
+KEYS = ("feats_negative", "codes_negative", "depth", "codes_depth", "depth_other")
+
+
+def make(n, p, q, c, k, draws, bank=False, depth=True, crop=False, dtype=torch.float32, relation="product"):
+    """Tensors in the order feats, codes, feats_neighbour, codes_neighbour, then KEYS; and the negatives."""
+    feats, near = (vectors(n, m, c, dtype=dtype) for m in (p, q))
+    codes, near_codes = (vectors(n, m, k, dtype=dtype, grad=True) for m in (p, q))
+    optional = [None] * 5
+    if bank:
+        optional[0], optional[1] = vectors(n + 1, q, c, dtype=dtype), vectors(n + 1, q, k, dtype=dtype, grad=True)
+    if depth:
+        channels = (3,) if relation in ("normals", "euclidean") else ()
+        optional[2] = torch.rand(n, p, *channels).to(DEVICE, dtype)
+        if crop:
+            optional[3], optional[4] = (
+                vectors(n, q, k, dtype=dtype, grad=True),
+                torch.rand(n, q, *channels).to(DEVICE, dtype),
+            )
+    negatives = torch.randint(0, n + bank, (draws, n), device=DEVICE)
+    return [feats, codes, near, near_codes, *optional], negatives
+
+
+def run(function, tensors, negatives, settings, dtype, **more):
+    """Total, losses and similarities, with gradients under different upstream gradients for each."""
+    leaves = copies(tensors, dtype)
+    optional = dict(zip(KEYS, leaves[4:], strict=True))
+    result = function(*leaves[:4], negatives, settings, **optional, **more)
+    terms = [term for term in result[1:] if term is not None]
+    upstream = [1.3, -0.4, 0.7, 0.2, 0.5][: len(terms) + 1]
+    losses, grads = outcome([result.total, *(t.loss for t in terms)], upstream, leaves)
+    return torch.cat([losses, torch.stack([t.similarity.double() for t in terms])]), grads
+
+
+def compare(impl, tensors, negatives, settings, dtype=torch.float32):
+    ours = run(depthg_loss, tensors, negatives, settings, dtype, impl=impl)
+    eager = run(reference.depthg_loss, tensors, negatives, settings, dtype)
+    assert_close_as_eager(ours, eager, run(reference.depthg_loss, tensors, negatives, settings, torch.float64), dtype)
+
+
+SETTINGS = LossSettings(depth_weight=0.2, depth_shift=0.05)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "bank, depth, crop", [(False, True, False), (False, False, False), (True, True, True), (True, True, False)]
+)
+def test_banks_and_crops(impl, bank, depth, crop):
+    compare(impl, *make(3, 37, 21, 19, 7, 2, bank, depth, crop), SETTINGS)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("center, clamp, limit", list(itertools.product([True, False], [True, False], [None, 0.2])))
+def test_options(impl, center, clamp, limit):
+    settings = LossSettings(depth_weight=0.2, center=center, clamp=clamp, max_similarity=limit)
+    compare(impl, *make(3, 9, 11, 6, 5, 2), settings)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("relation", reference.RELATIONS)
+def test_relations(impl, relation):
+    settings = LossSettings(depth_weight=0.2, depth_shift=0.1, relation=relation, bandwidth=0.5)
+    compare(impl, *make(2, 9, 7, 6, 5, 2, relation=relation), settings)
+    compare(impl, *make(2, 9, 7, 6, 5, 2, crop=True, relation=relation), settings)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 121, 121, 384, 70, 5), (2, 144, 144, 768, 90, 5), (8, 49, 49, 128, 100, 5), (2, 400, 400, 32, 20, 2)]
+)
+def test_shapes_of_the_paper(shape):
+    compare(IMPLS[0], *make(*shape), SETTINGS)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_inputs(impl, dtype):
+    compare(impl, *make(2, 20, 20, 24, 10, 2, dtype=dtype), SETTINGS, dtype)
+
+
+def test_float16_features_with_float32_codes():
+    tensors, negatives = make(3, 16, 16, 12, 6, 2)
+    halves = [x.half() if i in (0, 2) else x for i, x in enumerate(tensors)]
+    ours = run_as_is(halves, negatives)
+    wide = run_as_is([x.float() if i in (0, 2) else x for i, x in enumerate(halves)], negatives)
+    torch.testing.assert_close(ours[0], wide[0], atol=1e-6, rtol=1e-5)
+    for x, y in zip(ours[1], wide[1], strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
+
+
+def run_as_is(tensors, negatives):
+    total = depthg_loss(*tensors[:4], negatives, SETTINGS, **dict(zip(KEYS, tensors[4:], strict=True))).total
+    return total, torch.autograd.grad(total, [tensors[1], tensors[3]])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("grads", list(itertools.product([True, False], repeat=2)))
+def test_every_subset_of_gradients(impl, grads):
+    tensors, negatives = make(2, 6, 5, 4, 3, 2)
+    for position, grad in zip((1, 3), grads, strict=True):
+        tensors[position] = tensors[position].detach().requires_grad_(grad)
+    ours = run(depthg_loss, tensors, negatives, SETTINGS, torch.float32, impl=impl)
+    truth = run(reference.depthg_loss, tensors, negatives, SETTINGS, torch.float64)
+    torch.testing.assert_close(ours[0], truth[0], atol=1e-6, rtol=1e-6)
+    assert len(ours[1]) == sum(grads)
+    for x, y in zip(ours[1], truth[1], strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_term_is_the_term_alone(impl):
+    tensors, negatives = make(3, 9, 8, 6, 5, 2)
+    feats, codes, near, near_codes = tensors[:4]
+    result = depthg_loss(*tensors[:4], negatives, SETTINGS, impl=impl)
+    alone = correlation_loss(feats, near, codes, near_codes, SETTINGS.neighbour_shift, impl=impl)
+    torch.testing.assert_close(result.neighbour.loss, alone.loss)
+    for ours, wanted in zip(
+        torch.autograd.grad(result.neighbour.loss, [codes, near_codes]),
+        torch.autograd.grad(alone.loss, [codes, near_codes]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, wanted, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_negatives_and_empty_batch(impl):
+    tensors, negatives = make(2, 6, 5, 4, 3, 0)
+    result = depthg_loss(*tensors[:4], negatives, SETTINGS, impl=impl)
+    assert result.negative.loss.item() == 0 and result.negative.similarity.item() == 0
+    tensors, negatives = make(0, 6, 5, 4, 3, 2)
+    result = depthg_loss(*tensors[:4], negatives, SETTINGS, depth=tensors[6], impl=impl)
+    result.total.backward()
+    assert result.total.item() == 0 and tensors[1].grad.shape == (0, 6, 3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_op_checks(impl):
+    op = torch.ops.depthg.depthg_loss.default
+    tensors, negatives = make(2, 6, 5, 4, 3, 2, bank=True, crop=True)
+    shifts = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, device=DEVICE)
+    options = (shifts, "product", 0.1, True, True, None)
+    full = (*tensors[:4], negatives, *tensors[4:], *options, [True] * 4, impl)
+    torch.library.opcheck(op, full)
+    plain = (*tensors[:4], negatives % 2, None, None, None, None, None, *options, [True, False, False, False], impl)
+    torch.library.opcheck(op, plain)
+
+
+def test_compiles_to_one_graph():
+    tensors, negatives = make(3, 6, 5, 4, 3, 2)
+
+    def step(codes, near_codes):
+        result = depthg_loss(tensors[0], codes * 2, tensors[2], near_codes, negatives, SETTINGS, depth=tensors[6])
+        return result.total + result.self.loss
+
+    codes = [tensors[1], tensors[3]]
+    expected = step(*codes)
+    loss = torch.compile(step, fullgraph=True, backend="aot_eager")(*codes)
+    torch.testing.assert_close(loss, expected)
+    for x, y in zip(torch.autograd.grad(loss, codes), torch.autograd.grad(expected, codes), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_second_derivative_raises():
+    tensors, negatives = make(2, 6, 5, 4, 3, 2)
+    total = depthg_loss(*tensors[:4], negatives, SETTINGS).total
+    (grad,) = torch.autograd.grad(total, tensors[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"feats_negative": torch.rand(4, 5, 4)}, "pass both or neither"),
+        ({"codes_depth": torch.rand(2, 5, 3)}, "need depth"),
+        ({"depth": torch.rand(2, 6), "codes_depth": torch.rand(2, 5, 3)}, "needs depth_other"),
+        ({"negatives": torch.tensor([[0, 2]])}, "negatives holds 2, outside the 2 images"),
+        ({"codes_neighbour": torch.rand(2, 6, 3)}, r"feats_neighbour \(2, 5, 4\) and codes_neighbour \(2, 6, 3\)"),
+        ({"feats": torch.rand(2, 6, 4, requires_grad=True)}, "feats requires grad"),
+        ({"depth": torch.rand(2, 5)}, r"depth must be \[2, 6\]"),
+    ],
+)
+def test_wrong_inputs(change, message):
+    inputs = {
+        "feats": torch.rand(2, 6, 4), "codes": torch.rand(2, 6, 3), "feats_neighbour": torch.rand(2, 5, 4),
+        "codes_neighbour": torch.rand(2, 5, 3), "negatives": torch.tensor([[1, 0]]), "settings": SETTINGS,
+    } | change  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        depthg_loss(**inputs)

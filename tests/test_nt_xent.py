@@ -1,0 +1,108 @@
+"""nt_xent_loss of every implementation against the float64 definition."""
+
+import itertools
+
+import pytest
+import torch
+from depthg.kernels import nt_xent_loss, reference
+from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
+
+
+def compare(impl, n, k, temperature=0.2, dtype=torch.float32):
+    views = [vectors(n, k, dtype=dtype, grad=True) for _ in range(2)]
+
+    def run(function, dtype, **more):
+        leaves = copies(views, dtype)
+        return outcome([function(*leaves, temperature, **more)], [-0.7], leaves)
+
+    ours, eager = run(nt_xent_loss, dtype, impl=impl), run(reference.nt_xent_loss, dtype)
+    assert_close_as_eager(ours, eager, run(reference.nt_xent_loss, torch.float64), dtype)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("n, k", [(16, 32), (19, 7), (40, 140), (2, 3)])
+def test_shapes(impl, n, k):
+    compare(impl, n, k)
+
+
+def test_many_views_in_chunks(monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.modules["depthg.kernels.nt_xent"], "CHUNK", 1 << 9)
+    compare(IMPLS[0], 121, 70)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 10.0])
+def test_temperatures(impl, temperature):
+    compare(impl, 20, 8, temperature)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_inputs(impl, dtype):
+    compare(impl, 20, 8, 0.5, dtype)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_pair_has_loss_and_gradient_zero(impl):
+    z_a, z_b = vectors(1, 4, grad=True), vectors(1, 4, grad=True)
+    loss = nt_xent_loss(z_a, z_b, 0.5, impl=impl)
+    loss.backward()
+    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-6, rtol=0)
+    torch.testing.assert_close(z_a.grad, torch.zeros_like(z_a), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_empty_batch_and_zero_vectors(impl):
+    z = vectors(0, 4, grad=True)
+    loss = nt_xent_loss(z, z, 0.5, impl=impl)
+    loss.backward()
+    assert loss.item() == 0 and z.grad.shape == (0, 4)
+    z_a, z_b = vectors(3, 4), vectors(3, 4)
+    z_a[1] = 0
+    z_a.requires_grad_()
+    nt_xent_loss(z_a, z_b, 0.5, impl=impl).backward()
+    assert torch.isfinite(z_a.grad).all() and (z_a.grad[1] == 0).all() and z_a.grad[0].norm() > 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("grads", list(itertools.product([True, False], repeat=2)))
+def test_every_subset_of_gradients(impl, grads):
+    views = [vectors(5, 3, grad=g) for g in grads]
+    loss, truth = nt_xent_loss(*views, 0.5, impl=impl), reference.nt_xent_loss(*(x.double() for x in views), 0.5)
+    torch.testing.assert_close(loss.double(), truth, atol=1e-6, rtol=1e-6)
+    wanted = [x for x in views if x.requires_grad]
+    if wanted:
+        for x, y in zip(torch.autograd.grad(loss, wanted), torch.autograd.grad(truth, wanted), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_op_checks(impl):
+    views = (vectors(5, 3, grad=True), vectors(5, 3, grad=True))
+    torch.library.opcheck(torch.ops.depthg.nt_xent_loss.default, (*views, 0.5, True, impl))
+
+
+def test_compiles_to_one_graph():
+    z_a, z_b = vectors(5, 3, grad=True), vectors(5, 3, grad=True)
+    loss = torch.compile(lambda a, b: nt_xent_loss(a * 2, b, 0.5), fullgraph=True, backend="aot_eager")(z_a, z_b)
+    expected = nt_xent_loss(z_a * 2, z_b, 0.5)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, z_a)[0], torch.autograd.grad(expected, z_a)[0])
+
+
+def test_second_derivative_raises():
+    z_a, z_b = vectors(5, 3, grad=True), vectors(5, 3)
+    (grad,) = torch.autograd.grad(nt_xent_loss(z_a, z_b, 0.5), z_a, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        grad.sum().backward()
+
+
+def test_wrong_inputs():
+    with pytest.raises(ValueError, match=r"z_a \(5, 3\) and z_b \(4, 3\)"):
+        nt_xent_loss(vectors(5, 3), vectors(4, 3), 0.5)
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        nt_xent_loss(vectors(5, 3), vectors(5, 3), 0)
+    with pytest.raises(TypeError, match="floating point"):
+        nt_xent_loss(torch.ones(5, 3, dtype=torch.int64, device=DEVICE), vectors(5, 3), 0.5)

@@ -1,0 +1,98 @@
+"""sample_points of every implementation against indexing and grid_sample."""
+
+import pytest
+import torch
+from depthg.kernels import reference, sample_points
+from loss_cases import DEVICE, HALVES, IMPLS, vectors
+
+
+def make(n=2, c=9, h=6, w=7, channels_last=False, dtype=torch.float32):
+    maps = vectors(n, c, h, w, dtype=dtype)
+    maps = maps.to(memory_format=torch.channels_last) if channels_last else maps
+    return maps.requires_grad_()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_cells_are_gathered_exactly(impl, channels_last):
+    maps, cells = make(channels_last=channels_last), torch.randint(0, 42, (2, 30), device=DEVICE)
+    out = sample_points(maps, cells, impl=impl)
+    for n in range(2):
+        for p in range(30):
+            row, column = divmod(cells[n, p].item(), 7)
+            assert torch.equal(out[n, p], maps[n, :, row, column])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kind", ["cells", "corners", "edges"])
+def test_values_and_gradients(impl, channels_last, kind):
+    maps = make(channels_last=channels_last)
+    points = torch.rand(2, 30, 2, device=DEVICE) * 2.6 - 1.3  # some outside: the border is repeated
+    points[:, :2] = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], device=DEVICE)
+    points = torch.randint(0, 42, (2, 30), device=DEVICE) if kind == "cells" else points
+    options, upstream = {"align_corners": kind == "corners"}, vectors(2, 30, 9)
+    ours = sample_points(maps, points, impl=impl, **options)
+    (d_ours,) = torch.autograd.grad((ours * upstream).sum(), maps)
+    wide = maps.detach().double().requires_grad_()
+    truth = reference.sample_points(wide, points if kind == "cells" else points.double(), **options)
+    (d_truth,) = torch.autograd.grad((truth * upstream.double()).sum(), wide)
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours.double(), truth, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(d_ours.double(), d_truth, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_maps(impl, dtype):
+    maps, cells = make(dtype=dtype), torch.randint(0, 42, (2, 5), device=DEVICE)
+    assert torch.equal(sample_points(maps, cells, impl=impl), reference.sample_points(maps, cells))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_repeated_cells_add_up(impl):
+    maps, cells = make(), torch.full((2, 5), 3, device=DEVICE)
+    (grad,) = torch.autograd.grad(sample_points(maps, cells, impl=impl).sum(), maps)
+    assert (grad.flatten(2)[:, :, 3] == 5).all() and grad.sum() == 5 * 2 * 9
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_points_and_no_images(impl):
+    for n, p in ((2, 0), (0, 3)):
+        maps = make(n=n)
+        out = sample_points(maps, torch.zeros(n, p, dtype=torch.int64, device=DEVICE), impl=impl)
+        assert out.shape == (n, p, 9)
+        out.sum().backward()
+        assert (maps.grad == 0).all()
+
+
+def test_op_checks():
+    if "triton" not in IMPLS:
+        pytest.skip("needs Triton")
+    cells, weights = torch.randint(0, 42, (2, 5, 4), device=DEVICE), torch.rand(2, 5, 4, device=DEVICE)
+    torch.library.opcheck(torch.ops.depthg.sample_cells.default, (make(), cells, weights))
+    d_out = vectors(2, 5, 9, grad=True)
+    torch.library.opcheck(torch.ops.depthg.sample_cells_backward.default, (d_out, cells, weights, 6, 7))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiles_to_one_graph(impl):
+    maps, points = make(), torch.rand(2, 5, 2, device=DEVICE)
+    compiled = torch.compile(lambda m: sample_points(m, points, impl=impl), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(maps), sample_points(maps, points, impl=impl))
+
+
+@pytest.mark.parametrize(
+    "points, message",
+    [
+        (torch.tensor([[0, 42], [0, 1]]), r"cell 42, outside the 42 cells of maps \(2, 9, 6, 7\)"),
+        (torch.tensor([[0, -1], [0, 1]]), "cell -1"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"maps \(2, 9, 6, 7\) and points \(3, 4\)"),
+        (torch.zeros(2, 4), r"int64 cells \[N, P\] or float coordinates"),
+        (torch.zeros(2, 4, 3), "got torch.float32 of shape"),
+        (torch.zeros(2, 4, 2, requires_grad=True), "points requires grad"),
+    ],
+)
+def test_wrong_inputs(points, message):
+    with pytest.raises(ValueError, match=message):
+        sample_points(torch.zeros(2, 9, 6, 7), points)
