@@ -66,7 +66,8 @@ class ContrastiveCorrelationLoss(nn.Module):
         n, side, device = orig_feats.shape[0], self.cfg.feature_samples, orig_feats.device
         coords1 = torch.rand([n, side, side, 2], device=device).mul_(2).sub_(1).flatten(1, 2)
         coords2 = torch.rand([n, side, side, 2], device=device).mul_(2).sub_(1).flatten(1, 2)
-        index = torch.stack([_draw(n, device) for _ in range(self.cfg.neg_samples)])
+        draws = [_draw(n, device) for _ in range(self.cfg.neg_samples)]
+        index = torch.stack(draws) if draws else coords1.new_zeros((0, n), dtype=torch.int64)
         with torch.no_grad():
             feats, feats_pos = self._read(orig_feats, coords1), self._read(orig_feats_pos, coords2)
             feats_neg = self._negatives(orig_feats, coords2, index)

@@ -105,7 +105,7 @@ def _check(maps: Tensor, points: Tensor) -> None:
     count = maps.shape[2] * maps.shape[3]
     if low < 0 or high >= count:
         raise ValueError(
-            f"points hold cell {low if low < 0 else high}, outside the {count} cells of {checks.shape(maps)}"
+            f"points hold cell {low if low < 0 else high}, outside the {count} cells of maps {checks.shape(maps)}"
         )
 
 

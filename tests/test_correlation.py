@@ -263,7 +263,7 @@ def test_index_out_of_range(wrong):
 
 
 def test_implementations_that_cannot_run(monkeypatch):
-    with pytest.raises(ValueError, match="unknown impl 'cuda'.*'triton'"):
+    with pytest.raises(ValueError, match=r"unknown impl 'cuda'.*'triton'"):
         correlation_loss(**good(), shift=0.1, impl="cuda")
     monkeypatch.setattr(checks, "HAS_TRITON", False)
     with pytest.raises(ValueError, match="not installed; use impl='auto'"):
@@ -271,7 +271,7 @@ def test_implementations_that_cannot_run(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setattr(checks, "HAS_TRITON", True)
         monkeypatch.setenv("TRITON_INTERPRET", "0")
-        with pytest.raises(ValueError, match="needs CUDA tensors.*use impl='auto'"):
+        with pytest.raises(ValueError, match=r"needs CUDA tensors.*use impl='auto'"):
             correlation_loss(**good(), shift=0.1, impl="triton")
 
 

@@ -25,7 +25,7 @@ def make(n, p, q, c, k, draws, bank=False, depth=True, crop=False, dtype=torch.f
                 vectors(n, q, k, dtype=dtype, grad=True),
                 torch.rand(n, q, *channels).to(DEVICE, dtype),
             )
-    negatives = torch.randint(0, n + bank, (draws, n), device=DEVICE)
+    negatives = torch.randint(0, max(1, n + bank), (draws, n), device=DEVICE)
     return [feats, codes, near, near_codes, *optional], negatives
 
 
@@ -148,7 +148,9 @@ def test_op_checks(impl):
     options = (shifts, "product", 0.1, True, True, None)
     full = (*tensors[:4], negatives, *tensors[4:], *options, [True] * 4, impl)
     torch.library.opcheck(op, full)
-    plain = (*tensors[:4], negatives % 2, None, None, None, None, None, *options, [True, False, False, False], impl)
+    near = tensors[3].detach()
+    needs = [True, False, False, False]
+    plain = (*tensors[:3], near, negatives % 2, None, None, None, None, None, *options, needs, impl)
     torch.library.opcheck(op, plain)
 
 
