@@ -18,8 +18,7 @@ struct Radix {
 // Few points need few cells: then the counters are cheaper than the points.
 Radix radix_for(int64_t points) {
   if (points < 4096) return {3, 9, 1};
-  if (points < 300000) return {7, 11, 2};
-  return {10, 10, 3};
+  return {7, 11, 2};
 }
 
 constexpr int64_t kCounters = 1 << 11;
