@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from depthg.guidance import at_points, cloud, mean_relation
+from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
 from depthg.kernels.reference import RELATIONS, depth_relation
 
 
@@ -32,3 +32,22 @@ def test_cloud_is_the_unprojected_depth():
     assert points.shape == (2, 12, 3)
     torch.testing.assert_close(points[..., 2], depth)
     torch.testing.assert_close(points[:, 0, 0], depth[:, 0] * (0.5 - 2) / 2)
+
+
+def test_inclination_forgets_the_compass_direction_only():
+    left, right, front = [1.0, 0, 0, 0], [-1.0, 0, 0, 0], [0, 0, -1.0, 0]
+    ground, roof, sky = [0, -1.0, 0, 0], [0.6, -0.8, 0, 0], [0, 0, 0, 1.0]
+    values = inclination(torch.tensor([[left, right, front, ground, roof, sky]]))
+    cosine = depth_relation(values, values, kernel_relation("inclination"))[0]
+    expected = torch.tensor(
+        [
+            [1, 1, 1, 0, 0.6, 0],
+            [1, 1, 1, 0, 0.6, 0],
+            [1, 1, 1, 0, 0.6, 0],
+            [0, 0, 0, 1, 0.8, 0],
+            [0.6, 0.6, 0.6, 0.8, 1, 0],
+            [0, 0, 0, 0, 0, 1],
+        ]
+    )
+    torch.testing.assert_close(cosine, expected)
+    assert [kernel_relation(name) for name in ("product", "normals")] == ["product", "normals"]

@@ -141,7 +141,7 @@ def test_dropout_of_features_for_f_is_an_option(prepared, monkeypatch):
         assert bool((feats == 0).all(1).any()) == dropped
 
 
-@pytest.mark.parametrize("relation", reference.RELATIONS)
+@pytest.mark.parametrize("relation", [*reference.RELATIONS, "inclination"])
 def test_every_relation_gives_a_gradient(prepared, relation):
     config, data = prepared(f"loss.depth.relation={relation}")
     step = make_step(config, data)
@@ -150,6 +150,25 @@ def test_every_relation_gives_a_gradient(prepared, relation):
     assert torch.isfinite(logged["loss.depth"])
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in step.model.head.parameters())
     assert step.model.linear.weight.grad is None and step.model.cluster.centroids.grad is None
+
+
+def test_inclinations_are_made_from_the_normals_at_the_points(prepared, monkeypatch):
+    seen = {}
+    for relation in ("normals", "inclination"):
+        config, data = prepared(f"loss.depth.relation={relation}")
+        seen[relation] = record(monkeypatch, make_step(config, data))
+    normals, values = seen["normals"]["depth"], seen["inclination"]["depth"]
+    torch.testing.assert_close(values[..., 0] ** 2, normals[..., 0] ** 2 + normals[..., 2] ** 2)
+    assert torch.equal(values[..., 1:], normals[..., [1, 3]])
+    assert seen["inclination"]["settings"].relation == "normals"
+
+
+@pytest.mark.parametrize("relation", ["normals", "inclination"])
+def test_relations_of_surfaces_need_metric_depth(prepared, relation):
+    config, data = prepared(f"loss.depth.relation={relation}")
+    step = make_step(config, dataclasses.replace(data, normals=None))
+    with pytest.raises(ValueError, match=rf"{relation} needs metric depth"):
+        step.losses(0)
 
 
 def test_probes_pass_no_gradient_to_the_head(prepared):
