@@ -9,6 +9,7 @@ The environment variable ``DEPTHG_BUILD`` chooses what is built:
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ class NinjaFile:
 
     def compile(self, rule, source, flags=(), name=None):
         target = f"{name or Path(source).stem}.o"
-        self.lines += [f"build {target}: {rule} {ninja_path(ROOT / source)}", f"  flags = {shell(flags)}"]
+        self.lines += [f"build {target}: {rule} {ninja_path(ROOT / source)}", f"  flags = {shlex.join(flags)}"]
         self.objects.append(target)
 
     def run(self, folder):
@@ -89,17 +90,11 @@ class NinjaFile:
 
         command = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)]
         if subprocess.run(command).returncode:
-            raise RuntimeError(f"a compile step failed; run {shell(command)} to see it again")
+            raise RuntimeError(f"a compile step failed; run {shlex.join(command)} to see it again")
 
 
 def ninja_path(path):
     return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
-
-
-def shell(words):
-    import shlex
-
-    return shlex.join(words)
 
 
 class BuildExtension(build_ext):
@@ -137,7 +132,8 @@ class BuildExtension(build_ext):
         defines = (["-DFPS_X86"] if x86 else []) + (["-DDEPTHG_CUDA"] if nvcc else [])
         includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         steps = NinjaFile()
-        steps.rule("cxx", f"{shell([*cxx, *CXX_FLAGS, *defines])} $flags -MMD -MF $out.d -c $in -o $out")
+        common = [*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), *defines]
+        steps.rule("cxx", f"{shlex.join([*cxx, *common])} $flags -MMD -MF $out.d -c $in -o $out")
         if nvcc:
             self.add_cuda(steps, nvcc, cxx)
         steps.compile("cxx", "csrc/bindings.cpp", ["-O1", *includes])
@@ -151,7 +147,7 @@ class BuildExtension(build_ext):
             linker = [nvcc, "-ccbin", cxx[0], "-shared", "-cudart", "static", "-Xcompiler", "-pthread"]
         else:
             linker = [*cxx, *shared, "-pthread"]
-        steps.rule("link", f"{shell(linker)} $in -o $out", depfile=False)
+        steps.rule("link", f"{shlex.join(linker)} $in -o $out", depfile=False)
         steps.lines += [f"build {ninja_path(target)}: link {' '.join(steps.objects)}", f"default {ninja_path(target)}"]
         steps.run(folder)
 
@@ -161,7 +157,7 @@ class BuildExtension(build_ext):
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         host = ["-ccbin", cxx[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         flags = ["-std=c++17", "-O3", "--fmad=false", "--threads", "0", *host, *codes]
-        steps.rule("nvcc", f"{shell([nvcc, *flags])} $flags -MMD -MF $out.d -c $in -o $out")
+        steps.rule("nvcc", f"{shlex.join([nvcc, *flags])} $flags -MMD -MF $out.d -c $in -o $out")
         steps.compile("nvcc", "csrc/fps_cuda.cu")
 
 

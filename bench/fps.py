@@ -2,8 +2,8 @@
 
 Every contender gets the same clouds, warm, in turns, and is compared with the eager reference before it is timed.
 `ratio` is its median over that of the first row ("depthg", all threads). `floor` is the time that the arithmetic of the
-brute force takes on registers alone (CPU: measured vector rate; GPU: half the measured matrix rate, or the bytes over the
-measured bandwidth, whichever is longer), `x floor` the median over it; pruning can go below 1.
+brute force takes on registers alone (CPU: measured vector rate; GPU: half the measured matrix rate), or its bytes over
+the measured bandwidth if that is longer; `x floor` is the median over it, and pruning can go below 1.
 """
 
 from __future__ import annotations

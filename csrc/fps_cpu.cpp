@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,13 +19,16 @@ struct Isa {
   int64_t (*vector_operations)(int64_t, float*);
 };
 
+// The best instruction set of this machine, or a lower one that the environment variable DEPTHG_ISA names (for tests).
 Isa pick_isa() {
 #if defined(FPS_X86)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
+  const char* wanted = std::getenv("DEPTHG_ISA");
+  const std::string limit = wanted ? wanted : "avx512";
+  if (limit == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return {"avx512", sample_clouds_avx512, vector_operations_avx512};
   }
-  if (__builtin_cpu_supports("avx2")) return {"avx2", sample_clouds_avx2, vector_operations_avx2};
+  if (limit != "baseline" && __builtin_cpu_supports("avx2")) return {"avx2", sample_clouds_avx2, vector_operations_avx2};
 #endif
   return {"baseline", sample_clouds_baseline, vector_operations_baseline};
 }
@@ -47,7 +51,7 @@ Plan make_plan(const Clouds& c, int threads) {
   plan.dims = c.dims;
   plan.leaf = c.points < kLargeLeafFrom ? kLeaf : kLargeLeaf;
   plan.sorted = c.points >= (c.width ? kSortCells : kSortPoints) && c.k >= kSortPicks;
-  plan.ways = c.points < kWaysBelow && c.batch > threads ? kWays : 1;
+  plan.ways = c.points < kWaysBelow && c.dims <= kWaysDims && c.batch > threads ? kWays : 1;
   plan.team = 1;
   if (plan.sorted && c.batch > 0 && c.batch < threads) {
     plan.team = static_cast<int>(std::clamp<int64_t>(c.points / kPointsPerWorker, 1, threads / c.batch));

@@ -35,7 +35,8 @@ struct Team {
 
 std::size_t cloud_bytes(const Plan& plan);
 
-constexpr int kWays = 2;  // clouds that one worker samples side by side, when they are small
+constexpr int kWays = 2;      // clouds that one worker samples side by side, when they are small
+constexpr int kWaysDims = 3;  // and of at most so many dimensions
 
 // Samples `count` <= kWays clouds from `b` on as worker `rank` of `team`. Returns cloud * points + index of a point that is
 // not finite, or -1. `scratch` holds count * cloud_bytes(plan).

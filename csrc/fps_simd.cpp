@@ -157,9 +157,9 @@ int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Tea
 }
 
 using Pick = void (*)(Job*, int64_t, Team*, int);
-#define FPS_PICKS(D) {pick<D, 1>, pick<D, kWays>}
-constexpr Pick kPick[kMaxDims][2] = {FPS_PICKS(1), FPS_PICKS(2), FPS_PICKS(3), FPS_PICKS(4),
-                                     FPS_PICKS(5), FPS_PICKS(6), FPS_PICKS(7), FPS_PICKS(8)};
+constexpr Pick kPick[kMaxDims] = {pick<1, 1>, pick<2, 1>, pick<3, 1>, pick<4, 1>,
+                                  pick<5, 1>, pick<6, 1>, pick<7, 1>, pick<8, 1>};
+constexpr Pick kPickSideBySide[kWaysDims] = {pick<1, kWays>, pick<2, kWays>, pick<3, kWays>};
 
 }  // namespace
 
@@ -172,9 +172,9 @@ int64_t FPS_JOIN(sample_clouds_, FPS_ISA)(const Clouds& c, int64_t b, int count,
     if (bad >= 0) return (b + w) * c.points + bad;
   }
   if (count == kWays) {
-    kPick[plan.dims - 1][1](jobs, c.k, team, rank);
+    kPickSideBySide[plan.dims - 1](jobs, c.k, team, rank);
   } else {
-    for (int w = 0; w < count; ++w) kPick[plan.dims - 1][0](jobs + w, c.k, team, rank);
+    for (int w = 0; w < count; ++w) kPick[plan.dims - 1](jobs + w, c.k, team, rank);
   }
   return -1;
 }
