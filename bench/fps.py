@@ -210,9 +210,8 @@ def measure(shape: tuple[int, int, int], device: str, budget_s: float, floor: fl
         equal |= dict.fromkeys(maps, same)
     slow = {name for name, timing in once.items() if timing.median > SLOW_MS} - left_out
     timed = {name: call for name, call in (calls | maps).items() if name in equal and name not in slow | left_out}
-    timings = common.time_all(timed, device=device, budget_s=budget_s) | {
-        name: once[name] for name in slow & equal.keys()
-    }
+    timings = common.time_all(timed, device=device, budget_s=budget_s)
+    timings |= {name: once[name] for name in sorted(slow)}
     text = f"({batch}, {n}, {k})"
     return [
         Row(
