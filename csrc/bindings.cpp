@@ -4,6 +4,7 @@
 #include <array>
 
 #include "fps.h"
+#include "pairs_bindings.h"
 
 namespace py = pybind11;
 using depthg::Clouds;
@@ -45,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
                       picks);
       }));
 
+  depthg::bind_pairs(m);
   m.def("fps_cpu_isa", &depthg::fps_cpu_isa);
   m.def("cpu_vector_operations", &depthg::cpu_vector_operations, py::call_guard<py::gil_scoped_release>());
   m.def("fps_cpu_scratch_bytes", &depthg::fps_cpu_scratch_bytes);

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import Scratch, pair_pass
+from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.reference import CorrelationTerm
-from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, working_dtype
+from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, run_pass, working_dtype
 from torch import Tensor
 
 
@@ -20,16 +20,16 @@ def _cpu(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_
     dtype = working_dtype(feats_a, codes_a)
     a = make_bank(codes_a, feats_a, dtype)
     b = a if codes_b is None else make_bank(codes_b, feats_b, dtype)
-    d_a = torch.zeros_like(a.codes) if need_a else None
-    d_b = torch.zeros_like(b.codes) if need_b and b is not a else None
+    d_a = torch.zeros_like(a.codes.x) if need_a else None
+    d_b = torch.zeros_like(b.codes.x) if need_b and b is not a else None
     target, pairs, symmetric = feature_term(
         a, b, float(shift), index_b, center, d_a, d_a if b is a else d_b
     )  # fmt: skip
-    pair_pass(
+    run_pass(
         [target], a.codes, b.codes, pairs, Scratch(dtype),
         symmetric=symmetric, clamp=clamp, max_similarity=max_similarity,
     )  # fmt: skip
-    similarity = mean_product(a.mean_codes, b.mean_codes, index_b).mean()
+    similarity = mean_product(a.codes.mean, b.codes.mean, index_b).mean()
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 

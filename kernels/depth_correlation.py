@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import Scratch, pair_pass
+from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.reference import CorrelationTerm
-from depthg.kernels.terms_cpu import depth_term, identity_pairs, make_bank, mean_product, working_dtype
+from depthg.kernels.terms_cpu import depth_term, identity_pairs, make_bank, mean_product, run_pass, working_dtype
 from torch import Tensor
 
 
@@ -15,18 +15,18 @@ def _cpu(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, 
     dtype = working_dtype(codes_a, depth_a)
     a = make_bank(codes_a, None, dtype)
     b = a if codes_b is None else make_bank(codes_b, None, dtype)
-    d_a = torch.zeros_like(a.codes) if need_a else None
-    d_b = torch.zeros_like(b.codes) if need_b and b is not a else None
+    d_a = torch.zeros_like(a.codes.x) if need_a else None
+    d_b = torch.zeros_like(b.codes.x) if need_b and b is not a else None
     symmetric = b is a and depth_b is None
     target = depth_term(
         depth_a, depth_b, float(shift), relation, bandwidth, dtype, d_a, d_a if b is a else d_b
     )  # fmt: skip
-    pairs = identity_pairs(a.codes.shape[0], symmetric, False, torch.zeros(()), dtype)
-    pair_pass(
+    pairs = identity_pairs(a.codes.x.shape[0])
+    run_pass(
         [target], a.codes, b.codes, pairs, Scratch(dtype),
         symmetric=symmetric, clamp=clamp, max_similarity=max_similarity,
     )  # fmt: skip
-    similarity = mean_product(a.mean_codes, b.mean_codes, None).mean()
+    similarity = mean_product(a.codes.mean, b.codes.mean, None).mean()
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import Scratch, pair_pass
+from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.reference import CorrelationTerm, DepthGLoss, LossSettings
 from depthg.kernels.terms_cpu import (
     depth_term,
@@ -19,6 +19,7 @@ from depthg.kernels.terms_cpu import (
     identity_pairs,
     make_bank,
     mean_product,
+    run_pass,
     working_dtype,
 )
 from torch import Tensor
@@ -50,10 +51,9 @@ def _cpu(
         if other is anchor and depth_other is None:
             own.append(guide)
         else:
-            plain = identity_pairs(codes.shape[0], False, False, torch.zeros(()), dtype)
-            pair_pass([guide], anchor.codes, other.codes, plain, scratch, **options)
-        similar = [mean_product(anchor.mean_codes, other.mean_codes, None)]
-    pair_pass(own, anchor.codes, anchor.codes, pairs, scratch, symmetric=True, **options)
+            run_pass([guide], anchor.codes, other.codes, identity_pairs(codes.shape[0]), scratch, **options)
+        similar = [mean_product(anchor.codes.mean, other.codes.mean, None)]
+    run_pass(own, anchor.codes, anchor.codes, pairs, scratch, symmetric=True, **options)
     losses = [target.total]
     for bank, term, index_b, d_b in (
         (near, NEIGHBOUR, None, d_near),
@@ -63,12 +63,12 @@ def _cpu(
             losses.append(0.0)
             continue
         target, pairs, _ = feature_term(anchor, bank, shifts[term], index_b, center, at(term), d_b)
-        pair_pass([target], anchor.codes, bank.codes, pairs, scratch, **options)
+        run_pass([target], anchor.codes, bank.codes, pairs, scratch, **options)
         losses.append(target.total)
     similar = [
-        mean_product(anchor.mean_codes, anchor.mean_codes, None),
-        mean_product(anchor.mean_codes, near.mean_codes, None),
-        mean_product(anchor.mean_codes, far.mean_codes, negatives),
+        mean_product(anchor.codes.mean, anchor.codes.mean, None),
+        mean_product(anchor.codes.mean, near.codes.mean, None),
+        mean_product(anchor.codes.mean, far.codes.mean, negatives),
         *similar,
     ]
     losses += [] if guide is None else [guide.total]

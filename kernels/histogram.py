@@ -5,21 +5,18 @@ from __future__ import annotations
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels.correlation import check_pair
-from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, chunks, normalize, row_blocks
-from depthg.kernels.terms_cpu import mean_product, working_dtype
+from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, chunks, make_vectors, row_blocks
+from depthg.kernels.terms_cpu import draw_bias, working_dtype
 from torch import Tensor
 
 
 def _cpu(a, b, bins, low, high, center, index, cosine):
     dtype = working_dtype(a, b)
-    unit_a, unit_b = (normalize(x, dtype) if cosine else x.to(dtype) for x in (a, b))
-    mean_a, mean_b = unit_a.mean(1), unit_b.mean(1)
+    side_a, side_b = (make_vectors(x, dtype, normalized=cosine) for x in (a, b))
     (draws, n), p, q = index.shape, a.shape[1], b.shape[1]
-    constant = mean_product(mean_a, mean_b, index).to(dtype) if center else torch.zeros(draws, dtype=dtype)
     i, j = torch.arange(n).expand(draws, n).reshape(-1), index.reshape(-1)
-    row = torch.ones(len(i), dtype=dtype) if center else None
-    pairs = Pairs(i, j, row=row, constant=constant[:, None].expand(draws, n).reshape(-1))
-    target, scratch = FeatureTarget(0.0, a=unit_a, b=unit_b, mean_a=mean_a, mean_b=mean_b), Scratch(dtype)
+    pairs = Pairs(i, j, None, draw_bias(side_a, side_b, 0.0, index, center).reshape(-1, p))
+    target, scratch = FeatureTarget(0.0, a=side_a, b=side_b), Scratch(dtype)
     batch, rows = chunks(len(i), p, q)
     out = torch.zeros(bins, dtype=torch.int64)
     for start in range(0, len(i), batch):

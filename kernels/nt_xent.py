@@ -11,7 +11,7 @@ import math
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import CHUNK, normalize, row_blocks
+from depthg.kernels.pair_pass import CHUNK, inverse_length, row_blocks
 from depthg.kernels.terms_cpu import working_dtype
 from torch import Tensor
 
@@ -19,7 +19,8 @@ from torch import Tensor
 def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | None]:
     """Loss and gradient at the unit vectors; a chunk of rows of the matrix at a time."""
     rows = z.shape[0]
-    unit = normalize(z, working_dtype(z))
+    z = z.to(working_dtype(z))
+    unit = z * inverse_length(z)[:, None]
     d = torch.zeros_like(unit) if need else None
     pair = torch.arange(rows).roll(rows // 2)
     loss = 0.0

@@ -25,22 +25,49 @@ CHUNK = 1 << 18  # elements of a block of W or S: 1 MiB of float32, so that W, S
 class Pairs(NamedTuple):
     """Image pairs, ordered so that consecutive chunks read consecutive anchors where possible.
 
-    The weights say how a centred target is put together: ``scale * F - row * mean_q F - column * mean_p F + constant``.
+    A feature target is ``W_pq = scale * F_pq + row_bias[p] + column_bias[q]``.
     """
 
     i: Tensor  # [E] int64
     j: Tensor  # [E] int64
     scale: Tensor | None = None  # [E]; None is 1
-    row: Tensor | None = None  # [E]; None is 0
-    column: Tensor | None = None  # [E]; None is 0
-    constant: Tensor | None = None  # [E]; None is 0
+    row_bias: Tensor | None = None  # [E, P]; None is 0
+    column_bias: Tensor | None = None  # [E, Q]; None is 0
 
 
-def normalize(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Unit vectors along the last axis in a new contiguous tensor; zero vectors stay zero."""
-    x = x.to(dtype)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.mul(x, norm.reciprocal().masked_fill_(norm == 0, 0), out=torch.empty(x.shape, dtype=dtype))
+def inverse_length(x: Tensor) -> Tensor:  # [..., C] -> [...]
+    """1 / |x|, 0 for a zero vector."""
+    norm = torch.linalg.vector_norm(x, dim=-1)
+    return norm.reciprocal().masked_fill_(norm == 0, 0)
+
+
+@dataclass
+class Vectors:
+    """Vectors of a set of images: as given, their inverse lengths, the mean of the unit vectors."""
+
+    x: Tensor  # [N, P, C] contiguous
+    inverse: Tensor  # [N, P]; ones when the vectors are taken as they are
+    _mean: Tensor | None = None
+    _unit: Tensor | None = None
+    panels: Tensor | None = None  # packed for the compiled pass, see csrc/pairs.h
+    rows: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:  # [N, C]
+        if self._mean is None:
+            self._mean = torch.bmm(self.inverse[:, None] / self.x.shape[1], self.x)[:, 0]
+        return self._mean
+
+    @property
+    def unit(self) -> Tensor:  # [N, P, C]
+        if self._unit is None:
+            self._unit = self.x * self.inverse[:, :, None]
+        return self._unit
+
+
+def make_vectors(x: Tensor, dtype: torch.dtype, normalized: bool = True) -> Vectors:
+    x = x.to(dtype).contiguous()
+    return Vectors(x, inverse_length(x) if normalized else x.new_ones(x.shape[:2]))
 
 
 class Scratch:
@@ -96,40 +123,22 @@ class Target:
 
 @dataclass
 class FeatureTarget(Target):
-    """W from unit feature vectors and their mean vectors."""
+    """W from feature vectors and the biases of the pairs."""
 
-    a: Tensor = None  # [N, P, C] unit vectors
-    b: Tensor = None  # [M, Q, C] unit vectors
-    mean_a: Tensor = None  # [N, C]
-    mean_b: Tensor = None  # [M, C]
+    a: Vectors = None
+    b: Vectors = None
 
     def open(self, scratch, pairs, i, j, where):
-        self.chunk_a = scratch.rows("feats_a", self.a, i)
-        self.chunk_b = scratch.rows("feats_b", self.b, j)
-        weights = [None if w is None else w[where] for w in pairs[2:]]
-        scale, row, column, constant = (None if w is None else w.view(-1, 1, 1) for w in weights)
-        self.scale = None if scale is None or bool((scale == 1).all()) else scale
-        shape = (len(i), 1, 1)
-        self.row = None if row is None else scratch.rows("mean_b", self.mean_b, j)[:, None] * row  # [B, 1, C]
-        self.offset = self.a.new_zeros(shape) if constant is None else constant
-        if column is not None and bool((column != 0).any()):
-            mean_a = scratch.rows("mean_a", self.mean_a, i)[:, None] * column
-            self.offset = self.offset - torch.bmm(mean_a, self.chunk_b.transpose(1, 2))  # [B, 1, Q]
+        self.chunk_a = scratch.rows("feats_a", self.a.unit, i)
+        self.chunk_b = scratch.rows("feats_b", self.b.unit, j)
+        self.scale, self.row, self.column = (None if w is None else w[where] for w in pairs[2:])
 
     def fill(self, out, rows):
         a = self.chunk_a[:, rows]
-        if self.row is None:
-            out.copy_(self.offset.expand_as(out))
-        elif self.offset.shape[2] == 1:
-            out.copy_((self.offset - self._row_means(a)).expand_as(out))
-        else:
-            torch.sub(self.offset, self._row_means(a), out=out)
-        if self.scale is not None:
-            a = a * self.scale
-        out.baddbmm_(a, self.chunk_b.transpose(1, 2))
-
-    def _row_means(self, a: Tensor) -> Tensor:  # [B, rows, 1]; as [1, C] x [C, rows], which BLAS does far faster
-        return torch.bmm(self.row, a.transpose(1, 2)).transpose(1, 2)
+        out.zero_() if self.row is None else out.copy_(self.row[:, rows, None].expand_as(out))
+        if self.column is not None:
+            out.add_(self.column[:, None, : out.shape[2]])
+        out.baddbmm_(a if self.scale is None else a * self.scale[:, None, None], self.chunk_b.transpose(1, 2))
 
 
 def chunks(count: int, p: int, q: int) -> tuple[int, int]:

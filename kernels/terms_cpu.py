@@ -1,4 +1,4 @@
-"""CPU terms of the losses on top of ``pair_pass``: banks of unit vectors, lists of pairs, depth targets."""
+"""CPU terms of the losses: banks of vectors, lists of image pairs, depth targets, and the choice of the pass."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from depthg.kernels import reference
-from depthg.kernels.pair_pass import FeatureTarget, Pairs, Target, normalize
+from depthg.kernels import pair_pass_native, reference
+from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Target, Vectors, make_vectors, pair_pass
 from torch import Tensor
 
 
 class Bank(NamedTuple):
-    """Unit vectors of a set of images and their mean over the points; ``feats`` may be absent (depth terms)."""
+    """Codes of a set of images and, but for depth terms, their features."""
 
-    codes: Tensor  # [N, P, K]
-    mean_codes: Tensor  # [N, K]
-    feats: Tensor | None = None  # [N, P, C]
-    mean_feats: Tensor | None = None  # [N, C]
+    codes: Vectors
+    feats: Vectors | None = None
 
 
 def working_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -26,11 +24,7 @@ def working_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def make_bank(codes: Tensor, feats: Tensor | None, dtype: torch.dtype) -> Bank:
-    codes = normalize(codes, dtype)
-    if feats is None:
-        return Bank(codes, codes.mean(1))
-    feats = normalize(feats, dtype)
-    return Bank(codes, codes.mean(1), feats, feats.mean(1))
+    return Bank(make_vectors(codes, dtype), None if feats is None else make_vectors(feats, dtype))
 
 
 def mean_product(mean_a: Tensor, mean_b: Tensor, index_b: Tensor | None) -> Tensor:  # [R] float64
@@ -39,48 +33,60 @@ def mean_product(mean_a: Tensor, mean_b: Tensor, index_b: Tensor | None) -> Tens
     return (mean_a.double() * mean_b.double()).sum(2).mean(1)
 
 
-def identity_pairs(count: int, symmetric: bool, center: bool, constant: Tensor, dtype: torch.dtype) -> Pairs:
-    """Image i with image i. A symmetric target takes half of its row means from either side."""
+def draw_bias(a: Vectors, b: Vectors, shift: float, index_b: Tensor | None, center: bool) -> Tensor:  # [R, N, P]
+    """What centring and shift add to F of draw r, image n, point p: ``mean_npq F - shift - mean_q F``."""
+    draws, (n, p) = 1 if index_b is None else index_b.shape[0], a.x.shape[:2]
+    constant = torch.full((draws,), -shift, dtype=torch.float64)
+    if not center:
+        return constant.to(a.x.dtype)[:, None, None].expand(draws, n, p)
+    constant += mean_product(a.mean, b.mean, index_b)
+    mean_b = b.mean[None] if index_b is None else b.mean[index_b]  # [R, N, C]
+    rows = torch.bmm(mean_b.transpose(0, 1), a.x.transpose(1, 2)) * a.inverse[:, None]  # [N, R, P]
+    return constant.to(a.x.dtype)[:, None, None] - rows.transpose(0, 1)
+
+
+def identity_pairs(count: int, bias: Tensor | None = None, symmetric: bool = False) -> Pairs:
+    """Image i with image i. A symmetric target takes half of its bias from either side."""
     index = torch.arange(count)
-    one = torch.ones(count, dtype=dtype)
-    share = one * 0.5 if symmetric else one
-    return Pairs(
-        index, index, None, share if center else None, share if center and symmetric else None, constant.to(dtype) * one
-    )
+    if bias is None:
+        return Pairs(index, index)
+    return Pairs(index, index, None, bias[0] / 2, bias[0] / 2) if symmetric else Pairs(index, index, None, bias[0])
 
 
 def drawn_pairs(
     index_b: Tensor,  # [R, N]
     images_b: int,
-    constants: Tensor,  # [R] what each draw adds to its targets
+    points_b: int,
+    bias: Tensor,  # [R, N, P]
     same_bank: bool,
-    center: bool,
-    dtype: torch.dtype,
 ) -> Pairs:
     """The distinct pairs of all draws. Within one bank (i, j) and (j, i) are one pair: F and S only transpose.
 
-    Draws of one pair share S, so their targets add up: ``scale`` counts them, ``row`` those drawn as (i, j), ``column``
-    those drawn as (j, i). Side i is chosen by parity, which spreads the pairs evenly over the anchors.
+    Draws of one pair share S, so their targets add up: ``scale`` counts them, and the bias of a draw lies on the axis
+    of its anchor. Side i is chosen by parity, which spreads the pairs evenly over the anchors.
     """
     draws, n = index_b.shape
     drawn_i, drawn_j = torch.arange(n).expand(draws, n).reshape(-1), index_b.reshape(-1)
+    i, j = drawn_i, drawn_j
     if same_bank:
-        low, high = torch.minimum(drawn_i, drawn_j), torch.maximum(drawn_i, drawn_j)
+        low, high = torch.minimum(i, j), torch.maximum(i, j)
         odd = (low + high) % 2 == 1
         i, j = torch.where(odd, low, high), torch.where(odd, high, low)
-    else:
-        i, j = drawn_i, drawn_j
     key, member = torch.unique(i * images_b + j, return_inverse=True)
     i, j = key // images_b, key % images_b
-    forward = (drawn_i == i[member]).to(dtype)
-    zero = torch.zeros(len(key), dtype=dtype)
-    row = zero.index_add(0, member, forward)
-    column = zero.index_add(0, member, 1 - forward)
-    constant = zero.index_add(0, member, constants.to(dtype)[:, None].expand(draws, n).reshape(-1))
     slot = torch.arange(len(key)) - torch.searchsorted(i, i)  # i is sorted: the pair's place among those of its anchor
     order = torch.argsort(slot * (n + 1) + i)
-    row_mean, column_mean = (row[order], column[order]) if center else (None, None)
-    return Pairs(i[order], j[order], (row + column)[order], row_mean, column_mean, constant[order])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    member, bias = place[member], bias.reshape(draws * n, -1)
+    i, j = i[order], j[order]
+    scale = torch.bincount(member, minlength=len(key)).to(bias.dtype)
+    forward = drawn_i == i[member]
+    row = bias.new_zeros(len(key), bias.shape[1]).index_add_(0, member[forward], bias[forward])
+    if not same_bank:
+        return Pairs(i, j, scale, row)
+    column = bias.new_zeros(len(key), points_b).index_add_(0, member[~forward], bias[~forward])
+    return Pairs(i, j, scale, row, column)
 
 
 def feature_term(
@@ -93,18 +99,13 @@ def feature_term(
     d_b: Tensor | None,
 ) -> tuple[FeatureTarget, Pairs, bool]:
     """The target, pairs and symmetry of one feature correlation term."""
-    dtype, same = a.feats.dtype, a is b
+    same, (n, p), (m, q) = a is b, a.feats.x.shape[:2], b.feats.x.shape[:2]
     draws = 1 if index_b is None else index_b.shape[0]
-    count = draws * a.feats.shape[0] * a.feats.shape[1] * b.feats.shape[1]
-    target = FeatureTarget(
-        -1 / count, d_a, d_b, a=a.feats, b=b.feats, mean_a=a.mean_feats, mean_b=b.mean_feats
-    )  # fmt: skip
-    constants = -torch.full((draws,), shift, dtype=torch.float64)
-    if center:
-        constants += mean_product(a.mean_feats, b.mean_feats, index_b)
+    target = FeatureTarget(-1 / (draws * n * p * q), d_a, d_b, a=a.feats, b=b.feats)
+    bias = draw_bias(a.feats, b.feats, shift, index_b, center)
     if index_b is None:
-        return target, identity_pairs(a.feats.shape[0], same, center, constants[0], dtype), same
-    return target, drawn_pairs(index_b, b.feats.shape[0], constants, same, center, dtype), False
+        return target, identity_pairs(n, bias, same), same
+    return target, drawn_pairs(index_b, m, q, bias, same), False
 
 
 @dataclass
@@ -114,16 +115,20 @@ class DepthTarget(Target):
     relation: str = "product"
     bandwidth: float = 0.1
     shift: float = 0.0
-    a: Tensor = None  # [N, P, D]
-    b: Tensor = None  # [N, Q, D]
+    a: Vectors = None  # [N, P, D]
+    b: Vectors = None  # [N, Q, D]
+
+    @property
+    def exponential(self) -> bool:
+        return self.relation in ("gaussian", "euclidean")
 
     def open(self, scratch, pairs, i, j, where):
-        self.chunk_a, self.chunk_b = scratch.rows("depth_a", self.a, i), scratch.rows("depth_b", self.b, j)
+        self.chunk_a, self.chunk_b = scratch.rows("depth_a", self.a.unit, i), scratch.rows("depth_b", self.b.unit, j)
         self.scratch = scratch
 
     def fill(self, out, rows):
         a, b = self.chunk_a[:, rows], self.chunk_b
-        if self.relation not in ("gaussian", "euclidean"):
+        if not self.exponential:
             out.fill_(-self.shift).baddbmm_(a, b.transpose(1, 2))
             return
         torch.sub(a[:, :, :1], b[:, None, :, 0], out=out).mul_(out)
@@ -142,7 +147,7 @@ def depth_factors(depth: Tensor, relation: str, dtype: torch.dtype) -> Tensor:  
     if relation == "centered":
         return reference._scaled_deviation(depth)[:, :, None]
     if relation == "normals":
-        return normalize(depth, dtype)
+        return reference.normalize(depth)
     return depth if depth.ndim == 3 else depth[:, :, None]
 
 
@@ -156,7 +161,18 @@ def depth_term(
     d_a: Tensor | None,
     d_b: Tensor | None,
 ) -> DepthTarget:
-    a = depth_factors(depth_a, relation, dtype)
-    b = a if depth_b is None else depth_factors(depth_b, relation, dtype)
-    alpha = -1 / (a.shape[0] * a.shape[1] * b.shape[1])
+    a = make_vectors(depth_factors(depth_a, relation, dtype), dtype, normalized=False)
+    b = a if depth_b is None else make_vectors(depth_factors(depth_b, relation, dtype), dtype, normalized=False)
+    alpha = -1 / (a.x.shape[0] * a.x.shape[1] * b.x.shape[1])
     return DepthTarget(alpha, d_a, d_b, relation=relation, bandwidth=bandwidth, shift=shift, a=a, b=b)
+
+
+def run_pass(targets: list[Target], a: Vectors, b: Vectors, pairs: Pairs, scratch: Scratch, **options) -> None:
+    """The compiled pass for what it can do (float32, no exponential), batched matrix products for the rest."""
+    compiled = [] if a.x.dtype != torch.float32 or not pair_pass_native.AVAILABLE else targets
+    compiled = [t for t in compiled if not (isinstance(t, DepthTarget) and t.exponential)]
+    if compiled:
+        pair_pass_native.pair_pass(compiled, a, b, pairs, **options)
+    rest = [t for t in targets if all(t is not done for done in compiled)]
+    if rest:
+        pair_pass(rest, a.unit, b.unit, pairs, scratch, **options)

@@ -1,0 +1,46 @@
+// Correlation losses of image pairs on the CPU: contract of one pass, see kernels/README.md for the formulas.
+//
+// For every pair e of images (i, j), with S = a b^T of the unit codes,
+//
+//   W = scale F + row_bias[p] + column_bias[q]  (F = f g^T of the unit features)   and / or   W = u v^T - shift  (depth)
+//   value[e] = sum_pq W V(S),   d_a[i] += alpha (W V') b,   d_b[j] += alpha (W V')^T a
+//
+// with V(S) = S, at least 0 if `clamp`, at most `limit`. Both targets share S. With `symmetric` (i = j, one set of codes,
+// symmetric W) only half of the tiles are computed and d_a receives both gradients.
+//
+// Results do not depend on the number of threads: contributions to an image are added in the order of the pairs.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace depthg {
+
+constexpr int64_t kPanel = 32;  // points in a panel: packed vectors are [image][panel][channel][kPanel], zero-padded
+
+struct PairPass {
+  // sizes
+  int64_t pairs = 0, images_a = 0, images_b = 0, p = 0, q = 0, c = 0, k = 0, d = 0;
+  // images of each pair [pairs]
+  const int64_t *i = nullptr, *j = nullptr;
+  // unit codes: packed, and as rows [images, points, padded k] for the gradients
+  const float *codes_a = nullptr, *codes_b = nullptr, *rows_a = nullptr, *rows_b = nullptr;
+  // unit features, packed; biases [pairs, p], [pairs, q] (null: none) and scales [pairs]
+  const float *feats_a = nullptr, *feats_b = nullptr, *row_bias = nullptr, *column_bias = nullptr, *scale = nullptr;
+  // depth factors, packed
+  const float *depth_a = nullptr, *depth_b = nullptr;
+  float shift = 0, limit = 0, alpha = 0, alpha_depth = 0;
+  bool clamp = true, limited = false, symmetric = false, same_bank = false;
+  // results: values [pairs, 2] (features, depth); gradients [images, points, k], added to; null: not wanted
+  double* values = nullptr;
+  float *d_a = nullptr, *d_b = nullptr, *d_a_depth = nullptr, *d_b_depth = nullptr;
+};
+
+void pair_pass(const PairPass& pass, int threads);
+
+// Packs x [images, points, channels] (contiguous) times inverse [images, points] into panels; `rows` (may be null) also
+// receives [images, points, padded channels].
+void pack_panels(const float* x, const float* inverse, int64_t images, int64_t points, int64_t channels, float* panels,
+                 float* rows, int threads);
+
+}  // namespace depthg

@@ -1,0 +1,324 @@
+// Correlation losses of image pairs on the CPU. Compiled once per instruction set (PAIRS_ISA), chosen at run time.
+//
+// All matrix products are one register tile, C[MR][NV vectors] = sum_k A[m, k] B[k, n], with A read by broadcast at any
+// strides. F and S come from packed panels; W V' is formed in registers when F is complete and only this block is stored,
+// since the two gradients need it along both axes.
+//
+// This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
+#include <string.h>
+
+#include "pairs_cpu.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define PAIRS_JOIN_(a, b) a##b
+#define PAIRS_JOIN(a, b) PAIRS_JOIN_(a, b)
+
+namespace depthg {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kMaxVectors = 5;
+constexpr int kRows[kMaxVectors + 1] = {0, 11, 11, 8, 6, 5};  // rows of a tile of n vectors: 32 registers
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kMaxVectors = 3;
+constexpr int kRows[kMaxVectors + 1] = {0, 8, 6, 4};
+#else
+constexpr int kLanes = 4, kMaxVectors = 3;
+constexpr int kRows[kMaxVectors + 1] = {0, 8, 6, 4};
+#endif
+typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
+typedef int Mask __attribute__((vector_size(kLanes * 4)));
+
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+inline Vec splat(float x) { return x - Vec{}; }
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+constexpr int kColumns = 2;                        // vectors of a tile of F and S
+constexpr int64_t kTileWidth = kColumns * kLanes;  // divides kPanel
+constexpr int64_t kDepth = 128;                    // of a gradient's contraction, so that B stays in the L1 cache
+
+template <int MR, int NV>
+inline __attribute__((always_inline)) void product(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
+                                                   int64_t depth, Vec (&c)[MR][NV]) {
+  for (int64_t k = 0; k < depth; ++k, a += a_k, b += b_k) {
+    __builtin_prefetch(a + 16 * a_k);
+    __builtin_prefetch(b + 16 * b_k);
+    __builtin_prefetch(b + 16 * b_k + 16);
+    Vec row[NV];
+#pragma GCC unroll 8
+    for (int n = 0; n < NV; ++n) row[n] = load(b + n * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      const Vec x = splat(a[m * a_row]);
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; ++n) c[m][n] = multiply_add(x, row[n], c[m][n]);
+    }
+  }
+}
+
+// ---- tiles of W ---------------------------------------------------------------------------------------------------
+
+struct TileJob {
+  const float *codes_a, *codes_b, *feats_a, *feats_b, *depth_a, *depth_b;  // at the tile's first row and column
+  const float *row_bias, *column_bias;                                     // likewise
+  float scale, times;     // `times`: how often the tile counts in the value
+  int64_t columns;        // of the tile that exist, kTileWidth inside
+  float *out, *out_depth; // block of W V'
+  int64_t out_row;
+  double value[2];
+};
+
+inline Vec first_columns(int64_t count) {  // 1 in the first `count` lanes, 0 after
+  Vec v;
+  for (int n = 0; n < kLanes; ++n) v[n] = n < count ? 1.0f : 0.0f;
+  return v;
+}
+
+inline float sum_lanes(Vec v) {
+  float total = 0;
+  for (int n = 0; n < kLanes; ++n) total += v[n];
+  return total;
+}
+
+// Value and stored W V' of one row of the tile.
+inline __attribute__((always_inline)) void finish(const PairPass& s, const TileJob& t, Vec w, Vec similarity, int n, float* out,
+                                                  Vec* total) {
+  if (t.columns < kTileWidth) w *= first_columns(t.columns - n * kLanes);
+  Vec value = similarity;
+  Vec slope = w;
+  if (s.clamp) {
+    const Mask keep = similarity >= 0.0f;
+    slope = (Vec)((Mask)slope & keep);
+    value = (Vec)((Mask)value & keep);
+  }
+  if (s.limited) {
+    const Mask keep = similarity <= s.limit;
+    slope = (Vec)((Mask)slope & keep);
+    value = (Vec)(((Mask)value & keep) | ((Mask)splat(s.limit) & ~keep));
+  }
+  *total = multiply_add(w, value, *total);
+  store(out, slope);
+}
+
+template <int MR>
+void tile(const PairPass& s, TileJob& t) {
+  Vec similarity[MR][kColumns] = {};
+  product<MR, kColumns>(t.codes_a, 1, kPanel, t.codes_b, kPanel, s.k, similarity);
+  if (t.feats_a) {
+    Vec f[MR][kColumns] = {};
+    product<MR, kColumns>(t.feats_a, 1, kPanel, t.feats_b, kPanel, s.c, f);
+    Vec total[kColumns] = {};
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; ++n) {
+        Vec bias = splat(t.row_bias[m]);
+        if (t.column_bias) bias += load(t.column_bias + n * kLanes);
+        const Vec w = multiply_add(splat(t.scale), f[m][n], bias);
+        finish(s, t, w, similarity[m][n], n, t.out + m * t.out_row + n * kLanes, &total[n]);
+      }
+    }
+    for (int n = 0; n < kColumns; ++n) t.value[0] += static_cast<double>(t.times) * sum_lanes(total[n]);
+  }
+  if (t.depth_a) {
+    Vec total[kColumns] = {};
+    for (int m = 0; m < MR; ++m) {
+      for (int n = 0; n < kColumns; ++n) {
+        Vec w = splat(-s.shift);
+        for (int64_t d = 0; d < s.d; ++d) {
+          w = multiply_add(splat(t.depth_a[d * kPanel + m]), load(t.depth_b + d * kPanel + n * kLanes), w);
+        }
+        finish(s, t, w, similarity[m][n], n, t.out_depth + m * t.out_row + n * kLanes, &total[n]);
+      }
+    }
+    for (int n = 0; n < kColumns; ++n) t.value[1] += static_cast<double>(t.times) * sum_lanes(total[n]);
+  }
+}
+
+using TileFunction = void (*)(const PairPass&, TileJob&);
+constexpr TileFunction kTiles[] = {nullptr,  tile<1>, tile<2>, tile<3>, tile<4>,  tile<5>,
+                                   tile<6>, tile<7>, tile<8>, tile<9>, tile<10>, tile<11>};
+
+// ---- gradients ----------------------------------------------------------------------------------------------------
+
+template <int MR, int NV>
+void gradient_tile(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, int64_t depth, float* out) {
+  Vec c[MR][NV];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int n = 0; n < NV; ++n) c[m][n] = load(out + m * b_k + n * kLanes);
+  }
+  product<MR, NV>(a, a_row, a_k, b, b_k, depth, c);
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+    for (int n = 0; n < NV; ++n) store(out + m * b_k + n * kLanes, c[m][n]);
+  }
+}
+
+using GradientTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, float*);
+#define PAIRS_ROWS(NV)                                                                                              \
+  {nullptr,               gradient_tile<1, NV>, gradient_tile<2, NV>, gradient_tile<3, NV>,                         \
+   gradient_tile<4, NV>, gradient_tile<5, NV>, gradient_tile<6, NV>, gradient_tile<7, NV>,                          \
+   gradient_tile<8, NV>, gradient_tile<9, NV>, gradient_tile<10, NV>, gradient_tile<11, NV>}
+constexpr GradientTile kGradients[][12] = {PAIRS_ROWS(1), PAIRS_ROWS(1), PAIRS_ROWS(2), PAIRS_ROWS(3)
+#if defined(__AVX512F__)
+                                               , PAIRS_ROWS(4), PAIRS_ROWS(5)
+#endif
+};
+
+// out[m, :] += sum_k a[m, k] b[k, :], rows of b and out `width` floats long.
+void add_product(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t width, int64_t rows, int64_t depth,
+                 float* out) {
+  const int vectors = static_cast<int>(width / kLanes);
+  const int chunks = (vectors + kMaxVectors - 1) / kMaxVectors;
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    const int64_t deep = depth - k < kDepth ? depth - k : kDepth;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const int first = vectors * chunk / chunks, count = vectors * (chunk + 1) / chunks - first;
+      for (int64_t m = 0; m < rows; m += kRows[count]) {
+        const int64_t high = rows - m < kRows[count] ? rows - m : kRows[count];
+        kGradients[count][high](a + m * a_row + k * a_k, a_row, a_k, b + k * width + first * kLanes, width, deep,
+                                out + m * width + first * kLanes);
+      }
+    }
+  }
+}
+
+// ---- pairs --------------------------------------------------------------------------------------------------------
+
+struct Work {
+  float *block[2], *d_a[2], *d_b[2];
+};
+
+// Fills rows [first, first + rows) of the block of W V' from column panel `from` on.
+void fill_block(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64_t from, const Work& work, double* value) {
+  const int64_t i = s.i[e], j = s.j[e], panels_p = pad_to(s.p, kPanel) / kPanel, panels_q = pad_to(s.q, kPanel) / kPanel;
+  TileJob t{};
+  t.out_row = panels_q * kPanel;
+  t.scale = s.scale ? s.scale[e] : 1.0f;
+  for (int64_t panel = from; panel < panels_q; ++panel) {
+    for (int64_t column = 0; column < kPanel && panel * kPanel + column < s.q; column += kTileWidth) {
+      const int64_t q = panel * kPanel + column;
+      t.columns = s.q - q < kTileWidth ? s.q - q : kTileWidth;
+      t.codes_b = s.codes_b + (j * panels_q + panel) * s.k * kPanel + column;
+      if (s.feats_b) t.feats_b = s.feats_b + (j * panels_q + panel) * s.c * kPanel + column;
+      if (s.depth_b) t.depth_b = s.depth_b + (j * panels_q + panel) * s.d * kPanel + column;
+      if (s.column_bias) t.column_bias = s.column_bias + e * panels_q * kPanel + q;
+      for (int64_t p = first; p < first + rows && p < s.p;) {
+        const int64_t inside = p % kPanel, left = kPanel - inside < s.p - p ? kPanel - inside : s.p - p;
+        const int64_t groups = (left + kRows[kColumns] - 1) / kRows[kColumns], high = (left + groups - 1) / groups;
+        const int64_t at = i * panels_p + p / kPanel;
+        t.codes_a = s.codes_a + at * s.k * kPanel + inside;
+        if (s.feats_a) t.feats_a = s.feats_a + at * s.c * kPanel + inside;
+        if (s.depth_a) t.depth_a = s.depth_a + at * s.d * kPanel + inside;
+        if (s.row_bias) t.row_bias = s.row_bias + e * s.p + p;
+        t.times = s.symmetric && panel > p / kPanel ? 2.0f : 1.0f;
+        t.out = work.block[0] + (p - first) * t.out_row + q;
+        t.out_depth = work.block[1] + (p - first) * t.out_row + q;
+        kTiles[high](s, t);
+        p += high;
+      }
+    }
+  }
+  value[0] += t.value[0];
+  value[1] += t.value[1];
+}
+
+// Adds the block's part of both gradients to the local ones. In the symmetric case the block is one panel of rows: all its
+// columns give the gradient of its rows, and the columns right of the diagonal that of their own points.
+void add_gradients(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64_t from, const float* block, float* d_a,
+                   float* d_b) {
+  const int64_t k = pad_to(s.k, kPad), width = pad_to(s.q, kPanel), start = from * kPanel;
+  const float* a = s.rows_a + (s.i[e] * s.p + first) * k;
+  const float* b = s.rows_b + s.j[e] * s.q * k;
+  if (d_a) add_product(block + start, width, 1, b + start * k, k, rows, s.q - start, d_a + first * k);
+  if (s.symmetric) {
+    const int64_t after = start + kPanel;
+    if (after < s.q) add_product(block + after, 1, width, a, k, s.q - after, rows, d_a + after * k);
+  } else if (d_b) {
+    add_product(block, 1, width, a, k, s.q, rows, d_b);
+  }
+}
+
+void wait_turn(const int64_t* done, int64_t turn) {
+  while (__atomic_load_n(done, __ATOMIC_ACQUIRE) != turn) {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+}
+
+void add_local(const float* local, int64_t points, int64_t k, float alpha, float* out) {
+  const int64_t padded = pad_to(k, kPad);
+  for (int64_t p = 0; p < points; ++p) {
+    for (int64_t n = 0; n < k; ++n) out[p * k + n] += alpha * local[p * padded + n];
+  }
+}
+
+void run_pair(const PairPass& s, int64_t e, const Turns& turns, const Work& work) {
+  const int64_t k = pad_to(s.k, kPad), block = block_rows(s);
+  const float alpha[2] = {s.alpha, s.alpha_depth};
+  float* const out_a[2] = {s.d_a, s.d_a_depth};
+  float* const out_b[2] = {s.d_b, s.d_b_depth};
+  double value[2] = {0, 0};
+  for (int n = 0; n < 2; ++n) {
+    if (out_a[n]) memset(work.d_a[n], 0, s.p * k * sizeof(float));
+    if (out_b[n]) memset(work.d_b[n], 0, s.q * k * sizeof(float));
+  }
+  for (int64_t first = 0; first < s.p; first += block) {
+    const int64_t rows = s.p - first < block ? s.p - first : block, from = s.symmetric ? first / kPanel : 0;
+    fill_block(s, e, first, rows, from, work, value);
+    for (int n = 0; n < 2; ++n) {
+      if (!out_a[n] && !out_b[n]) continue;
+      add_gradients(s, e, first, rows, from, work.block[n], out_a[n] ? work.d_a[n] : nullptr, out_b[n] ? work.d_b[n] : nullptr);
+    }
+  }
+  s.values[2 * e] = value[0];
+  s.values[2 * e + 1] = value[1];
+  const float twice = s.symmetric ? 2.0f : 1.0f;
+  int64_t* done = turns.done_a + s.i[e];
+  wait_turn(done, turns.turn_i[e]);
+  for (int n = 0; n < 2; ++n) {
+    if (out_a[n]) add_local(work.d_a[n], s.p, s.k, twice * alpha[n], out_a[n] + s.i[e] * s.p * s.k);
+  }
+  __atomic_store_n(done, turns.turn_i[e] + 1, __ATOMIC_RELEASE);
+  done = turns.done_b + s.j[e];
+  wait_turn(done, turns.turn_j[e]);
+  for (int n = 0; n < 2; ++n) {
+    if (out_b[n] && !s.symmetric) add_local(work.d_b[n], s.q, s.k, alpha[n], out_b[n] + s.j[e] * s.q * s.k);
+  }
+  __atomic_store_n(done, turns.turn_j[e] + 1, __ATOMIC_RELEASE);
+}
+
+}  // namespace
+
+void PAIRS_JOIN(run_pairs_, PAIRS_ISA)(const PairPass& s, Turns* turns, float* scratch) {
+  const int64_t k = pad_to(s.k, kPad), block = block_rows(s) * pad_to(s.q, kPanel);
+  Work work;
+  for (int n = 0; n < 2; ++n) {
+    work.block[n] = scratch + n * block;
+    work.d_a[n] = scratch + 2 * block + n * (s.p + s.q) * k;
+    work.d_b[n] = work.d_a[n] + s.p * k;
+  }
+  for (;;) {
+    const int64_t e = __atomic_fetch_add(&turns->next, 1, __ATOMIC_RELAXED);
+    if (e >= s.pairs) return;
+    run_pair(s, e, *turns, work);
+  }
+}
+
+}  // namespace depthg

@@ -1,0 +1,86 @@
+"""The compiled pass over image pairs (``csrc/pairs.h``), for float32: the same sums as ``pair_pass``.
+
+Vectors are packed once per call in panels of points; F and S stay in registers, a block of W stays in the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from depthg.kernels._extension import native
+from depthg.kernels.pair_pass import FeatureTarget, Pairs, Target, Vectors
+from torch import Tensor
+
+AVAILABLE = native is not None and hasattr(native, "pair_pass")
+
+
+def padded(n: int, to: int) -> int:
+    return (n + to - 1) // to * to
+
+
+def pack(v: Vectors, rows: bool = False) -> Vectors:
+    """Fills ``panels`` (and ``rows``, for codes) with the unit vectors."""
+    if v.panels is None or (rows and v.rows is None):
+        n, p, c = v.x.shape
+        v.panels = torch.empty(n, padded(p, native.panel_points), c)
+        v.rows = torch.empty(n, p, padded(c, 16)) if rows else None
+        address = v.rows.data_ptr() if rows else 0
+        native.pack_panels(
+            v.x.data_ptr(), v.inverse.data_ptr(), n, p, c, v.panels.data_ptr(), address, torch.get_num_threads()
+        )
+    return v
+
+
+def pair_pass(
+    targets: list[Target],
+    codes_a: Vectors,
+    codes_b: Vectors,
+    pairs: Pairs,
+    *,
+    symmetric: bool = False,
+    clamp: bool = True,
+    max_similarity: float | None = None,
+) -> None:
+    """As ``pair_pass.pair_pass``, for at most one feature and one depth target without exponential."""
+    a, b = pack(codes_a, rows=True), pack(codes_b, rows=True)
+    (n, p, k), (m, q) = a.x.shape, b.x.shape[:2]
+    s = native.PairPass()
+    s.pairs, s.images_a, s.images_b, s.p, s.q, s.k = len(pairs.i), n, m, p, q, k
+    s.clamp, s.limited, s.limit = clamp, max_similarity is not None, max_similarity or 0.0
+    s.symmetric, s.same_bank = symmetric, codes_a is codes_b
+    values = torch.zeros(len(pairs.i), 2, dtype=torch.float64)
+    keep = [values]  # what the addresses point at
+
+    def address(x: Tensor | None) -> int:
+        if x is None:
+            return 0
+        keep.append(x := x.contiguous())
+        return x.data_ptr()
+
+    s.i, s.j, s.values = address(pairs.i), address(pairs.j), values.data_ptr()
+    s.codes_a, s.codes_b, s.rows_a, s.rows_b = (address(x) for x in (a.panels, b.panels, a.rows, b.rows))
+    columns = []
+    for target in targets:
+        d_a, d_b = address(target.d_a), 0 if symmetric else address(target.d_b)
+        x, y = pack(target.a), pack(target.b)
+        if isinstance(target, FeatureTarget):
+            columns.append(0)
+            s.c, s.feats_a, s.feats_b = x.x.shape[2], address(x.panels), address(y.panels)
+            s.alpha, s.d_a, s.d_b = target.alpha, d_a, d_b
+            _set_biases(s, pairs, p, q, address)
+        else:
+            columns.append(1)
+            s.d, s.depth_a, s.depth_b = x.x.shape[2], address(x.panels), address(y.panels)
+            s.shift, s.alpha_depth, s.d_a_depth, s.d_b_depth = target.shift, target.alpha, d_a, d_b
+    native.pair_pass(s, torch.get_num_threads())
+    for column, target in zip(columns, targets, strict=True):
+        target.total += target.alpha * values[:, column].sum().item()
+
+
+def _set_biases(s, pairs: Pairs, p: int, q: int, address) -> None:
+    count = len(pairs.i)
+    s.row_bias = address(torch.zeros(count, p) if pairs.row_bias is None else pairs.row_bias)
+    s.scale = address(pairs.scale)
+    if pairs.column_bias is not None:
+        wide = torch.zeros(count, padded(q, native.panel_points))
+        wide[:, :q] = pairs.column_bias
+        s.column_bias = address(wide)
