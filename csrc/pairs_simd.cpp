@@ -189,8 +189,9 @@ void add_product(const float* a, int64_t a_row, int64_t a_k, const float* b, int
     const int64_t deep = depth - k < kDepth ? depth - k : kDepth;
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int first = vectors * chunk / chunks, count = vectors * (chunk + 1) / chunks - first;
-      for (int64_t m = 0; m < rows; m += kRows[count]) {
-        const int64_t high = rows - m < kRows[count] ? rows - m : kRows[count];
+      const int64_t groups = (rows + kRows[count] - 1) / kRows[count];
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t m = rows * group / groups, high = rows * (group + 1) / groups - m;
         kGradients[count][high](a + m * a_row + k * a_k, a_row, a_k, b + k * width + first * kLanes, width, deep,
                                 out + m * width + first * kLanes);
       }

@@ -8,7 +8,7 @@ with F and S the cosine correlations of features and codes. Nothing here holds m
 from __future__ import annotations
 
 import torch
-from depthg.kernels import checks, reference
+from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.reference import CorrelationTerm
@@ -29,6 +29,7 @@ def _cpu(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_
         [target], a.codes, b.codes, pairs, Scratch(dtype),
         symmetric=symmetric, clamp=clamp, max_similarity=max_similarity,
     )  # fmt: skip
+    pair_pass_native.kept.release()
     similarity = mean_product(a.codes.mean, b.codes.mean, index_b).mean()
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 

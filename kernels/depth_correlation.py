@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from depthg.kernels import checks, reference
+from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.reference import CorrelationTerm
@@ -26,6 +26,7 @@ def _cpu(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, 
         [target], a.codes, b.codes, pairs, Scratch(dtype),
         symmetric=symmetric, clamp=clamp, max_similarity=max_similarity,
     )  # fmt: skip
+    pair_pass_native.kept.release()
     similarity = mean_product(a.codes.mean, b.codes.mean, None).mean()
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 

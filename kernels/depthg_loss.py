@@ -9,7 +9,7 @@ apart, so that the total and every single term can be differentiated.
 from __future__ import annotations
 
 import torch
-from depthg.kernels import checks, reference
+from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.reference import CorrelationTerm, DepthGLoss, LossSettings
@@ -65,6 +65,7 @@ def _cpu(
         target, pairs, _ = feature_term(anchor, bank, shifts[term], index_b, center, at(term), d_b)
         run_pass([target], anchor.codes, bank.codes, pairs, scratch, **options)
         losses.append(target.total)
+    pair_pass_native.kept.release()
     similar = [
         mean_product(anchor.codes.mean, anchor.codes.mean, None),
         mean_product(anchor.codes.mean, near.codes.mean, None),

@@ -5,12 +5,45 @@ Vectors are packed once per call in panels of points; F and S stay in registers,
 
 from __future__ import annotations
 
+import math
+import threading
+
 import torch
 from depthg.kernels._extension import native
 from depthg.kernels.pair_pass import FeatureTarget, Pairs, Target, Vectors
 from torch import Tensor
 
 AVAILABLE = native is not None and hasattr(native, "pair_pass")
+
+
+KEPT_BYTES = 1 << 26  # of packed vectors that a thread keeps from call to call: fresh pages cost as much as packing
+
+
+class _Kept(threading.local):
+    """Buffers of the packed vectors of one call, kept for the next call of this thread unless they are large."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Tensor] = []
+        self.used = 0
+
+    def take(self, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if self.used == len(self.buffers):
+            self.buffers.append(torch.empty(0))
+        if self.buffers[self.used].numel() < size:
+            self.buffers[self.used] = torch.empty(0)  # free the old one first
+            self.buffers[self.used] = torch.empty(size)
+        self.used += 1
+        return self.buffers[self.used - 1][:size].view(shape)
+
+    def release(self) -> None:
+        """Ends a call: its buffers may be used again."""
+        self.used = 0
+        if sum(x.numel() for x in self.buffers) * 4 > KEPT_BYTES:
+            self.buffers.clear()
+
+
+kept = _Kept()
 
 
 def padded(n: int, to: int) -> int:
@@ -21,8 +54,8 @@ def pack(v: Vectors, rows: bool = False) -> Vectors:
     """Fills ``panels`` (and ``rows``, for codes) with the unit vectors."""
     if v.panels is None or (rows and v.rows is None):
         n, p, c = v.x.shape
-        v.panels = torch.empty(n, padded(p, native.panel_points), c)
-        v.rows = torch.empty(n, p, padded(c, 16)) if rows else None
+        v.panels = kept.take(n, padded(p, native.panel_points), c)
+        v.rows = kept.take(n, p, padded(c, 16)) if rows else None
         address = v.rows.data_ptr() if rows else 0
         native.pack_panels(
             v.x.data_ptr(), v.inverse.data_ptr(), n, p, c, v.panels.data_ptr(), address, torch.get_num_threads()
