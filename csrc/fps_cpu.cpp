@@ -38,9 +38,9 @@ const Isa& isa() {
   return chosen;
 }
 
-// Measured on a Xeon with AVX-512. Sorting costs as much as some ten passes over the points and makes most leaves skippable;
-// a depth map in raster order is compact enough as it is for longer.
-constexpr int64_t kSortPoints = 1024, kSortCells = 2048, kSortPicks = 64;
+// Measured on a Xeon with AVX-512. Sorting costs as much as some tens of picks and makes most leaves skippable; a depth map
+// in raster order is compact enough as it is for longer.
+constexpr int64_t kSortPoints = 600, kSortCells = 2048, kSortPicks = 64;
 constexpr int64_t kLeaf = 64, kLargeLeaf = 128, kLargeLeafFrom = 50000;
 constexpr int64_t kWaysBelow = 2048;        // small clouds are sampled side by side
 constexpr int64_t kPointsPerWorker = 32768;  // that a further worker in one cloud must have; they meet after every pick

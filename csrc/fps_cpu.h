@@ -12,7 +12,7 @@ struct Plan {
   int64_t points;   // upper limit of the cloud's size
   int64_t dims;
   int64_t leaf;     // slots in a leaf, a multiple of kSlotAlign
-  bool sorted;      // slots in space order; else in input order
+  bool sorted;      // slots may be in space order; else they are in input order
   int team;         // workers in one cloud
   int ways;         // clouds that one worker samples side by side
 };
@@ -35,7 +35,7 @@ struct Team {
 
 std::size_t cloud_bytes(const Plan& plan);
 
-constexpr int kWays = 2;      // clouds that one worker samples side by side, when they are small
+constexpr int kWays = 3;      // clouds that one worker samples side by side, when they are small
 constexpr int kWaysDims = 3;  // and of at most so many dimensions
 
 // Samples `count` <= kWays clouds from `b` on as worker `rank` of `team`. Returns cloud * points + index of a point that is

@@ -10,18 +10,12 @@
 namespace depthg {
 namespace {
 
-// Cells per axis are 2^bits; the sort takes `digit` of the 3 * bits bits in each pass.
-struct Radix {
-  int bits, digit, passes;
-};
+// Large clouds: 2^7 cells an axis, 21 bits in two passes of 11. Small ones: so few cells that counting is cheap.
+constexpr int kBits = 7, kDigit = 11, kPasses = 2;
+constexpr int64_t kSmall = 4096, kTiny = 1200;  // points below which a cloud is small, and needs 2^3 or 2^2 cells an axis
+constexpr int64_t kSortAnyway = 2048;           // points from which sorting pays for rasters too
 
-// Few points need few cells: then the counters are cheaper than the points.
-Radix radix_for(int64_t points) {
-  if (points < 4096) return {3, 9, 1};
-  return {7, 11, 2};
-}
-
-constexpr int64_t kCounters = 1 << 11;
+constexpr int64_t kCounters = 1 << kDigit;
 
 // Every third bit of 30, from 10 bits.
 inline uint32_t spread(uint32_t v) {
@@ -46,40 +40,87 @@ void bound_axis(const float* v, int64_t n, float* least, float* most) {
   }
 }
 
-// Morton codes over the first three coordinates, for points [from, to): code << 32 | index.
-void make_keys(const Memory& m, int64_t dims, int64_t n, int bits, int64_t from, int64_t to) {
-  float low[3] = {0, 0, 0}, scale[3] = {0, 0, 0};
-  const int used = dims < 3 ? static_cast<int>(dims) : 3;
-  for (int d = 0; d < used; ++d) {
+// Cells of the points: Morton codes over the first three coordinates.
+struct Grid {
+  const float* axis[3];
+  float low[3], scale[3];
+
+  uint32_t code(int64_t i) const {
+    const uint32_t a = static_cast<int32_t>((axis[0][i] - low[0]) * scale[0]);
+    const uint32_t b = static_cast<int32_t>((axis[1][i] - low[1]) * scale[1]);
+    const uint32_t c = static_cast<int32_t>((axis[2][i] - low[2]) * scale[2]);
+    return spread(a & 1023) | spread(b & 1023) << 1 | spread(c & 1023) << 2;
+  }
+};
+
+Grid make_grid(const Memory& m, int64_t dims, int64_t n, int bits) {
+  Grid grid{};
+  for (int d = 0; d < 3; ++d) {
+    grid.axis[d] = m.source[d < dims ? d : 0];
+    if (d >= dims) continue;
     float least, most;
     bound_axis(m.source[d], n, &least, &most);
     const float extent = most - least;
     if (extent > 1e-30f && extent < 1e30f) {  // else the axis says nothing, or its cells would overflow
-      low[d] = least;
-      scale[d] = static_cast<float>((1 << bits) - 1) / extent;
+      grid.low[d] = least;
+      grid.scale[d] = static_cast<float>((1 << bits) - 1) / extent;
     }
   }
-  const float *x = m.source[0], *y = m.source[used > 1 ? 1 : 0], *z = m.source[used > 2 ? 2 : 0];
-  uint64_t* keys = m.keys[0];
-  for (int64_t i = from; i < to; ++i) {
-    const uint32_t a = static_cast<int32_t>((x[i] - low[0]) * scale[0]);
-    const uint32_t b = static_cast<int32_t>((y[i] - low[1]) * scale[1]);
-    const uint32_t c = static_cast<int32_t>((z[i] - low[2]) * scale[2]);
-    const uint32_t code = spread(a & 1023) | spread(b & 1023) << 1 | spread(c & 1023) << 2;
-    keys[i] = static_cast<uint64_t>(code) << 32 | static_cast<uint32_t>(i);
+  return grid;
+}
+
+// True when neighbours in the input are about as far from each other as any two points, so that leaves in input order would
+// be as large as the cloud. Scan lines and rasters are not like that and need no sorting.
+bool scattered(const Memory& m, int64_t dims, int64_t n) {
+  const int64_t step = n / 64 + 1, half = n / 2;
+  float near = 0, far = 0;
+  for (int64_t d = 0; d < dims; ++d) {
+    const float* v = m.source[d];
+    for (int64_t i = 0; i + half < n && i + 1 < n; i += step) {
+      near += __builtin_fabsf(v[i + 1] - v[i]);
+      far += __builtin_fabsf(v[i + half] - v[i]);
+    }
+  }
+  return near > 0.5f * far;
+}
+
+// Puts the points of a small cloud into slots, sorted by cell. One pass; `keys` serves as memory for places.
+void sort_small(const Memory& m, int64_t dims, int64_t n) {
+  const int bits = n < kTiny ? 2 : 3;
+  const Grid grid = make_grid(m, dims, n, bits);
+  uint32_t* place = reinterpret_cast<uint32_t*>(m.keys[0]);
+  uint32_t count[1 << 9] = {};
+  for (int64_t i = 0; i < n; ++i) place[i] = grid.code(i);
+  for (int64_t i = 0; i < n; ++i) ++count[place[i]];
+  uint32_t total = 0;
+  for (int cell = 0; cell < 1 << 3 * bits; ++cell) {
+    const uint32_t here = count[cell];
+    count[cell] = total;
+    total += here;
+  }
+  for (int64_t i = 0; i < n; ++i) place[i] = count[place[i]]++;
+  for (int64_t i = 0; i < n; ++i) m.index[place[i]] = static_cast<int32_t>(i);
+  for (int64_t d = 0; d < dims; ++d) {
+    for (int64_t i = 0; i < n; ++i) m.slot[d][place[i]] = m.source[d][i];
   }
 }
 
-// Sorts the keys of all workers' parts [from, to) together; the result, in m.keys[result], is complete after the last
-// barrier. `m.counters` is [team, kCounters].
-const uint64_t* sort_keys(const Memory& m, const Radix& radix, int64_t from, int64_t to, Team* team, int rank) {
-  const int64_t cells = int64_t{1} << radix.digit;
+// Sort keys of points [from, to): code << 32 | index.
+void make_keys(const Memory& m, int64_t dims, int64_t n, int64_t from, int64_t to) {
+  const Grid grid = make_grid(m, dims, n, kBits);
+  uint64_t* keys = m.keys[0];
+  for (int64_t i = from; i < to; ++i) keys[i] = static_cast<uint64_t>(grid.code(i)) << 32 | static_cast<uint32_t>(i);
+}
+
+// Sorts the keys of all workers' parts [from, to) together; the result is complete when the call returns.
+const uint64_t* sort_keys(const Memory& m, int64_t from, int64_t to, Team* team, int rank) {
+  const int64_t cells = kCounters;
   const uint64_t mask = cells - 1;
   uint32_t* mine = m.counters + rank * kCounters;
   uint32_t place[kCounters];
   uint64_t *source = m.keys[0], *target = m.keys[1];
-  for (int pass = 0; pass < radix.passes; ++pass) {
-    const int shift = 32 + pass * radix.digit;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int shift = 32 + pass * kDigit;
     memset(mine, 0, cells * sizeof *mine);
     for (int64_t i = from; i < to; ++i) ++mine[source[i] >> shift & mask];
     barrier(team);

@@ -79,8 +79,8 @@ void build_leaves(const Plan& plan, const Memory& m, const uint64_t* order, int6
     const int64_t used = end - begin, padded = round_up(used, kSlotAlign);
     if (order) {
       for (int64_t i = 0; i < used; ++i) m.index[base + i] = static_cast<int32_t>(static_cast<uint32_t>(order[begin + i]));
-      for (int64_t i = used; i < padded; ++i) m.index[base + i] = INT32_MAX;
     }
+    for (int64_t i = used; i < padded && m.index; ++i) m.index[base + i] = INT32_MAX;
     for (int64_t i = 0; i < used; ++i) m.nearest[base + i] = __builtin_inff();
     for (int64_t i = used; i < padded; ++i) m.nearest[base + i] = -1;
     for (int64_t d = 0; d < plan.dims; ++d) {
@@ -113,7 +113,7 @@ Share share_of(const Plan& plan, const Memory& m, int64_t n, int rank) {
   }
   s.nearest = m.nearest + first_slot;
   s.leaf_max = m.leaf_max + first_leaf;
-  s.index = plan.sorted ? m.index + first_slot : nullptr;
+  s.index = m.index ? m.index + first_slot : nullptr;
   s.leaf = plan.leaf;
   s.leaves = leaves > rank ? (leaves - rank + plan.team - 1) / plan.team : 0;
   s.slots = s.leaves * plan.leaf;
@@ -125,7 +125,7 @@ Share share_of(const Plan& plan, const Memory& m, int64_t n, int rank) {
 // Reads cloud `b`, orders it and makes the leaves of worker `rank`. Returns the index of a point that is not finite, or -1.
 int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Team* team, int rank, Job* job) {
   int64_t bytes;
-  const Memory m = carve(plan, scratch, &bytes);
+  Memory m = carve(plan, scratch, &bytes);
   const int64_t n = c.lengths ? c.lengths[b] : c.points;
   const int64_t part = round_up((n + plan.team - 1) / plan.team, kSlotAlign);
   const int64_t from = rank * part < n ? rank * part : n, to = from + part < n ? from + part : n;
@@ -144,9 +144,15 @@ int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Tea
 
   const uint64_t* order = nullptr;
   if (plan.sorted) {
-    const Radix radix = radix_for(plan.points);
-    make_keys(m, plan.dims, n, radix.bits, from, to);
-    order = sort_keys(m, radix, from, to, team, rank);
+    if (n < kSortAnyway && team->size == 1 && !scattered(m, plan.dims, n)) {
+      m.index = nullptr;
+      for (int64_t d = 0; d < plan.dims; ++d) m.slot[d] = m.source[d];
+    } else if (n < kSmall && team->size == 1) {
+      sort_small(m, plan.dims, n);
+    } else {
+      make_keys(m, plan.dims, n, from, to);
+      order = sort_keys(m, from, to, team, rank);
+    }
   }
   build_leaves(plan, m, order, n, rank);
   job->share = share_of(plan, m, n, rank);
