@@ -57,9 +57,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["depthg"])
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, header
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a depthg checkpoint ({error}); delete it and train again") from error
+        raise ValueError(
+            f"{path} is damaged or not a depthg checkpoint ({error}); delete it and train again"
+        ) from error
 
 
 def load_modules(tensors: dict[str, Tensor], modules: dict[str, torch.nn.Module], path: Path) -> None:

@@ -8,24 +8,18 @@ from importlib import resources
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from depthg.config import GROUPS, Config, nearest, options, validate
 
-USER_ERRORS = (
-    ValueError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    ImportError,
-)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, OmegaConfBaseException)
 RESUME_KEYS = ("resume", "device", "cache.dir", "iterations")
 
 
@@ -74,7 +68,10 @@ def print_help(command: str, summary: str, overrides: Sequence[str] = ()) -> Non
     console.print("  --help with presets (--help experiment=camvid) shows their values\n")
     table = Table("key", "value", "meaning", box=None, pad_edge=False)
     for key, (item, value) in values.items():
-        text, choices = item.metadata.get("help") or f"{item.name} of this term (lambda, b)", item.metadata.get("choices")
+        text, choices = (
+            item.metadata.get("help") or f"{item.name} of this term (lambda, b)",
+            item.metadata.get("choices"),
+        )
         if choices and not all(choice in text for choice in choices):
             text += f" ({' | '.join(choices)})"
         table.add_row(key, "none" if value is None else escape(str(value)), escape(text))
@@ -94,6 +91,7 @@ def run_command(task: Callable[[Config], object], command: str, summary: str) ->
             print_help(command, summary, [argument for argument in arguments if not argument.startswith("-")])
         elif any(argument.startswith("-") for argument in arguments):
             check_overrides(arguments)
+            sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument)  # Hydra wants its flags first
             _run_hydra(task)
         else:
             task(load_config(arguments))
@@ -117,11 +115,37 @@ def _run_hydra(task: Callable[[Config], object]) -> None:
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
-    """The same settings from Python: ``load_config(["experiment=demo", "seed=1"])``."""
+    """The same settings from Python: ``load_config(["experiment=demo", "seed=1"])``.
+
+    ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir and iterations may be
+    given anew.
+
+    Raises:
+        ValueError: an unknown key, an impossible value, or damaged stored settings.
+        FileNotFoundError: ``resume`` names no run folder.
+    """
     check_overrides(overrides)
+    given = dict(override.split("=", 1) for override in overrides)
+    if given.get("resume", "null") not in ("null", ""):
+        stored = stored_settings(Path(given["resume"]).expanduser())
+        return to_config(OmegaConf.merge(stored, OmegaConf.from_dotlist(list(overrides))))
     ConfigStore.instance().store(name="schema", node=Config)
     with hydra.initialize_config_module("depthg.conf", version_base="1.3"):
         try:
             return to_config(hydra.compose("config", overrides=list(overrides)))
         except HydraException as error:
-            raise ValueError(f"{error}: {str(error.__cause__).splitlines()[0]}") from error
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ValueError(f"cannot use {' '.join(overrides)}: {reason}") from error
+
+
+def stored_settings(run: Path) -> dict:
+    """Settings in a run folder's ``config.yaml``, read without running code."""
+    path = run / "config.yaml"
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        to_config(stored)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{run} is not a run folder: it has no config.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return stored

@@ -138,7 +138,7 @@ class HeadConfig:
 class ProbeConfig:
     lr: float = option(5e-3, "learning rate of both probes (Adam)", low=0)
     reinit: int = option(0, "extension: k-means restart of the cluster probe at this iteration (0: never)", low=0)
-    pixels: int = option(0, "linear probe: random labelled pixels per image and step (0: all)", low=0)
+    pixels: int = option(0, "linear probe: random pixels per image and step (0: all)", low=0)
 
 
 @dataclass
@@ -152,6 +152,16 @@ class KnnConfig:
 @dataclass
 class ValConfig:
     every: int = option(0, "evaluate every so many iterations (0: only at the end)", low=0)
+    matching: str = option(
+        "hungarian",
+        "clusters to classes: one to one, or many_to_one (each takes its most frequent class)",
+        choices=("hungarian", "many_to_one"),
+    )
+    count: str = option(
+        "all",
+        "all: every labelled pixel; released: drop pixels of unmatched clusters, count absent classes as 0",
+        choices=("all", "released"),
+    )
     panels: int = option(8, "pictures written at the end", low=0)
     kmeans_samples: int = option(40_000, "feature vectors used by the k-means baselines", low=100)
 
@@ -175,7 +185,7 @@ class CacheConfig:
 class Config:
     experiment: str = option("demo", "preset, see depthg/conf/experiment")
     mode: str = option(
-        "paper", "paper, or released: every difference of the authors' code at once", choices=("paper", "released")
+        "paper", "paper, or released: what the authors' code does differently, at once", choices=("paper", "released")
     )
     name: str | None = option(None, "run folder below runs_dir; default: the experiment, data and seed")
     runs_dir: str = option("runs", "where run folders are made")
@@ -252,6 +262,10 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError("checkpoint.rule=best needs val.every: the best checkpoint is picked among evaluations")
     if any(len(change) != 2 or change[0] < 0 or change[1] < 1 for change in sampling.schedule):
         raise ValueError(f"sampling.schedule={sampling.schedule} must be a list of [iteration, points per side]")
+    if config.checkpoint.rule == "best" and config.data.eval_split == "test":
+        raise ValueError("checkpoint.rule=best would pick the checkpoint on data.eval_split=test; use val")
+    if config.data.name == "folder" and config.n_classes is None:
+        raise ValueError("data=folder has no classes, so n_classes=K must say how many clusters")
     if config.depth.source == "folder" and not config.depth.root:
         raise ValueError("depth.source=folder needs depth.root=DIR")
     if config.knn.draw > config.knn.k:

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from depthg.clustering import cosine_kmeans
-from depthg.metrics import confusion_matrix, match_hungarian, scores
+from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
 
 READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
 
 
 @dataclass
 class EvaluationSet:
-    """Cached features ``[V, h*w, C]`` and labels ``[V, H, W]`` (None: no labels) of a split, with the grid (h, w)."""
+    """Cached features ``[V, h*w, C]``, labels ``[V, H, W]`` (None: none), grid (h, w) and size (H, W) of a split."""
 
     features: np.ndarray
     labels: np.ndarray | None
@@ -28,8 +27,8 @@ class EvaluationSet:
 def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Arg-max over the last axis of ``[B, h*w, n]`` after bilinear up-sampling to ``size``; int64 ``[B, H, W]``.
 
-    Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length of
-    a code does not change which centroid is nearest.
+    Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
+    of a code does not change which centroid is nearest.
     """
     maps = scores_map.transpose(1, 2).reshape(len(scores_map), -1, *grid)
     return F.interpolate(maps, size, mode="bilinear", align_corners=False).argmax(1)
@@ -79,26 +78,20 @@ def confusions(
     return total
 
 
-def kmeans_read_outs(head, train_features, n_clusters: int, count: int, seed: int, device) -> dict:
-    """Baselines with as many clusters as the cluster probe: cosine k-means on training codes and features."""
-    codes = cosine_kmeans(training_codes(head, train_features, count, seed, device), n_clusters, seed=seed).to(device)
-    feats = cosine_kmeans(sample_rows(train_features, count, seed), n_clusters, seed=seed).to(device)
-    return {"kmeans_codes": (True, lambda x: x @ codes.T), "kmeans_features": (False, lambda x: x @ feats.T)}
-
-
 def summarize(
-    total: dict[str, np.ndarray], classes: tuple[str, ...], released: bool = False
+    total: dict[str, np.ndarray], classes: tuple[str, ...], matching: str = "hungarian", count: str = "all"
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering.
 
-    ``released`` counts as the released code does: pixels of clusters without a class are dropped, and a class that is
-    predicted but never labelled enters the mean with IoU 0.
+    ``count="released"`` drops the pixels of clusters without a class, and a class that is predicted but never labelled
+    enters the mean with IoU 0, as in the released code.
     """
+    match = match_hungarian if matching == "hungarian" else match_many_to_one
     metrics: dict = {"per_class": {}}
     assignments = {}
     for name, confusion in total.items():
-        assignment = None if name == "linear" else match_hungarian(confusion)
-        result = scores(confusion, assignment, drop_unmatched=released, count_absent=released)
+        assignment = None if name == "linear" else match(confusion)
+        result = scores(confusion, assignment, drop_unmatched=count == "released", count_absent=count == "released")
         metrics[f"{name}.accuracy"], metrics[f"{name}.miou"] = round(result.accuracy, 3), round(result.miou, 3)
         iou = [None if np.isnan(value) else round(float(value), 3) for value in result.iou]
         metrics["per_class"][name] = dict(zip(classes, iou, strict=True))

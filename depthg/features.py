@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from depthg.kernels.reference import normalize
 
 CACHE_VERSION = 1
+STALE = 3600  # seconds without a write after which a partial build counts as killed
 
 
 def cached(root: Path, kind: str, settings: dict, build: Callable[[Path], None]) -> Path:
@@ -30,7 +32,9 @@ def cached(root: Path, kind: str, settings: dict, build: Callable[[Path], None])
     if is_whole(folder):
         return folder
     partial = root / kind / f".{key}.{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in root.glob(f"{kind}/.{key}.*"):  # of killed builds; younger ones may belong to a running process
+        if left == partial or time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > STALE:
+            shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         build(partial)
@@ -41,8 +45,11 @@ def cached(root: Path, kind: str, settings: dict, build: Callable[[Path], None])
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     except OSError as error:
-        if not is_whole(folder):  # else another process finished the same cache first
-            raise OSError(f"cannot write the cache in {root}: {error}; set cache.dir to a folder with room") from error
+        if is_whole(folder):  # another process finished the same cache first
+            return folder
+        if error.filename and not str(error.filename).startswith(str(root)):
+            raise  # about the data, not the cache
+        raise OSError(f"cannot write the cache in {root}: {error}; set cache.dir to a folder with room") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -90,7 +90,11 @@ def linear_probe_loss(
         label = label.flatten(1).gather(1, index).flatten()
     else:
         scores = probe(codes).transpose(1, 2).unflatten(2, grid)
-        scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False).permute(0, 2, 3, 1).flatten(0, 2)
+        scores = (
+            F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
+            .permute(0, 2, 3, 1)
+            .flatten(0, 2)
+        )
         label = label.flatten()
     if not (label >= 0).any():
         return None

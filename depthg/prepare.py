@@ -17,7 +17,7 @@ from depthg.backbones import Backbone, load_backbone
 from depthg.config import Config
 from depthg.data import load_dataset
 from depthg.data.base import Dataset, Split, Subset
-from depthg.data.files import cache_root
+from depthg.data.files import DataError, cache_root, show
 from depthg.data.scenes import SceneSplit
 from depthg.data.transforms import View, Views, to_float
 from depthg.depth import MappedDepth, Normals, depth_source
@@ -34,6 +34,7 @@ class Prepared:
     """What training and evaluation read; arrays are memory-mapped, rows are views (photos or crops)."""
 
     dataset: Dataset
+    features_key: str  # changes with the photos, the backbone and whatever else the features depend on
     transform: FeatureTransform
     grid: tuple[int, int]  # cells (h, w) of a training view
     features: np.ndarray  # float16 [V, h*w, C]
@@ -50,7 +51,11 @@ class Prepared:
 def progress_bar() -> Progress:
     """The package's progress bar: text, bar, count, time left."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
 
 
@@ -76,7 +81,9 @@ class Preparation:
             data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
             n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
         )  # fmt: skip
-        self.evaluation_split = self.dataset.val if data.eval_split == "val" else self.dataset.test
+        self.evaluation_split = getattr(self.dataset, data.eval_split, None)
+        if self.evaluation_split is None:
+            raise ValueError(f"data={data.name} has no split {data.eval_split!r}; use data.eval_split=val")
         self.train_views = self.views(self.dataset.train, data.size, data.crop)
         self.evaluation_views = self.views(self.evaluation_split, data.eval_size)
         self._backbone: Backbone | None = None
@@ -108,12 +115,13 @@ class Preparation:
                 yield self.backbone(to_float(torch.stack(batch)).to(self.device))
                 batch = []
 
-    def features(self) -> tuple[FeatureTransform, np.ndarray, np.ndarray]:
-        """The fitted transform, training features and evaluation features."""
+    def features(self) -> tuple[FeatureTransform, np.ndarray, np.ndarray, str]:
+        """The fitted transform, training features, evaluation features, and the key of the training features."""
         part = self.config.backbone
         transform = FeatureTransform(self.backbone.stages, part.pca, part.standardize)
         settings = {
-            "backbone": part.name, "weights": self.backbone.weights_hash, "standardize": part.standardize, "pca": part.pca,
+            "device": self.device.type, "backbone": part.name, "weights": self.backbone.weights_hash,
+            "standardize": part.standardize, "pca": part.pca,
             "train": self.describe(self.train_views),
         }  # fmt: skip
 
@@ -125,7 +133,7 @@ class Preparation:
         transform.load_state_dict(load_file(train / "transform.safetensors"))
         settings = {**settings, "evaluation": self.describe(self.evaluation_views)}
         other = cached(self.root, "features", settings, build(self.evaluation_views, "features, evaluation", False))
-        return transform, _map(train / "features.npy"), _map(other / "features.npy")
+        return transform, _map(train / "features.npy"), _map(other / "features.npy"), train.name
 
     def labels(self, views: Views) -> np.ndarray | None:
         """Labels of every view, or None when the data set has none."""
@@ -138,7 +146,15 @@ class Preparation:
                 array[number] = view.label.numpy()
             array.flush()
 
-        return _map(cached(self.root, "labels", self.describe(views), build) / "labels.npy")
+        table = getattr(views.split, "table", None)
+        settings = {
+            **self.describe(views), "classes": list(self.dataset.classes),
+            "table": None if table is None else table.tolist(),
+        }  # fmt: skip
+        array = _map(cached(self.root, "labels", settings, build) / "labels.npy")
+        if views is self.evaluation_views and not (array >= 0).any():
+            raise ValueError(f"no pixel of the {len(views)} evaluation images has a label; nothing can be scored")
+        return array
 
     @property
     def depth_source(self) -> DepthSource:
@@ -156,35 +172,43 @@ class Preparation:
         return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
 
     def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]``, averaged over each cell of ``grid``."""
+        """Mapped depth and, where the relation compares surfaces, normals, both averaged over each cell of ``grid``."""
         part, split = self.config.depth, views.split
         if part.source == "none":
             return None, None
         source = self.depth_source
-        metric = part.mapping != "none"
+        surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
         maps = {"depth": MappedDepth(split, source, part.mapping, part.scale, part.far)}
-        maps |= {"normals": Normals(split, source, part.fov_deg)} if metric else {}
+        maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
         with_maps = self.views(split, views.size, views.crop, maps=maps, map_size=grid)
 
         def build(folder: Path) -> None:
             depth = np.lib.format.open_memmap(folder / "depth.npy", "w+", np.float16, (len(views), *grid))
             shape = (len(views), 4, *grid)
-            normals = np.lib.format.open_memmap(folder / "normals.npy", "w+", np.float16, shape) if metric else None
+            normals = np.lib.format.open_memmap(folder / "normals.npy", "w+", np.float16, shape) if surfaces else None
             for number, view in load_views(with_maps, "depth               ", "maps"):
                 depth[number] = view.maps["depth"][0]
-                if metric:
+                if surfaces:
                     normals[number] = view.maps["normals"]
 
-        files = [file_stamp(source.path(split, photo)) for photo in range(len(split))] if part.source == "folder" else []
-        settings = {"depth": asdict(part), "grid": list(grid), "views": self.describe(views), "files": files}
+        files = (
+            [file_stamp(source.path(split, photo)) for photo in range(len(split))] if part.source == "folder" else []
+        )
+        settings = {
+            "depth": asdict(part),
+            "grid": list(grid),
+            "views": self.describe(views),
+            "files": files,
+            "normals": surfaces,
+        }
         folder = cached(self.root, "depth", settings, build)
         depth = _map(folder / "depth.npy")
-        normals = _map(folder / "normals.npy") if metric else None
+        normals = _map(folder / "normals.npy") if surfaces else None
         return depth, normals
 
     def run(self) -> Prepared:
         """Finds or builds everything."""
-        transform, features, evaluation = self.features()
+        transform, features, evaluation, key = self.features()
         stride = self.backbone.stride
         grid = tuple(side // stride for side in self.config.data.size)
         evaluation_size = tuple(self.config.data.eval_size)
@@ -196,6 +220,7 @@ class Preparation:
         same = torch.from_numpy(photos) if knn.exclude_same_photo else None
         return Prepared(
             dataset=self.dataset,
+            features_key=key,
             transform=transform,
             grid=grid,
             features=features,
@@ -204,9 +229,7 @@ class Preparation:
             normals=None if normals is None else normals.reshape(len(normals), 4, -1).transpose(0, 2, 1),
             photos=photos,
             neighbours=nearest_neighbours(vectors, knn.k, same).numpy(),
-            evaluation=EvaluationSet(
-                evaluation, self.labels(self.evaluation_views), evaluation_grid, evaluation_size
-            ),
+            evaluation=EvaluationSet(evaluation, self.labels(self.evaluation_views), evaluation_grid, evaluation_size),
             evaluation_split=self.evaluation_split,
             example=self.example,
         )
@@ -214,7 +237,10 @@ class Preparation:
 
 def file_stamp(path: Path) -> str:
     """Name, size and modification time: what a cache key knows of a file."""
-    found = path.stat()
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {show(path)} ({error.strerror}); remove the entry or restore the file") from error
     return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 

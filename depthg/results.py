@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from depthg.config import Config
 from depthg.evaluate import READ_OUTS, codes_of, predict_ids
 from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
@@ -19,6 +20,20 @@ NAMES = {
     "kmeans_codes": "k-means\non codes", "kmeans_features": "k-means\non features",
 }  # fmt: skip
 ROWS_PER_SHEET = 4
+
+
+def protocol(config: Config, data: Prepared, shifts: tuple) -> dict:
+    """What every number of a run depends on."""
+    depth, guided = config.loss.depth, data.depth is not None
+    term = f"{depth.relation}, weight {depth.weight:g}" if guided and depth.weight else "off"
+    return {
+        "data": config.data.name, "split": config.data.eval_split, "resolution": list(config.data.eval_size),
+        "crop": "scaled to cover, centre crop", "flip": False, "crf": False, "checkpoint": config.checkpoint.rule,
+        "matching": config.val.matching, "count": config.val.count, "seed": config.seed, "mode": config.mode,
+        "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
+        "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,
+        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0, "shifts": list(shifts),
+    }  # fmt: skip
 
 
 def print_metrics(metrics: dict, run: Path, console: Console) -> None:
@@ -46,7 +61,9 @@ def write_panels(
 ) -> None:
     """Sheets ``panels/00.png`` ... of evenly spread evaluation images: photo, depth, label, clusters, linear."""
     evaluation, device = data.evaluation, next(head.parameters()).device
-    views = np.unique(np.linspace(0, len(evaluation.features) - 1, min(count, len(evaluation.features))).round().astype(int))
+    views = np.unique(
+        np.linspace(0, len(evaluation.features) - 1, min(count, len(evaluation.features))).round().astype(int)
+    )
     examples = []
     for view in map(int, views):
         shown = data.example(view)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import shutil
 from pathlib import Path
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from depthg import __version__
 from depthg.checkpoints import write_text
-from depthg.cli import to_config
 from depthg.config import Config
 
 
@@ -23,38 +22,32 @@ def run_name(config: Config) -> str:
     return config.name or f"{config.experiment}-{config.data.name}-{config.mode}-seed{config.seed}"
 
 
-def create_run(config: Config) -> Path:
-    """An empty run folder with its ``config.yaml``.
+def check_run(config: Config) -> Path:
+    """The folder that a new run will use; nothing is changed yet.
 
     Raises:
-        FileExistsError: the folder holds something already and ``overwrite`` is off, or is no run folder.
+        FileExistsError: it holds something already and ``overwrite`` is off, or it is no run folder.
     """
     path = Path(config.runs_dir).expanduser() / run_name(config)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         if not config.overwrite:
             raise FileExistsError(
-                f"{path} exists; continue it with resume={path}, replace it with overwrite=true, or choose another name=..."
+                f"{path} exists; continue with resume={path}, replace it with overwrite=true, or choose another name="
             )
         if not (path / "config.yaml").is_file():
             raise FileExistsError(f"{path} is not a run folder (no config.yaml), so overwrite=true leaves it alone")
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
-    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     return path
 
 
-def open_run(config: Config) -> tuple[Config, Path]:
-    """The settings of the run to resume, from its ``config.yaml``; device, cache and iterations may be given anew."""
-    path = Path(config.resume).expanduser()
-    try:
-        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is not a run folder: it has no config.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'config.yaml'} is damaged: {error}") from error
-    found = to_config(stored)
-    found.resume = str(path)
-    return found, path
+def create_run(config: Config) -> Path:
+    """The run folder with its ``config.yaml``: an emptied one for a new run, the existing one with ``resume``."""
+    path = Path(config.resume).expanduser() if config.resume else check_run(config)
+    if not config.resume:
+        shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True, exist_ok=True)
+    stored = dataclasses.replace(config, resume=None, overwrite=False)
+    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(stored)))
+    return path
 
 
 class MetricLog:
@@ -65,7 +58,7 @@ class MetricLog:
         kept = [json.dumps(line) for line in read_log(self.path) if line["iteration"] <= iteration] if iteration else []
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration or None)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1)
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         line = {"iteration": iteration, **{key: round(float(value), 6) for key, value in values.items()}}

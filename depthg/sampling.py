@@ -32,7 +32,7 @@ def released_cloud(depth: Tensor) -> Tensor:  # [N, H, W] in [0, 1] -> [N, H*W, 
 
 
 def farthest_cells(depth: Tensor, points: int, settings: SamplingConfig, generator: torch.Generator | None) -> Tensor:
-    """Farthest point sampling in the cloud unprojected from depth ``[N, H, W]``; int64 ``[N, points]``, picking order."""
+    """Farthest point sampling in the unprojected depth ``[N, H, W]``; int64 ``[N, points]``, in picking order."""
     n, height, width = depth.shape
     if points > height * width:
         raise ValueError(f"{points} points do not fit a feature map of {height} x {width}; lower sampling.points")

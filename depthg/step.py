@@ -74,11 +74,8 @@ class Model(torch.nn.Module):
     def __init__(self, channels: int, dim: int, dropout: float, n_classes: int, n_clusters: int):
         super().__init__()
         self.head = SegmentationHead(channels, dim, dropout)
-        self.linear = LinearProbe(dim, n_classes) if n_classes else None
         self.cluster = ClusterProbe(dim, n_clusters)
-
-    def modules_by_name(self) -> dict[str, torch.nn.Module]:
-        return dict(self.named_children())
+        self.linear = LinearProbe(dim, n_classes) if n_classes else None  # last: labels change no other weight
 
 
 class Step:
@@ -104,19 +101,25 @@ class Step:
             depth = self.rows(self.data.depth, views).view(-1, *self.data.grid)
         return sample(depth, (len(views), *self.data.grid), side * side, settings, generator).to(self.device)
 
-    def read(self, feats: Tensor, points: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features (after their own dropout) and codes at points of maps ``[N, h*w, C]``.
+    def gather(self, maps: Tensor, points: Tensor) -> Tensor:  # [N, h*w, C] -> [N, P, C]
+        """Vectors at cells (exact) or at coordinates (bilinear)."""
+        if points.ndim == 2:
+            return maps.gather(1, points[..., None].expand(-1, -1, maps.shape[2]))
+        return sample_points(maps.transpose(1, 2).unflatten(2, self.data.grid), points)
+
+    def forward(self, feats: Tensor) -> tuple[Tensor, Tensor]:  # [N, P, C] -> [N, P, C], [N, P, K]
+        """Features after their own dropout, which F is computed on, and codes."""
+        rate = self.config.head.dropout if self.config.loss.feature_dropout else 0.0
+        return channel_dropout(feats, rate), self.model.head(feats)
+
+    def read(self, maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and codes at points of feature maps ``[N, h*w, C]``.
 
         At cells the head runs on the points alone; at coordinates it runs on the maps, whose codes are interpolated.
         """
-        rate = self.config.head.dropout if self.config.loss.feature_dropout else 0.0
         if points.ndim == 2:
-            feats = feats.gather(1, points[..., None].expand(-1, -1, feats.shape[2]))
-            return channel_dropout(feats, rate), self.model.head(feats)
-        codes = self.model.head(feats) if codes is None else codes
-        maps = (channel_dropout(feats, rate), codes)
-        feats, codes = (sample_points(x.transpose(1, 2).unflatten(2, self.data.grid), points) for x in maps)
-        return feats, codes
+            return self.forward(self.gather(maps, points))
+        return tuple(self.gather(values, points) for values in self.forward(maps))
 
     def depth_values(self, views: np.ndarray, points: Tensor, side: int) -> Tensor:
         """What the relation compares, at the sampled points: ``[N, P]`` or ``[N, P, D]``."""
@@ -145,8 +148,8 @@ class Step:
             self_weight=loss.self.weight, self_shift=self.shifts[0],
             neighbour_weight=loss.neighbour.weight, neighbour_shift=self.shifts[1],
             negative_weight=loss.negative.weight, negative_shift=self.shifts[2],
-            depth_weight=weight, depth_shift=depth_shift, relation=kernel_relation(depth.relation), bandwidth=depth.bandwidth,
-            center=loss.center, clamp=loss.clamp,
+            depth_weight=weight, depth_shift=depth_shift, relation=kernel_relation(depth.relation),
+            bandwidth=depth.bandwidth, center=loss.center, clamp=loss.clamp,
         )  # fmt: skip
 
     def auto_shifts(self) -> tuple[float, float, float]:
@@ -166,13 +169,9 @@ class Step:
         bins = [int((row < quantile).sum()) for row, quantile in zip(share, loss.quantiles, strict=True)]
         return tuple(round(-2 + 4 * (number + 0.5) / HISTOGRAM_BINS, 4) for number in bins)
 
-    def _plain(self, views: np.ndarray, generator: torch.Generator) -> Tensor:
+    def _plain(self, views: np.ndarray, generator: torch.Generator) -> Tensor:  # [N, P, C]
         """Features at the points of iteration 0, without dropout."""
-        points = self.points(views, 0, generator)
-        feats = self.rows(self.data.features, views)
-        if points.ndim == 2:
-            return feats.gather(1, points[..., None].expand(-1, -1, feats.shape[2]))
-        return sample_points(feats.transpose(1, 2).unflatten(2, self.data.grid), points)
+        return self.gather(self.rows(self.data.features, views), self.points(views, 0, generator))
 
     def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and what is logged."""
@@ -185,13 +184,22 @@ class Step:
             len(batch.anchors), config.loss.negative.draws, config.loss.negative.pairing, generator
         ).to(self.device)
         maps = self.rows(data.features, batch.anchors)
-        feats, codes = self.read(maps, points)
+        if self.config.sampling.negatives == "own":
+            (feats, codes), bank = self.read(maps, points), {}
+        else:
+            feats, codes, bank = self.read_with_bank(maps, points, near_points, negatives)
         near_feats, near_codes = self.read(self.rows(data.features, batch.neighbours), near_points)
-        bank = self.negative_bank(maps, near_points, negatives)
         depth = self.depth_inputs(batch, points, iteration, generator)
         shift = depth.pop("shift", 0.0)
         result = depthg_loss(
-            feats, codes, near_feats, near_codes, bank.pop("index", negatives), self.settings(iteration, shift), **bank, **depth
+            feats,
+            codes,
+            near_feats,
+            near_codes,
+            bank.pop("index", negatives),
+            self.settings(iteration, shift),
+            **bank,
+            **depth,
         )
         terms = {"self": result.self, "neighbour": result.neighbour, "negative": result.negative, "depth": result.depth}
         logged = {f"loss.{name}": term.loss for name, term in terms.items() if term is not None}
@@ -202,16 +210,19 @@ class Step:
         logged |= {f"loss.{name}": value for name, value in losses.items() if name != "total"}
         return losses, {key: value.detach() if isinstance(value, Tensor) else value for key, value in logged.items()}
 
-    def negative_bank(self, maps: Tensor, near_points: Tensor, negatives: Tensor) -> dict[str, Tensor]:
-        """Nothing when negatives are read at their own points; else image negatives[r, n] at the points of neighbour n."""
-        if self.config.sampling.negatives == "own":
-            return {}
-        draws, batch = negatives.shape
-        codes = self.model.head(maps) if near_points.ndim == 3 else None
-        read = [self.read(maps[row], near_points, None if codes is None else codes[row]) for row in negatives]
-        feats, codes = (torch.cat(parts) for parts in zip(*read, strict=True))
-        index = torch.arange(draws * batch, device=self.device).view(draws, batch)
-        return {"feats_negative": feats, "codes_negative": codes, "index": index}
+    def read_with_bank(
+        self, maps: Tensor, points: Tensor, near_points: Tensor, negatives: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Anchors at their points, and negatives: image ``negatives[r, n]`` at the points of neighbour n.
+
+        Both come from one forward pass over the maps, so one draw of dropout, as in the released code.
+        """
+        whole = self.forward(maps)
+        feats, codes = (self.gather(values, points) for values in whole)
+        rows, at = negatives.flatten(), near_points.repeat(len(negatives), *[1] * (near_points.ndim - 1))
+        bank_feats, bank_codes = (self.gather(values[rows], at) for values in whole)
+        index = torch.arange(negatives.numel(), device=self.device).view(negatives.shape)
+        return feats, codes, {"feats_negative": bank_feats, "codes_negative": bank_codes, "index": index}
 
     def depth_inputs(self, batch: Batch, points: Tensor, iteration: int, generator: torch.Generator) -> dict:
         """Depth (and the other crop's codes and depth) for the loss, with the shift; empty without depth."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from functools import cached_property
 
 import torch
 from rich.console import Console
@@ -13,44 +15,50 @@ from depthg.checkpoints import load_modules, load_optimizers, read_checkpoint, s
 from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
-from depthg.evaluate import confusions, kmeans_read_outs, summarize, training_codes
+from depthg.evaluate import confusions, sample_rows, summarize, training_codes
 from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
-from depthg.prepare import Preparation
+from depthg.prepare import Preparation, Prepared
 from depthg.report import write_report
-from depthg.results import print_metrics, write_panels
-from depthg.run_folder import MetricLog, create_run, environment, open_run
-from depthg.step import Model, Step, seed_of
+from depthg.results import print_metrics, protocol, write_panels
+from depthg.run_folder import MetricLog, check_run, create_run, environment
+from depthg.step import Model, Step, draw_batch, seed_of
+from depthg.stopping import StopRequest
 
 SUMMARY = """Trains STEGO + DepthG on frozen features, without labels, and evaluates the segmentation.
-With no argument: the embedded demo on procedural RGB-D scenes. On your own photos: data=folder data.root=DIR n_classes=12"""
+With no argument: the embedded demo on procedural RGB-D scenes.
+On your own photos: data=folder data.root=DIR n_classes=12"""
 
 
 class Trainer:
-    """One run: data, model, optimisers and the run folder."""
+    """One run: data, model, optimisers and the run folder. Nothing is written before the settings proved possible."""
 
     def __init__(self, config: Config):
-        self.started = time.perf_counter()
-        self.console = Console()
-        self.config, self.run = open_run(config) if config.resume else (config, create_run(config))
+        started = time.perf_counter()
+        self.console, self.config = Console(), config
+        if not config.resume:
+            check_run(config)
         self.device = pick_device(config.device)
-        self.data = Preparation(self.config, self.device).run()
-        self.seconds = {"prepare": time.perf_counter() - self.started, "train": 0.0, "evaluate": 0.0}
-        torch.manual_seed(seed_of(self.config.seed, "weights"))
+        self.data = Preparation(config, self.device).run()
+        check_data(config, self.data, self.console)
+        self.run = create_run(config)
+        torch.manual_seed(seed_of(config.seed, "weights"))
         classes = self.data.dataset.classes
-        n_clusters = self.config.n_classes or len(classes)
         self.model = Model(
-            self.data.transform.channels, self.config.head.dim, self.config.head.dropout, len(classes), n_clusters
+            self.data.transform.channels,
+            config.head.dim,
+            config.head.dropout,
+            len(classes),
+            config.n_classes or len(classes),
         ).to(self.device)
-        rates = {"head": self.config.head.lr, "linear": self.config.probe.lr, "cluster": self.config.probe.lr}
+        rates = {"head": config.head.lr, "linear": config.probe.lr, "cluster": config.probe.lr}
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=rates[name]) for name, module in self.model.named_children()
         }
-        self.step = Step(self.config, self.data, self.model, self.device)
+        self.step = Step(config, self.data, self.model, self.device)
         self.iteration, self.best = 0, -1.0
-        if config.resume:
-            self.restore()
-        elif self.config.loss.shifts == "auto":
+        self.seconds = {"prepare": time.perf_counter() - started, "train": 0.0, "evaluate": 0.0}
+        if not (config.resume and self.restore()) and config.loss.shifts == "auto":
             self.step.shifts = self.step.auto_shifts()
         self.log = MetricLog(self.run, self.iteration)
 
@@ -61,26 +69,34 @@ class Trainer:
         header = {
             "iteration": self.iteration, "shifts": self.step.shifts, "best": self.best, "seconds": self.seconds,
             "backbone": self.config.backbone.name, "classes": self.data.dataset.classes,
+            "features": self.data.features_key,
         }  # fmt: skip
         save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
 
-    def restore(self, name: str = "last") -> None:
-        folder = self.run / "checkpoints" / name
+    def restore(self) -> bool:
+        """Continues from ``checkpoints/last``; False when the run was killed before its first checkpoint."""
+        folder = self.run / "checkpoints" / "last"
         if not folder.is_dir():
-            return  # killed before its first checkpoint: the run starts again
+            return False
         tensors, header = read_checkpoint(folder)
+        if header["features"] != self.data.features_key:
+            raise ValueError(
+                f"{self.run} was trained on other photos, weights or settings than are found now; start anew"
+            )
         load_modules(tensors, self.modules(), folder)
         load_optimizers(tensors, self.optimizers)
         self.iteration, self.best = header["iteration"], header["best"]
         self.step.shifts = tuple(header["shifts"])
-        self.seconds["train"] = header["seconds"]["train"]
+        self.seconds = {name: value + header["seconds"][name] for name, value in self.seconds.items()}
+        return True
 
     def train(self) -> None:
         """The loop: losses, three optimisers, then log, evaluate and save when due."""
-        config, started = self.config, time.perf_counter() - self.seconds["train"]
-        with training_bar(self.console) as bar:
+        config = self.config
+        with training_bar(self.console) as bar, StopRequest() as stop:
             task = bar.add_task("training", total=config.iterations, completed=self.iteration, loss="")
             while self.iteration < config.iterations:
+                started = time.perf_counter()
                 losses, logged = self.step.losses(self.iteration)
                 for optimizer in self.optimizers.values():
                     optimizer.zero_grad(set_to_none=True)
@@ -88,21 +104,33 @@ class Trainer:
                 for optimizer in self.optimizers.values():
                     optimizer.step()
                 self.iteration += 1
-                self.seconds["train"] = time.perf_counter() - started
                 if self.iteration == config.probe.reinit:
                     self.reinitialize_clusters()
+                self.seconds["train"] += time.perf_counter() - started
                 if self.due(config.log_every):
-                    self.log.write(self.iteration, {"loss": losses["total"].item(), **logged, "seconds": self.seconds["train"]})
+                    self.log_step({"loss": losses["total"].item(), **logged})
                     bar.update(task, loss=f"loss {losses['total'].item():.4f}")
                 if self.due(config.val.every):
                     self.validate()
-                if self.due(config.checkpoint.every):
+                if self.due(config.checkpoint.every) or stop.requested:
                     self.save()
+                if stop.requested:
+                    raise KeyboardInterrupt
                 bar.update(task, completed=self.iteration)
         self.save()
 
     def due(self, every: int) -> bool:
         return bool(every) and (self.iteration % every == 0)
+
+    def log_step(self, values: dict) -> None:
+        """A line of ``metrics.jsonl``; a loss that is no longer finite stops the run."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} is {float(value)} at iteration {self.iteration}: training diverged; lower head.lr or "
+                    f"probe.lr (the last checkpoint in {self.run / 'checkpoints'} is intact)"
+                )
+        self.log.write(self.iteration, {**values, "seconds": self.seconds["train"]})
 
     def reinitialize_clusters(self) -> None:
         """Moves the cluster probe's centroids to k-means of training codes, at their present length."""
@@ -117,17 +145,29 @@ class Trainer:
         found = {"cluster": (True, self.model.cluster)}
         return found | ({"linear": (True, self.model.linear)} if self.model.linear is not None else {})
 
-    def scores(self, read_outs: dict) -> tuple[dict, dict, dict]:
+    @cached_property
+    def feature_centroids(self) -> torch.Tensor:
+        """k-means of the raw features; they never change."""
+        rows = sample_rows(self.data.features, self.config.val.kmeans_samples, self.config.seed)
+        return cosine_kmeans(rows, len(self.model.cluster.centroids), seed=self.config.seed).to(self.device)
+
+    def scores(self) -> tuple[dict, dict, dict]:
         """Metrics, assignments and confusion matrices of the evaluation split; empty without labels."""
-        classes = self.data.dataset.classes
+        classes, val = self.data.dataset.classes, self.config.val
         if self.data.evaluation.labels is None:
             return {}, {}, {}
+        codes = training_codes(self.model.head, self.data.features, val.kmeans_samples, self.config.seed, self.device)
+        centroids = cosine_kmeans(codes, len(self.model.cluster.centroids), seed=self.config.seed).to(self.device)
+        read_outs = self.read_outs() | {
+            "kmeans_codes": (True, lambda x: x @ centroids.T),
+            "kmeans_features": (False, lambda x: x @ self.feature_centroids.T),
+        }
         counts = confusions(self.data.evaluation, self.model.head, read_outs, len(classes), self.device)
-        return *summarize(counts, classes, released=self.config.mode == "released"), counts
+        return *summarize(counts, classes, val.matching, val.count), counts
 
     def validate(self) -> None:
         started = time.perf_counter()
-        metrics = self.scores(self.read_outs())[0]
+        metrics = self.scores()[0]
         if metrics:
             self.log.write(self.iteration, {key: value for key, value in metrics.items() if key != "per_class"})
             if self.config.checkpoint.rule == "best" and metrics["cluster.miou"] > self.best:
@@ -136,44 +176,48 @@ class Trainer:
         self.seconds["evaluate"] += time.perf_counter() - started
 
     def evaluate(self) -> dict:
-        """Final scores with both k-means baselines, pictures and the report."""
-        started = time.perf_counter()
-        if self.config.checkpoint.rule == "best" and (self.run / "checkpoints" / "best").is_dir():
-            tensors, _ = read_checkpoint(self.run / "checkpoints" / "best")
-            load_modules(tensors, self.modules(), self.run / "checkpoints" / "best")
-        read_outs, assignments, metrics = self.read_outs(), {}, {}
-        if self.data.evaluation.labels is not None:
-            n_clusters, count = len(self.model.cluster.centroids), self.config.val.kmeans_samples
-            baselines = kmeans_read_outs(
-                self.model.head, self.data.features, n_clusters, count, self.config.seed, self.device
-            )
-            metrics, assignments, counts = self.scores(read_outs | baselines)
+        """Final scores, pictures and the report; returns what ``metrics.json`` holds."""
+        started, best = time.perf_counter(), self.run / "checkpoints" / "best"
+        if self.config.checkpoint.rule == "best" and best.is_dir():
+            load_modules(read_checkpoint(best)[0], self.modules(), best)
+        metrics, assignments, counts = self.scores()
+        if metrics:
             matched = matched_confusion(counts["cluster"], assignments["cluster"])
             metrics["confusion"] = matched.tolist()
             save_figure(confusion_figure(matched, self.data.dataset.classes), self.run / "confusion.png")
         metrics["classes"] = list(self.data.dataset.classes)
-        metrics["protocol"] = protocol(self.config, self.step.shifts)
+        metrics["protocol"] = protocol(self.config, self.data, self.step.shifts)
         metrics["environment"] = environment()
+        metrics["skipped"] = [*skipped(self.data.dataset.train), *skipped(self.data.evaluation_split)]
         if self.config.val.panels:
             write_panels(
-                self.run, self.data, read_outs, self.model.head, assignments.get("cluster"), self.config.val.panels
+                self.run,
+                self.data,
+                self.read_outs(),
+                self.model.head,
+                assignments.get("cluster"),
+                self.config.val.panels,
             )
         self.seconds["evaluate"] += time.perf_counter() - started
-        self.seconds["total"] = time.perf_counter() - self.started
-        metrics["seconds"] = {name: round(value, 2) for name, value in self.seconds.items()}
-        write_text(self.run / "metrics.json", json.dumps(metrics, indent=1))
+        seconds = {**self.seconds, "total": sum(self.seconds.values())}
+        metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+        write_text(self.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
         write_report(self.run)
         return metrics
 
 
-def protocol(config: Config, shifts: tuple) -> dict:
-    """What every number of a run depends on."""
-    return {
-        "data": config.data.name, "split": config.data.eval_split, "resolution": list(config.data.eval_size),
-        "crop": "scaled to cover, centre crop", "flip": False, "crf": False, "checkpoint": config.checkpoint.rule,
-        "matching": "hungarian over the split", "seed": config.seed, "mode": config.mode,
-        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0, "shifts": list(shifts), "backbone": config.backbone.name,
-    }  # fmt: skip
+def skipped(split) -> list[str]:
+    """What ``data.on_error=skip`` left out, a line per photo."""
+    return list(getattr(split, "skipped", []))
+
+
+def check_data(config: Config, data: Prepared, console: Console) -> None:
+    """Raises for settings that do not fit the data, and says what a missing depth map means."""
+    draw_batch(config, data, 0)  # raises when the batch exceeds the data
+    if config.checkpoint.rule == "best" and data.evaluation.labels is None:
+        raise ValueError("checkpoint.rule=best needs labels to pick a checkpoint by; use checkpoint.rule=last")
+    if data.depth is None and (config.loss.depth.weight or config.sampling.method == "fps"):
+        console.print("depth.source=none: plain STEGO, with random points and without the depth term")
 
 
 def pick_device(name: str) -> torch.device:
@@ -214,7 +258,6 @@ def train(config: Config) -> dict:
         print_metrics(metrics, trainer.run, trainer.console)
         return metrics
     except KeyboardInterrupt:
-        trainer.save()
         trainer.console.print(f"stopped; continue with: python -m depthg.train resume={trainer.run}")
         raise
     finally:
@@ -222,10 +265,7 @@ def train(config: Config) -> dict:
 
 
 def main() -> None:
-    def task(config: Config) -> None:
-        train(config)
-
-    run_command(task, "depthg.train", SUMMARY)
+    run_command(train, "depthg.train", SUMMARY)
 
 
 if __name__ == "__main__":

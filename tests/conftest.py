@@ -30,7 +30,12 @@ def run_module(tmp_path):
     def run(module: str, *arguments: str, **environment: str):
         variables = {**os.environ, "DEPTHG_CACHE": str(tmp_path / "cache"), "COLUMNS": "140", **environment}
         return subprocess.run(
-            [sys.executable, "-m", module, *arguments], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
 
     return run

@@ -18,6 +18,7 @@ RELEASED = {
     "loss.depth.at": "grid",
     "knn.dropout": True,
     "knn.exclude_same_photo": False,
+    "val.count": "released",
 }
 
 
@@ -73,6 +74,7 @@ def test_group_files_name_themselves(group):
         ("sampling.transpose=true", "sampling.read=bilinear"),
         ("loss.depth.pair=crop", "data.crop=five"),
         ("checkpoint.rule=best", "val.every"),
+        ("seed=[1", "seed=[1"),
         ("depth.source=folder", "depth.root=DIR"),
         ("knn.draw=31", "exceeds knn.k=30"),
         ("iterations", "key=value"),
@@ -82,6 +84,18 @@ def test_group_files_name_themselves(group):
 def test_errors_name_the_key_and_the_fix(override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config([override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.rule=best", "val.every=5", "data.eval_split=test"], "use val"),
+        (["data=folder", "n_classes=null"], "n_classes=K"),
+    ],
+)
+def test_impossible_combinations(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(overrides)
 
 
 def test_resume_takes_no_other_settings():

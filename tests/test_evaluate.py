@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from depthg.evaluate import EvaluationSet, confusions, kmeans_read_outs, predict_ids, sample_rows, summarize
+from depthg.evaluate import EvaluationSet, confusions, predict_ids, sample_rows, summarize
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 
 CPU = torch.device("cpu")
@@ -57,22 +57,16 @@ def test_rows_come_evenly_from_every_image():
     assert sorted(rows.flatten().tolist()) == [i for i in range(4) for _ in range(3)]
 
 
-def test_kmeans_baselines_find_separate_groups():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(2), 6)[None].repeat(4, 0).reshape(4, 3, 4)
-    features = np.zeros((4, 12, 6), np.float16)
-    features[..., 0] = np.where(labels.reshape(4, 12) == 0, 1, -1)
-    features += rng.normal(0, 0.05, features.shape).astype(np.float16)
-    head = SegmentationHead(6, 4).eval()
-    read_outs = kmeans_read_outs(head, features, 2, 40, 0, CPU)
-    data = EvaluationSet(features, labels.astype(np.int16), (3, 4), (3, 4))
-    metrics, _ = summarize(confusions(data, head, read_outs, 2, CPU), ("a", "b"))
-    assert metrics["kmeans_features.accuracy"] == 100
-
-
 def test_released_metric_drops_extra_clusters_and_counts_absent_classes():
     total = {"cluster": np.array([[6, 0, 1, 3], [0, 4, 0, 0], [0, 0, 0, 0]])}
     paper, _ = summarize(total, ("a", "b", "c"))
-    released, _ = summarize(total, ("a", "b", "c"), released=True)
+    released, _ = summarize(total, ("a", "b", "c"), count="released")
     assert paper["cluster.accuracy"] == round(100 * 10 / 14, 3) and paper["per_class"]["cluster"]["c"] is None
     assert released["cluster.accuracy"] == round(100 * 10 / 11, 3) and released["per_class"]["cluster"]["c"] == 0
+
+
+def test_many_to_one_matching_lets_clusters_share_a_class():
+    total = {"cluster": np.array([[5, 4, 0], [0, 0, 6]])}
+    metrics, assignments = summarize(total, ("a", "b"), matching="many_to_one")
+    assert assignments["cluster"].tolist() == [0, 0, 1] and metrics["cluster.accuracy"] == 100
+    assert summarize(total, ("a", "b"))[0]["cluster.accuracy"] == round(100 * 11 / 15, 3)

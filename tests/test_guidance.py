@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from depthg.kernels.reference import RELATIONS, depth_relation
 
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
-from depthg.kernels.reference import RELATIONS, depth_relation
 
 
 @pytest.mark.parametrize("relation", RELATIONS)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from depthg.kernels.reference import normalize
+
 from depthg.knn import mean_features, nearest_neighbours
 
 

@@ -23,7 +23,7 @@ def listing(folder):
 
 def test_arrays_have_the_documented_shapes_and_the_data_is_untouched(root):
     before = listing(root)
-    data = Preparation(settings(root), CPU).run()
+    data = Preparation(settings(root, "loss.depth.relation=normals"), CPU).run()
     assert data.features.shape == (6, 64, 16) and data.features.dtype == np.float16
     assert data.labels.shape == (6, 64, 64) and set(np.unique(data.labels)) <= {-1, 0, 1, 3}
     assert data.depth.shape == (6, 64) and 0 < data.depth.min() and data.depth.max() <= 1
@@ -99,6 +99,12 @@ def test_five_crops_are_five_views_of_each_photo(root):
 def test_without_depth_there_are_no_depth_arrays(root):
     data = Preparation(settings(root, "depth.source=none"), CPU).run()
     assert data.depth is None and data.normals is None and data.example(0).maps == {}
+
+
+def test_normals_are_made_only_for_relations_that_compare_surfaces(root):
+    for relation, made in (("product", False), ("normals", True), ("inclination", True)):
+        data = Preparation(settings(root, f"loss.depth.relation={relation}"), CPU).run()
+        assert (data.normals is not None) == made
 
 
 def test_mapped_values_give_no_normals(root):

@@ -1,12 +1,14 @@
 """Run folders: never overwritten by accident, resumable, logs cut at the checkpoint."""
 
+import dataclasses
 
 import pytest
 import yaml
 from miniature import settings, write_camvid
 
+from depthg.cli import load_config
 from depthg.config import Config
-from depthg.run_folder import MetricLog, create_run, open_run, read_log, run_name
+from depthg.run_folder import MetricLog, check_run, create_run, read_log, run_name
 
 
 @pytest.fixture
@@ -22,15 +24,24 @@ def test_names():
 def test_settings_survive_the_round_trip(config):
     run = create_run(config)
     assert yaml.safe_load((run / "config.yaml").read_text())["loss"]["depth"]["weight"] == 0.2
-    found, path = open_run(Config(resume=str(run)))
-    found.resume = None
-    assert (found, path) == (config, run)
+    found = load_config([f"resume={run}"])
+    assert create_run(found) == run
+    assert dataclasses.replace(found, resume=None) == config
+
+
+def test_resume_may_change_iterations_cache_and_device_only(config):
+    run = create_run(config)
+    found = load_config([f"resume={run}", "iterations=99", "device=cpu", "cache.dir=elsewhere"])
+    assert (found.iterations, found.device, found.cache.dir) == (99, "cpu", "elsewhere")
+    assert found.loss.depth.weight == 0.2
+    create_run(found)
+    assert load_config([f"resume={run}"]).iterations == 99, "a second resume goes on to the same end"
 
 
 def test_an_existing_run_is_refused_unless_overwritten(config):
     run = create_run(config)
     with pytest.raises(FileExistsError, match=r"resume=.*overwrite=true"):
-        create_run(config)
+        check_run(config)
     (run / "rest").write_text("x")
     config.overwrite = True
     assert create_run(config) == run and not (run / "rest").exists()
@@ -41,19 +52,19 @@ def test_a_folder_that_is_no_run_is_left_alone(config, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_text("precious")
     with pytest.raises(FileExistsError, match="not a run folder"):
-        create_run(config)
+        check_run(config)
     assert (tmp_path / "photos" / "holiday.jpg").exists()
 
 
 def test_resume_needs_a_run_folder_with_readable_settings(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
-        open_run(Config(resume=str(tmp_path)))
-    (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="is damaged"):
-        open_run(Config(resume=str(tmp_path)))
-    (tmp_path / "config.yaml").write_text("!!python/object/apply:os.system ['true']")
-    with pytest.raises(ValueError, match="is damaged"):
-        open_run(Config(resume=str(tmp_path)))
+        load_config([f"resume={tmp_path}"])
+    exploit = f"!!python/object/apply:os.system ['touch {tmp_path / 'ran'}']"
+    for text in ("a: [", "unknown_key: 1", "seed: abc", "batch_size: 1", exploit, "_target_: os.system"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_config([f"resume={tmp_path}"])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_log_is_cut_at_the_checkpoint_and_ignores_a_half_line(tmp_path):

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from depthg.kernels import reference
 from miniature import settings, write_camvid
 
-from depthg.kernels import reference
 from depthg.prepare import Preparation
 from depthg.step import Model, Step, draw_batch, negative_pairs, seed_of
 

@@ -1,6 +1,8 @@
 """Whole trainings on a miniature data set: losses fall, runs repeat and resume bit for bit, errors are one line."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,10 +11,16 @@ from miniature import settings, write_camvid
 from PIL import Image
 
 from depthg.checkpoints import read_checkpoint
+from depthg.cli import load_config
 from depthg.run_folder import read_log
+from depthg.stopping import StopRequest
 from depthg.train import Trainer, train
 
-KEYS = [f"{name}.{score}" for name in ("cluster", "linear", "kmeans_features", "kmeans_codes") for score in ("accuracy", "miou")]
+KEYS = [
+    f"{name}.{score}"
+    for name in ("cluster", "linear", "kmeans_features", "kmeans_codes")
+    for score in ("accuracy", "miou")
+]
 
 
 @pytest.fixture
@@ -41,7 +49,13 @@ def test_losses_fall_and_the_run_folder_is_complete(root, tmp_path):
     assert metrics == json.loads((run / "metrics.json").read_text())
     assert {"resolution", "crop", "flip", "crf", "checkpoint", "seed", "mode"} <= metrics["protocol"].keys()
     assert {"prepare", "train", "evaluate", "total"} <= metrics["seconds"].keys()
-    for name in ("config.yaml", "report.html", "panels/00.png", "confusion.png", "checkpoints/last/checkpoint.safetensors"):
+    for name in (
+        "config.yaml",
+        "report.html",
+        "panels/00.png",
+        "confusion.png",
+        "checkpoints/last/checkpoint.safetensors",
+    ):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").iterdir())
     assert not [path for path in run.rglob(".*")], "no temporary file is left"
@@ -56,7 +70,7 @@ def test_same_seed_same_weights_and_metrics(root, tmp_path):
 
 @pytest.mark.parametrize("stop", [3, 13])
 def test_a_killed_run_resumes_to_the_same_weights(root, tmp_path, monkeypatch, stop):
-    train(settings(root, "name=whole", "log_every=1"))
+    train(settings(root, "name=whole", "log_every=1", "loss.shifts=auto"))
     with monkeypatch.context() as patch:
         original = Trainer.due
 
@@ -67,26 +81,119 @@ def test_a_killed_run_resumes_to_the_same_weights(root, tmp_path, monkeypatch, s
 
         patch.setattr(Trainer, "due", killed)
         with pytest.raises(SystemExit):
-            train(settings(root, "name=cut", "log_every=1", "checkpoint.every=4"))
-    config = settings(root)
-    config.resume = str(tmp_path / "runs" / "cut")
-    train(config)
+            train(settings(root, "name=cut", "log_every=1", "checkpoint.every=4", "loss.shifts=auto"))
+    train(load_config([f"resume={tmp_path / 'runs' / 'cut'}"]))
     assert same(weights(tmp_path / "runs" / "whole"), weights(tmp_path / "runs" / "cut"))
-    losses = [[line["loss"] for line in read_log(tmp_path / "runs" / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    losses = [
+        [line["loss"] for line in read_log(tmp_path / "runs" / name / "metrics.jsonl")] for name in ("whole", "cut")
+    ]
     assert losses[0] == losses[1] and len(losses[0]) == 20
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path, monkeypatch, capsys):
-    def stop(self, every):
-        if self.iteration == 7:
-            raise KeyboardInterrupt
-        return False
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+def test_a_signal_stops_after_the_iteration_saves_and_says_how_to_go_on(
+    root, tmp_path, monkeypatch, capsys, signal_name
+):
+    train(settings(root, "name=whole"))
+    original = Trainer.reinitialize_clusters
 
-    monkeypatch.setattr(Trainer, "due", stop)
-    with pytest.raises(KeyboardInterrupt):
+    def interrupted(self):  # in the middle of iteration 10
+        os.kill(os.getpid(), getattr(signal, signal_name))
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "reinitialize_clusters", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(root, "name=cut"))
+    run = tmp_path / "runs" / "cut"
+    assert read_checkpoint(run / "checkpoints" / "last")[1]["iteration"] == 10
+    assert f"resume={run}" in capsys.readouterr().out.replace("\n", "")
+    train(load_config([f"resume={run}"]))
+    assert same(weights(tmp_path / "runs" / "whole"), weights(run))
+
+
+def test_a_second_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_finished_run_can_be_trained_longer(root, tmp_path):
+    train(settings(root, "name=long", "iterations=24"))
+    train(settings(root, "name=short", "iterations=12"))
+    train(load_config([f"resume={tmp_path / 'runs' / 'short'}", "iterations=24"]))
+    assert same(weights(tmp_path / "runs" / "long"), weights(tmp_path / "runs" / "short"))
+
+
+def test_labels_reach_neither_head_nor_clusters(root, tmp_path):
+    train(settings(root, "name=a"))
+    for path in (root / "trainannot").iterdir():
+        Image.fromarray(np.random.default_rng(0).integers(0, 11, (64, 64)).astype(np.uint8)).save(path)
+    train(settings(root, "name=b"))
+    a, b = (weights(tmp_path / "runs" / name) for name in "ab")
+    assert not torch.equal(a["model.linear.weight"], b["model.linear.weight"])
+    assert all(torch.equal(a[key], b[key]) for key in a if "linear." not in key.replace("head.linear", ""))
+
+
+def test_changed_photos_are_noticed_on_resume(root, tmp_path):
+    train(settings(root, "name=a"))
+    Image.new("RGB", (64, 64), "red").save(root / "train" / "001.png")
+    with pytest.raises(ValueError, match="other photos, weights or settings"):
+        train(load_config([f"resume={tmp_path / 'runs' / 'a'}"]))
+
+
+def test_nothing_is_written_or_deleted_before_the_settings_proved_possible(root, tmp_path):
+    train(settings(root, "name=a"))
+    finished = (tmp_path / "runs" / "a" / "metrics.json").read_text()
+    for override in ("batch_size=50", "device=tpu9", f"data.root={tmp_path / 'typo'}", "data.eval_split=test"):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            train(settings(root, "name=a", "overwrite=true", override))
+    assert (tmp_path / "runs" / "a" / "metrics.json").read_text() == finished
+    with pytest.raises(ValueError, match="batch_size=50"):
+        train(settings(root, "name=b", "batch_size=50"))
+    assert not (tmp_path / "runs" / "b").exists()
+
+
+def test_divergence_stops_with_the_iteration_and_the_term(root, tmp_path):
+    with pytest.raises(ValueError, match=r"(loss|similarity).* at iteration \d+: training diverged; lower head\.lr"):
+        train(settings(root, "name=a", "head.lr=1e30", "log_every=1", "probe.reinit=0"))
+    assert "NaN" not in (tmp_path / "runs" / "a" / "metrics.jsonl").read_text()
+
+
+def test_best_checkpoint_without_labels_is_an_error(root):
+    overrides = (
+        "data=folder",
+        f"data.root={root / 'train'}",
+        "depth.source=none",
+        "checkpoint.rule=best",
+        "val.every=5",
+    )
+    with pytest.raises(ValueError, match=r"needs labels .* checkpoint\.rule=last"):
+        train(settings(root, *overrides))
+
+
+def test_unlabelled_evaluation_images_are_an_error_at_the_start(root, tmp_path):
+    for path in (root / "valannot").iterdir():
+        Image.new("L", (64, 64), 11).save(path)
+    with pytest.raises(ValueError, match="no pixel of the 3 evaluation images has a label"):
         train(settings(root, "name=a"))
-    assert read_checkpoint(tmp_path / "runs" / "a" / "checkpoints" / "last")[1]["iteration"] == 7
-    assert "resume=" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "a").exists()
+
+
+def test_missing_depth_is_said_and_stands_in_the_protocol(root, capsys):
+    metrics = train(settings(root, "depth.source=none"))
+    assert "plain STEGO" in capsys.readouterr().out
+    assert (metrics["protocol"]["sampling"], metrics["protocol"]["depth_term"]) == ("random", "off")
+    guided = train(settings(root, "name=guided"))["protocol"]
+    assert (guided["sampling"], guided["depth_term"]) == ("fps", "product, weight 0.2")
+
+
+def test_skipped_photos_are_counted_in_the_metrics(root):
+    (root / "train" / "003.png").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="skipped"):
+        metrics = train(settings(root, "data.on_error=skip", "batch_size=5"))
+    assert len(metrics["skipped"]) == 1 and "003.png" in metrics["skipped"][0]
 
 
 def test_best_checkpoint_is_kept_reported_and_named_in_the_protocol(root, tmp_path):
@@ -150,7 +257,14 @@ def test_user_errors_are_one_line_and_status_one(run_module, tmp_path, arguments
 
 
 def test_command_line_from_scenes_to_report(run_module, tmp_path):
-    arguments = ["data.n_train=6", "data.n_val=2", "iterations=4", "batch_size=4", "name=tiny", "val.kmeans_samples=1000"]
+    arguments = [
+        "data.n_train=6",
+        "data.n_val=2",
+        "iterations=4",
+        "batch_size=4",
+        "name=tiny",
+        "val.kmeans_samples=1000",
+    ]
     finished = run_module("depthg.train", *arguments)
     assert finished.returncode == 0, finished.stderr
     assert "k-means" in finished.stdout and "protocol:" in finished.stdout

@@ -34,9 +34,7 @@ def show(path: str | os.PathLike) -> str:
 # ---- folders
 
 
-def list_files(
-    root: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, recursive: bool = False
-) -> list[Path]:
+def list_files(root: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, recursive: bool = False) -> list[Path]:
     """Files below `root` with one of the suffixes (any case), sorted by path; hidden ones are left out.
 
     Links to folders are followed, each folder is visited once (a loop ends), and under its real path where it has one.
