@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+BLOCK = 5  # timed calls of one contender in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ def time_all(
     least: int = 3,
     most: int = 200,
 ) -> dict[str, Timing]:
-    """Times every call, warmed up first, in turns: a machine that slows down slows all of them.
+    """Times every call, warmed up first, in turns of a few calls: a machine that slows down slows all of them.
 
     A call takes part in as many rounds as fit in ``budget_s`` seconds of its own, but ``least`` to ``most`` rounds.
     """
@@ -70,11 +72,15 @@ def time_all(
         synchronize(device)
         rounds[name] = min(max(int(budget_s * 1e3 / max(time_once(call, device), 1e-3)), least), most)
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(max(rounds.values(), default=0)):
+    blocks = -(-max(rounds.values(), default=0) // BLOCK)
+    for block in range(blocks):
         for name, call in calls.items():
             # Calls with few rounds are spread over the whole time, so that all see the same machine.
-            if len(samples[name]) * max(rounds.values()) <= i * rounds[name]:
-                samples[name].append(time_once(call, device))
+            due = -(-rounds[name] * (block + 1) // blocks) - len(samples[name])
+            if due > 0 and rounds[name] >= blocks:
+                call()  # waits out the threads and the caches that the call before left behind
+                synchronize(device)
+            samples[name] += [time_once(call, device) for _ in range(due)]
     return {name: summary(values) for name, values in samples.items()}
 
 
@@ -136,6 +142,14 @@ def device_name(device: str = "cpu") -> str:
         return platform.processor() or platform.machine()
 
 
+def scheduling() -> str:
+    """The scheduler's class of this process: a real-time class keeps other processes off the cores while it measures."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "unknown"
+    names = {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "real-time fifo", os.SCHED_RR: "real-time round robin"}
+    return names.get(os.sched_getscheduler(0), "other")
+
+
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """Device, threads, versions and commit: what a number means nothing without."""
     try:
@@ -148,6 +162,7 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "scheduling": scheduling(),
         "torch": torch.__version__,
         "triton": triton_version,
         "python": platform.python_version(),

@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw time against N into this file")
     parser.add_argument("--quick", action="store_true", help="two shapes, fewer repeats, no slow loops")
     arguments = parser.parse_args()
-    device, budget_s = arguments.device, 0.2 if arguments.quick else 1.0
+    device, budget_s = arguments.device, 0.2 if arguments.quick else 0.6
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
 

@@ -132,7 +132,8 @@ void fps_cpu(const Clouds& c, void* scratch, int threads) {
       b = plan.team == 1 ? next.fetch_add(plan.ways) : b + count;
     }
   };
-  if (!run_together(count * plan.team, work)) return fps_cpu(c, scratch, 1);
+  const Join join = plan.team == 1 ? Join::kIfAwake : Join::kAll;
+  if (!run_together(count * plan.team, work, join)) return fps_cpu(c, scratch, 1);
   if (bad.load() >= 0) refuse(c, bad.load() / c.points, bad.load() % c.points);
 }
 
