@@ -16,6 +16,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 BLOCK = 5  # timed calls of one contender in a row
+REST_S = 0.01  # before them: OpenMP threads spin for a while after a call, and would take the next contender's cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,8 @@ def time_all(
             # Calls with few rounds are spread over the whole time, so that all see the same machine.
             due = -(-rounds[name] * (block + 1) // blocks) - len(samples[name])
             if due > 0 and rounds[name] >= blocks:
-                call()  # waits out the threads and the caches that the call before left behind
+                time.sleep(REST_S)
+                call()  # refills the caches
                 synchronize(device)
             samples[name] += [time_once(call, device) for _ in range(due)]
     return {name: summary(values) for name, values in samples.items()}
@@ -143,7 +145,7 @@ def device_name(device: str = "cpu") -> str:
 
 
 def scheduling() -> str:
-    """The scheduler's class of this process: a real-time class keeps other processes off the cores while it measures."""
+    """The scheduler's class of this process; a real-time class keeps other processes off the cores while it runs."""
     if not hasattr(os, "sched_getscheduler"):
         return "unknown"
     names = {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "real-time fifo", os.SCHED_RR: "real-time round robin"}
