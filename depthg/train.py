@@ -133,13 +133,15 @@ class Trainer:
         self.log.write(self.iteration, {**values, "seconds": self.seconds["train"]})
 
     def reinitialize_clusters(self) -> None:
-        """Moves the cluster probe's centroids to k-means of training codes, at their present length."""
+        """Moves the cluster probe's centroids to k-means of training codes, at their present length, and forgets the
+        optimiser's momentum, which belonged to the old ones."""
         probe = self.model.cluster
         count, seed = self.config.val.kmeans_samples, self.config.seed
         codes = training_codes(self.model.head, self.data.features, count, seed, self.device)
         centroids = cosine_kmeans(codes, len(probe.centroids), seed=seed)
         with torch.no_grad():
             probe.centroids.copy_(centroids.to(self.device) * probe.centroids.norm(dim=1).mean())
+        self.optimizers["cluster"].state.clear()
 
     def read_outs(self) -> dict:
         found = {"cluster": (True, self.model.cluster)}

@@ -41,6 +41,8 @@ def settings(root: Path, *overrides: str) -> Config:
             "data=camvid", f"data.root={root}", "data.size=[64,64]", "data.eval_size=[64,64]",
             "depth.source=folder", f"depth.root={root / 'depth'}", f"cache.dir={root.parent / 'cache'}",
             f"runs_dir={root.parent / 'runs'}", "backbone.pca=16", "batch_size=6", "iterations=20", "sampling.points=4",
-            "head.dim=8", "probe.reinit=10", "val.kmeans_samples=200", "loss.depth.weight=0.2", *overrides,
+            "head.dim=8", "probe.reinit=10", "val.kmeans_samples=200", "loss.depth.weight=0.2",
+            "loss.depth.relation=product", "loss.depth.shift_mean=false", "loss.shifts=fixed", "sampling.start=first",
+            *overrides,
         ]
     )  # fmt: skip

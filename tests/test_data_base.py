@@ -15,7 +15,7 @@ from depthg.data import load_dataset
 from depthg.data.base import FileSplit, Subset, drop_unreadable, pair_files, photo_size, unique_names
 from depthg.data.files import DataError, label_table
 
-SHAPE = (6, 9)
+SHAPE = (12, 18)
 
 
 def write_photos(folder, names):
@@ -47,7 +47,7 @@ def test_file_split_reads_photos_and_labels(tmp_path):
 def test_label_of_another_size_names_both_files(tmp_path):
     split = make_split(tmp_path)
     Image.fromarray(np.zeros((5, 9), np.uint8)).save(split.labels[1])
-    with pytest.raises(DataError, match=r"1_label\.png is 5 x 9 .*photos/1\.png is 6 x 9"):
+    with pytest.raises(DataError, match=r"1_label\.png is 5 x 9 .*photos/1\.png is 12 x 18"):
         split.label(1)
 
 

@@ -123,6 +123,16 @@ def test_a_broken_photo_is_named_or_skipped(root):
     assert len(data.features) == 5 and len(data.depth) == 5
 
 
+def test_a_tiny_photo_is_named_or_skipped(root):
+    Image.new("RGB", (4, 4)).save(root / "train" / "003.png")
+    Image.new("L", (4, 4)).save(root / "trainannot" / "003.png")
+    np.save(root / "depth" / "train" / "003.npy", np.ones((4, 4), np.float32))
+    with pytest.raises(DataError, match="003 is 4 x 4 pixels"):
+        Preparation(settings(root), CPU).run()
+    with pytest.warns(UserWarning, match="003 is only 4 x 4 pixels"):
+        assert len(Preparation(settings(root, "data.on_error=skip"), CPU).run().features) == 5
+
+
 def test_ground_plane_needs_no_files(root):
     data = Preparation(settings(root, "depth.source=ground_plane", "depth.horizon=0.5"), CPU).run()
     depth = data.depth[0].reshape(8, 8).astype(float)

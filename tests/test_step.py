@@ -258,7 +258,7 @@ def test_centring_and_clamp_reach_the_loss(prepared, monkeypatch, option):
 
 
 def test_released_mode_runs_with_its_own_coordinates(prepared, monkeypatch):
-    config, data = prepared("mode=released")
+    config, data = prepared("mode=released", "loss.depth.relation=unit")
     step = make_step(config, data)
     seen = record(monkeypatch, step)
     assert seen["feats_negative"].shape[0] == 30 and torch.isfinite(seen["losses"]["total"])

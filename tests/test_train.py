@@ -211,6 +211,7 @@ def test_reinit_moves_the_centroids_to_kmeans_of_the_codes(root, tmp_path):
     a, b = (weights(tmp_path / "runs" / name) for name in "ab")
     assert torch.equal(a["model.head.linear.weight"], b["model.head.linear.weight"])
     assert not torch.equal(a["model.cluster.centroids"], b["model.cluster.centroids"])
+    assert not any(key.startswith("optimizer.cluster.") for key in a), "the old centroids' momentum is forgotten"
     lengths = a["model.cluster.centroids"].norm(dim=1)
     torch.testing.assert_close(lengths, lengths.mean().expand_as(lengths))
 

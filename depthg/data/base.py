@@ -17,6 +17,7 @@ from rich.progress import track
 from depthg.data.files import DataError, image_size, read_image, read_label, show
 
 ON_ERROR = ("raise", "skip")
+MIN_SIDE = 8  # pixels; a smaller crop says nothing about its content
 
 
 class Split(Protocol):
@@ -162,10 +163,11 @@ def drop_unreadable(split: Split, on_error: str) -> Split:
 
     def reason(index: int) -> str | None:
         try:
-            split.image(index), split.label(index), split.depth(index)
+            size = split.image(index).shape[:2]
+            split.label(index), split.depth(index)
         except DataError as error:
             return str(error)
-        return None
+        return None if min(size) >= MIN_SIDE else f"the photo {split.names[index]} is only {size[0]} x {size[1]} pixels"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reasons = list(

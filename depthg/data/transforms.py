@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from depthg.data.base import Split, photo_size
+from depthg.data.base import MIN_SIDE, Split, photo_size
 from depthg.data.files import DataError
 
 CROPS = ("none", "five")
 INTERPOLATIONS = ("antialias", "nearest")
 PARTS = ("image", "label", "maps")
-MIN_SIDE = 8  # pixels; a smaller crop says nothing about its content
 
 _KEPT = 4  # decoded photos
 
