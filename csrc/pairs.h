@@ -2,7 +2,8 @@
 //
 // For every pair e of images (i, j), with S = a b^T of the unit codes,
 //
-//   W = scale F + row_bias[p] + column_bias[q]  (F = f g^T of the unit features)   and / or   W = u v^T - shift  (depth)
+//   W = scale F - row f_p . mean_b[j] - column g_q . mean_a[i] + constant  (features, F = f g^T)   and / or
+//   W = u v^T - shift  (depth)
 //   value[e] = sum_pq W V(S),   d_a[i] += alpha (W V') b,   d_b[j] += alpha (W V')^T a
 //
 // with V(S) = S, at least 0 if `clamp`, at most `limit`. Both targets share S. With `symmetric` (i = j, one set of codes,
@@ -25,8 +26,9 @@ struct PairPass {
   const int64_t *i = nullptr, *j = nullptr;
   // unit codes: packed, and as rows [images, points, padded k] for the gradients
   const float *codes_a = nullptr, *codes_b = nullptr, *rows_a = nullptr, *rows_b = nullptr;
-  // unit features, packed; biases [pairs, p], [pairs, q] (null: none) and scales [pairs]
-  const float *feats_a = nullptr, *feats_b = nullptr, *row_bias = nullptr, *column_bias = nullptr, *scale = nullptr;
+  // unit features, packed; their means over the points [images, c]; weights of every pair [pairs, 4]: scale, row, column,
+  // constant
+  const float *feats_a = nullptr, *feats_b = nullptr, *mean_a = nullptr, *mean_b = nullptr, *weights = nullptr;
   // depth factors, packed
   const float *depth_a = nullptr, *depth_b = nullptr;
   float shift = 0, limit = 0, alpha = 0, alpha_depth = 0;
@@ -38,9 +40,13 @@ struct PairPass {
 
 void pair_pass(const PairPass& pass, int threads);
 
-// Packs x [images, points, channels] (contiguous) times inverse [images, points] into panels; `rows` (may be null) also
-// receives [images, points, padded channels].
-void pack_panels(const float* x, const float* inverse, int64_t images, int64_t points, int64_t channels, float* panels,
-                 float* rows, int threads);
+// Unit vectors of x [images, points, channels] (contiguous; as they are without `normalize`; a zero vector stays zero) in
+// panels; also as rows [images, points, padded channels] and their mean [images, channels], where these are not null.
+void pack_panels(const float* x, int64_t images, int64_t points, int64_t channels, bool normalize, float* panels, float* rows,
+                 float* mean, int threads);
+
+// d_codes = sum_t upstream[t] d_terms[t] taken through the normalisation of `codes` [vectors, k]; d_terms [terms, vectors, k].
+void code_gradient(const float* codes, const float* d_terms, const float* upstream, int64_t terms, int64_t vectors, int64_t k,
+                   float* d_codes, int threads);
 
 }  // namespace depthg

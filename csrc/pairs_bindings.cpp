@@ -38,9 +38,9 @@ void bind_pairs(py::module_& m) {
   pointer(c, "rows_b", &PairPass::rows_b);
   pointer(c, "feats_a", &PairPass::feats_a);
   pointer(c, "feats_b", &PairPass::feats_b);
-  pointer(c, "row_bias", &PairPass::row_bias);
-  pointer(c, "column_bias", &PairPass::column_bias);
-  pointer(c, "scale", &PairPass::scale);
+  pointer(c, "mean_a", &PairPass::mean_a);
+  pointer(c, "mean_b", &PairPass::mean_b);
+  pointer(c, "weights", &PairPass::weights);
   pointer(c, "depth_a", &PairPass::depth_a);
   pointer(c, "depth_b", &PairPass::depth_b);
   pointer(c, "values", &PairPass::values);
@@ -51,9 +51,17 @@ void bind_pairs(py::module_& m) {
   m.def("pair_pass", &pair_pass, py::call_guard<py::gil_scoped_release>());
   m.def(
       "pack_panels",
-      [](Address x, Address inverse, int64_t images, int64_t points, int64_t channels, Address panels, Address rows, int threads) {
-        pack_panels(reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(inverse), images, points, channels,
-                    reinterpret_cast<float*>(panels), reinterpret_cast<float*>(rows), threads);
+      [](Address x, int64_t images, int64_t points, int64_t channels, bool normalize, Address panels, Address rows, Address mean,
+         int threads) {
+        pack_panels(reinterpret_cast<const float*>(x), images, points, channels, normalize, reinterpret_cast<float*>(panels),
+                    reinterpret_cast<float*>(rows), reinterpret_cast<float*>(mean), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "code_gradient",
+      [](Address codes, Address d_terms, Address upstream, int64_t terms, int64_t vectors, int64_t k, Address d_codes, int threads) {
+        code_gradient(reinterpret_cast<const float*>(codes), reinterpret_cast<const float*>(d_terms),
+                      reinterpret_cast<const float*>(upstream), terms, vectors, k, reinterpret_cast<float*>(d_codes), threads);
       },
       py::call_guard<py::gil_scoped_release>());
   m.attr("panel_points") = kPanel;

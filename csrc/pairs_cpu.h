@@ -17,7 +17,7 @@ struct Turns {
   int64_t next = 0;          // the next pair that nobody works on
 };
 
-// Scratch of one thread in floats: blocks of W for both targets, local gradients of both sides for both targets.
+// Scratch of one thread in floats: blocks of W for both targets, local gradients of both sides for both targets, biases.
 inline int64_t block_rows(const PairPass& s) {
   const int64_t panels = s.symmetric ? 1 : kBlockFloats / (kPanel * pad_to(s.q, kPanel));
   const int64_t rows = kPanel * (panels < 1 ? 1 : panels);
@@ -25,7 +25,7 @@ inline int64_t block_rows(const PairPass& s) {
 }
 inline int64_t scratch_floats(const PairPass& s) {
   const int64_t k = pad_to(s.k, kPad);
-  return 2 * (block_rows(s) * pad_to(s.q, kPanel) + (s.p + s.q) * k) + 64;
+  return 2 * (block_rows(s) * pad_to(s.q, kPanel) + (s.p + s.q) * k) + pad_to(s.p, kPanel) + pad_to(s.q, kPanel) + 64;
 }
 
 using RunPairs = void (*)(const PairPass& pass, Turns* turns, float* scratch);

@@ -5,6 +5,7 @@
 // since the two gradients need it along both axes.
 //
 // This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
+#include <sched.h>
 #include <string.h>
 
 #include "pairs_cpu.h"
@@ -124,8 +125,7 @@ void tile(const PairPass& s, TileJob& t) {
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
       for (int n = 0; n < kColumns; ++n) {
-        Vec bias = splat(t.row_bias[m]);
-        if (t.column_bias) bias += load(t.column_bias + n * kLanes);
+        const Vec bias = t.row_bias[m] + load(t.column_bias + n * kLanes);
         const Vec w = multiply_add(splat(t.scale), f[m][n], bias);
         finish(s, t, w, similarity[m][n], n, t.out + m * t.out_row + n * kLanes, &total[n]);
       }
@@ -202,15 +202,29 @@ void add_product(const float* a, int64_t a_row, int64_t a_k, const float* b, int
 // ---- pairs --------------------------------------------------------------------------------------------------------
 
 struct Work {
-  float *block[2], *d_a[2], *d_b[2];
+  float *block[2], *d_a[2], *d_b[2], *row_bias, *column_bias;
 };
+
+// bias[p] = constant - weight f_p . mean for all points of packed vectors.
+void set_bias(const float* panels, const float* mean, int64_t points, int64_t channels, float weight, float constant, float* bias) {
+  constexpr int vectors = kPanel / kLanes;
+  for (int64_t p = 0; p < points; p += kPanel, panels += channels * kPanel) {
+    Vec total[vectors] = {};
+    for (int64_t c = 0; weight != 0 && c < channels; ++c) {
+      const Vec x = splat(mean[c]);
+#pragma GCC unroll 8
+      for (int n = 0; n < vectors; ++n) total[n] = multiply_add(x, load(panels + c * kPanel + n * kLanes), total[n]);
+    }
+    for (int n = 0; n < vectors; ++n) store(bias + p + n * kLanes, splat(constant) - weight * total[n]);
+  }
+}
 
 // Fills rows [first, first + rows) of the block of W V' from column panel `from` on.
 void fill_block(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64_t from, const Work& work, double* value) {
   const int64_t i = s.i[e], j = s.j[e], panels_p = pad_to(s.p, kPanel) / kPanel, panels_q = pad_to(s.q, kPanel) / kPanel;
   TileJob t{};
   t.out_row = panels_q * kPanel;
-  t.scale = s.scale ? s.scale[e] : 1.0f;
+  t.scale = s.weights ? s.weights[4 * e] : 1.0f;
   for (int64_t panel = from; panel < panels_q; ++panel) {
     for (int64_t column = 0; column < kPanel && panel * kPanel + column < s.q; column += kTileWidth) {
       const int64_t q = panel * kPanel + column;
@@ -218,7 +232,7 @@ void fill_block(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64
       t.codes_b = s.codes_b + (j * panels_q + panel) * s.k * kPanel + column;
       if (s.feats_b) t.feats_b = s.feats_b + (j * panels_q + panel) * s.c * kPanel + column;
       if (s.depth_b) t.depth_b = s.depth_b + (j * panels_q + panel) * s.d * kPanel + column;
-      if (s.column_bias) t.column_bias = s.column_bias + e * panels_q * kPanel + q;
+      t.column_bias = work.column_bias + q;
       for (int64_t p = first; p < first + rows && p < s.p;) {
         const int64_t inside = p % kPanel, left = kPanel - inside < s.p - p ? kPanel - inside : s.p - p;
         const int64_t groups = (left + kRows[kColumns] - 1) / kRows[kColumns], high = (left + groups - 1) / groups;
@@ -226,7 +240,7 @@ void fill_block(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64
         t.codes_a = s.codes_a + at * s.k * kPanel + inside;
         if (s.feats_a) t.feats_a = s.feats_a + at * s.c * kPanel + inside;
         if (s.depth_a) t.depth_a = s.depth_a + at * s.d * kPanel + inside;
-        if (s.row_bias) t.row_bias = s.row_bias + e * s.p + p;
+        t.row_bias = work.row_bias + p;
         t.times = s.symmetric && panel > p / kPanel ? 2.0f : 1.0f;
         t.out = work.block[0] + (p - first) * t.out_row + q;
         t.out_depth = work.block[1] + (p - first) * t.out_row + q;
@@ -256,10 +270,11 @@ void add_gradients(const PairPass& s, int64_t e, int64_t first, int64_t rows, in
 }
 
 void wait_turn(const int64_t* done, int64_t turn) {
-  while (__atomic_load_n(done, __ATOMIC_ACQUIRE) != turn) {
+  for (int round = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != turn; ++round) {
 #if defined(__x86_64__)
     _mm_pause();
 #endif
+    if (round > 1000) sched_yield();  // the other thread may be waiting for this core
   }
 }
 
@@ -279,6 +294,12 @@ void run_pair(const PairPass& s, int64_t e, const Turns& turns, const Work& work
   for (int n = 0; n < 2; ++n) {
     if (out_a[n]) memset(work.d_a[n], 0, s.p * k * sizeof(float));
     if (out_b[n]) memset(work.d_b[n], 0, s.q * k * sizeof(float));
+  }
+  if (s.feats_a) {
+    const float* weight = s.weights + 4 * e;
+    const int64_t size_a = pad_to(s.p, kPanel) * s.c, size_b = pad_to(s.q, kPanel) * s.c;
+    set_bias(s.feats_a + s.i[e] * size_a, s.mean_b + s.j[e] * s.c, s.p, s.c, weight[1], weight[3], work.row_bias);
+    set_bias(s.feats_b + s.j[e] * size_b, s.mean_a + s.i[e] * s.c, s.q, s.c, weight[2], 0.0f, work.column_bias);
   }
   for (int64_t first = 0; first < s.p; first += block) {
     const int64_t rows = s.p - first < block ? s.p - first : block, from = s.symmetric ? first / kPanel : 0;
@@ -315,6 +336,8 @@ void PAIRS_JOIN(run_pairs_, PAIRS_ISA)(const PairPass& s, Turns* turns, float* s
     work.d_a[n] = scratch + 2 * block + n * (s.p + s.q) * k;
     work.d_b[n] = work.d_a[n] + s.p * k;
   }
+  work.row_bias = scratch + 2 * block + 2 * (s.p + s.q) * k;
+  work.column_bias = work.row_bias + pad_to(s.p, kPanel);
   for (;;) {
     const int64_t e = __atomic_fetch_add(&turns->next, 1, __ATOMIC_RELAXED);
     if (e >= s.pairs) return;

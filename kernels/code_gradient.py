@@ -7,6 +7,7 @@ d_codes = (d_unit - unit (unit . d_unit)) / |codes|,  0 at a zero vector
 from __future__ import annotations
 
 import torch
+from depthg.kernels import pair_pass_native
 from torch import Tensor
 
 
@@ -17,6 +18,9 @@ def code_gradient(
     upstream: Tensor,  # [T]
 ) -> Tensor:  # [N, P, K] in the dtype of codes
     """Gradient of ``sum_t upstream[t] * loss_t`` at the codes, from the gradients at the unit codes."""
+    floats = codes.dtype == d_terms.dtype == torch.float32
+    if floats and codes.device.type == "cpu" and pair_pass_native.AVAILABLE:
+        return pair_pass_native.code_gradient(codes, d_terms, upstream)
     if d_terms.shape[0] == 1:
         d_unit = d_terms[0] * upstream.to(d_terms.dtype)
     else:

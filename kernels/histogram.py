@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels.correlation import check_pair
-from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, chunks, make_vectors, row_blocks
-from depthg.kernels.terms_cpu import draw_bias, working_dtype
+from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Vectors, chunks, row_blocks
+from depthg.kernels.terms_cpu import constants, working_dtype
 from torch import Tensor
 
 
 def _cpu(a, b, bins, low, high, center, index, cosine):
     dtype = working_dtype(a, b)
-    side_a, side_b = (make_vectors(x, dtype, normalized=cosine) for x in (a, b))
+    side_a, side_b = (Vectors(x, dtype, normalized=cosine) for x in (a, b))
     (draws, n), p, q = index.shape, a.shape[1], b.shape[1]
     i, j = torch.arange(n).expand(draws, n).reshape(-1), index.reshape(-1)
-    pairs = Pairs(i, j, None, draw_bias(side_a, side_b, 0.0, index, center).reshape(-1, p))
+    constant = constants(side_a, side_b, 0.0, index, center)[:, None].expand(draws, n).reshape(-1)
+    one = torch.ones_like(constant)
+    pairs = Pairs(i, j, torch.stack([one, one * center, one * 0, constant], 1))
     target, scratch = FeatureTarget(0.0, a=side_a, b=side_b), Scratch(dtype)
     batch, rows = chunks(len(i), p, q)
     out = torch.zeros(bins, dtype=torch.int64)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -25,14 +26,13 @@ CHUNK = 1 << 18  # elements of a block of W or S: 1 MiB of float32, so that W, S
 class Pairs(NamedTuple):
     """Image pairs, ordered so that consecutive chunks read consecutive anchors where possible.
 
-    A feature target is ``W_pq = scale * F_pq + row_bias[p] + column_bias[q]``.
+    ``weights`` put a feature target together: ``W = scale F - row mean_q F - column mean_p F + constant``, the means
+    over the points of the pair's images.
     """
 
     i: Tensor  # [E] int64
     j: Tensor  # [E] int64
-    scale: Tensor | None = None  # [E]; None is 1
-    row_bias: Tensor | None = None  # [E, P]; None is 0
-    column_bias: Tensor | None = None  # [E, Q]; None is 0
+    weights: Tensor | None = None  # [E, 4]: scale, row, column, constant
 
 
 def inverse_length(x: Tensor) -> Tensor:  # [..., C] -> [...]
@@ -41,33 +41,23 @@ def inverse_length(x: Tensor) -> Tensor:  # [..., C] -> [...]
     return norm.reciprocal().masked_fill_(norm == 0, 0)
 
 
-@dataclass
 class Vectors:
-    """Vectors of a set of images: as given, their inverse lengths, the mean of the unit vectors."""
+    """Vectors of a set of images, and what is made of them on demand: unit vectors, their mean, packed panels."""
 
-    x: Tensor  # [N, P, C] contiguous
-    inverse: Tensor  # [N, P]; ones when the vectors are taken as they are
-    _mean: Tensor | None = None
-    _unit: Tensor | None = None
-    panels: Tensor | None = None  # packed for the compiled pass, see csrc/pairs.h
-    rows: Tensor | None = None
+    def __init__(self, x: Tensor, dtype: torch.dtype, normalized: bool = True) -> None:
+        self.x = x.to(dtype).contiguous()  # [N, P, C]
+        self.normalized = normalized  # False: taken as they are
+        self.panels: Tensor | None = None  # see csrc/pairs.h
+        self.rows: Tensor | None = None
+        self.packed_mean: Tensor | None = None
 
-    @property
-    def mean(self) -> Tensor:  # [N, C]
-        if self._mean is None:
-            self._mean = torch.bmm(self.inverse[:, None] / self.x.shape[1], self.x)[:, 0]
-        return self._mean
-
-    @property
+    @cached_property
     def unit(self) -> Tensor:  # [N, P, C]
-        if self._unit is None:
-            self._unit = self.x * self.inverse[:, :, None]
-        return self._unit
+        return self.x * inverse_length(self.x)[:, :, None] if self.normalized else self.x
 
-
-def make_vectors(x: Tensor, dtype: torch.dtype, normalized: bool = True) -> Vectors:
-    x = x.to(dtype).contiguous()
-    return Vectors(x, inverse_length(x) if normalized else x.new_ones(x.shape[:2]))
+    @cached_property
+    def mean(self) -> Tensor:  # [N, C]
+        return self.unit.mean(1) if self.packed_mean is None else self.packed_mean
 
 
 class Scratch:
@@ -123,7 +113,7 @@ class Target:
 
 @dataclass
 class FeatureTarget(Target):
-    """W from feature vectors and the biases of the pairs."""
+    """W from feature vectors and the weights of the pairs."""
 
     a: Vectors = None
     b: Vectors = None
@@ -131,14 +121,19 @@ class FeatureTarget(Target):
     def open(self, scratch, pairs, i, j, where):
         self.chunk_a = scratch.rows("feats_a", self.a.unit, i)
         self.chunk_b = scratch.rows("feats_b", self.b.unit, j)
-        self.scale, self.row, self.column = (None if w is None else w[where] for w in pairs[2:])
+        scale, row, column, self.offset = pairs.weights[where].view(-1, 1, 1, 4).unbind(-1)  # [B, 1, 1] each
+        self.scale = None if bool((scale == 1).all()) else scale
+        self.row = self.b.mean[j][:, None] * row if bool((row != 0).any()) else None  # [B, 1, C]
+        if bool((column != 0).any()):
+            self.offset = self.offset - torch.bmm(self.a.mean[i][:, None] * column, self.chunk_b.transpose(1, 2))
 
     def fill(self, out, rows):
         a = self.chunk_a[:, rows]
-        out.zero_() if self.row is None else out.copy_(self.row[:, rows, None].expand_as(out))
-        if self.column is not None:
-            out.add_(self.column[:, None, : out.shape[2]])
-        out.baddbmm_(a if self.scale is None else a * self.scale[:, None, None], self.chunk_b.transpose(1, 2))
+        if self.row is None:
+            out.copy_(self.offset.expand_as(out))
+        else:  # as [1, C] x [C, rows], which BLAS does far faster than [rows, C] x [C, 1]
+            out.copy_((self.offset - torch.bmm(self.row, a.transpose(1, 2)).transpose(1, 2)).expand_as(out))
+        out.baddbmm_(a if self.scale is None else a * self.scale, self.chunk_b.transpose(1, 2))
 
 
 def chunks(count: int, p: int, q: int) -> tuple[int, int]:

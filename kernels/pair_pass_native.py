@@ -50,16 +50,15 @@ def padded(n: int, to: int) -> int:
     return (n + to - 1) // to * to
 
 
-def pack(v: Vectors, rows: bool = False) -> Vectors:
-    """Fills ``panels`` (and ``rows``, for codes) with the unit vectors."""
-    if v.panels is None or (rows and v.rows is None):
+def pack(v: Vectors, rows: bool = False, mean: bool = False) -> Vectors:
+    """Fills ``panels`` with the unit vectors, once; ``rows`` and their mean where asked for."""
+    if v.panels is None:
         n, p, c = v.x.shape
         v.panels = kept.take(n, padded(p, native.panel_points), c)
         v.rows = kept.take(n, p, padded(c, 16)) if rows else None
-        address = v.rows.data_ptr() if rows else 0
-        native.pack_panels(
-            v.x.data_ptr(), v.inverse.data_ptr(), n, p, c, v.panels.data_ptr(), address, torch.get_num_threads()
-        )
+        v.packed_mean = torch.empty(n, c) if mean else None
+        addresses = [0 if x is None else x.data_ptr() for x in (v.panels, v.rows, v.packed_mean)]
+        native.pack_panels(v.x.data_ptr(), n, p, c, v.normalized, *addresses, torch.get_num_threads())
     return v
 
 
@@ -74,7 +73,7 @@ def pair_pass(
     max_similarity: float | None = None,
 ) -> None:
     """As ``pair_pass.pair_pass``, for at most one feature and one depth target without exponential."""
-    a, b = pack(codes_a, rows=True), pack(codes_b, rows=True)
+    a, b = pack(codes_a, rows=True, mean=True), pack(codes_b, rows=True, mean=True)
     (n, p, k), (m, q) = a.x.shape, b.x.shape[:2]
     s = native.PairPass()
     s.pairs, s.images_a, s.images_b, s.p, s.q, s.k = len(pairs.i), n, m, p, q, k
@@ -94,12 +93,12 @@ def pair_pass(
     columns = []
     for target in targets:
         d_a, d_b = address(target.d_a), 0 if symmetric else address(target.d_b)
-        x, y = pack(target.a), pack(target.b)
+        x, y = pack(target.a, mean=True), pack(target.b, mean=True)
         if isinstance(target, FeatureTarget):
             columns.append(0)
             s.c, s.feats_a, s.feats_b = x.x.shape[2], address(x.panels), address(y.panels)
             s.alpha, s.d_a, s.d_b = target.alpha, d_a, d_b
-            _set_biases(s, pairs, p, q, address)
+            s.mean_a, s.mean_b, s.weights = address(x.mean), address(y.mean), address(pairs.weights)
         else:
             columns.append(1)
             s.d, s.depth_a, s.depth_b = x.x.shape[2], address(x.panels), address(y.panels)
@@ -109,11 +108,13 @@ def pair_pass(
         target.total += target.alpha * values[:, column].sum().item()
 
 
-def _set_biases(s, pairs: Pairs, p: int, q: int, address) -> None:
-    count = len(pairs.i)
-    s.row_bias = address(torch.zeros(count, p) if pairs.row_bias is None else pairs.row_bias)
-    s.scale = address(pairs.scale)
-    if pairs.column_bias is not None:
-        wide = torch.zeros(count, padded(q, native.panel_points))
-        wide[:, :q] = pairs.column_bias
-        s.column_bias = address(wide)
+def code_gradient(codes: Tensor, d_terms: Tensor, upstream: Tensor) -> Tensor:
+    """The compiled backward of ``code_gradient`` for float32 on the CPU."""
+    codes, d_terms, upstream = codes.contiguous(), d_terms.contiguous(), upstream.float().contiguous()
+    out = torch.empty_like(codes)
+    if codes.numel():
+        native.code_gradient(
+            codes.data_ptr(), d_terms.data_ptr(), upstream.data_ptr(), len(d_terms), codes[..., 0].numel(),
+            codes.shape[-1], out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+    return out

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from depthg.kernels import pair_pass_native, reference
-from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Target, Vectors, make_vectors, pair_pass
+from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Target, Vectors, pair_pass
 from torch import Tensor
 
 
@@ -24,7 +24,12 @@ def working_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def make_bank(codes: Tensor, feats: Tensor | None, dtype: torch.dtype) -> Bank:
-    return Bank(make_vectors(codes, dtype), None if feats is None else make_vectors(feats, dtype))
+    bank = Bank(Vectors(codes, dtype), None if feats is None else Vectors(feats, dtype))
+    if dtype == torch.float32 and pair_pass_native.AVAILABLE:
+        pair_pass_native.pack(bank.codes, rows=True, mean=True)
+        if feats is not None:
+            pair_pass_native.pack(bank.feats, mean=True)
+    return bank
 
 
 def mean_product(mean_a: Tensor, mean_b: Tensor, index_b: Tensor | None) -> Tensor:  # [R] float64
@@ -33,37 +38,30 @@ def mean_product(mean_a: Tensor, mean_b: Tensor, index_b: Tensor | None) -> Tens
     return (mean_a.double() * mean_b.double()).sum(2).mean(1)
 
 
-def draw_bias(a: Vectors, b: Vectors, shift: float, index_b: Tensor | None, center: bool) -> Tensor:  # [R, N, P]
-    """What centring and shift add to F of draw r, image n, point p: ``mean_npq F - shift - mean_q F``."""
-    draws, (n, p) = 1 if index_b is None else index_b.shape[0], a.x.shape[:2]
+def constants(a: Vectors, b: Vectors, shift: float, index_b: Tensor | None, center: bool) -> Tensor:  # [R]
+    """What every target of a draw is raised by: the mean of F over the draw, minus the shift."""
+    draws = 1 if index_b is None else index_b.shape[0]
     constant = torch.full((draws,), -shift, dtype=torch.float64)
-    if not center:
-        return constant.to(a.x.dtype)[:, None, None].expand(draws, n, p)
-    constant += mean_product(a.mean, b.mean, index_b)
-    mean_b = b.mean[None] if index_b is None else b.mean[index_b]  # [R, N, C]
-    rows = torch.bmm(mean_b.transpose(0, 1), a.x.transpose(1, 2)) * a.inverse[:, None]  # [N, R, P]
-    return constant.to(a.x.dtype)[:, None, None] - rows.transpose(0, 1)
+    return (constant + mean_product(a.mean, b.mean, index_b) if center else constant).to(a.x.dtype)
 
 
-def identity_pairs(count: int, bias: Tensor | None = None, symmetric: bool = False) -> Pairs:
-    """Image i with image i. A symmetric target takes half of its bias from either side."""
+def identity_pairs(count: int, weights: list[float | Tensor] | None = None, dtype: torch.dtype | None = None) -> Pairs:
+    """Image i with image i, all with the same four weights."""
     index = torch.arange(count)
-    if bias is None:
-        return Pairs(index, index)
-    return Pairs(index, index, None, bias[0] / 2, bias[0] / 2) if symmetric else Pairs(index, index, None, bias[0])
+    return Pairs(index, index, None if weights is None else torch.tensor(weights, dtype=dtype).expand(count, 4))
 
 
 def drawn_pairs(
     index_b: Tensor,  # [R, N]
     images_b: int,
-    points_b: int,
-    bias: Tensor,  # [R, N, P]
+    constant: Tensor,  # [R]
     same_bank: bool,
+    center: bool,
 ) -> Pairs:
     """The distinct pairs of all draws. Within one bank (i, j) and (j, i) are one pair: F and S only transpose.
 
-    Draws of one pair share S, so their targets add up: ``scale`` counts them, and the bias of a draw lies on the axis
-    of its anchor. Side i is chosen by parity, which spreads the pairs evenly over the anchors.
+    Draws of one pair share S, so their targets add up: ``scale`` counts them, ``row`` those drawn as (i, j), ``column``
+    those drawn as (j, i). Side i is chosen by parity, which spreads the pairs evenly over the anchors.
     """
     draws, n = index_b.shape
     drawn_i, drawn_j = torch.arange(n).expand(draws, n).reshape(-1), index_b.reshape(-1)
@@ -74,19 +72,13 @@ def drawn_pairs(
         i, j = torch.where(odd, low, high), torch.where(odd, high, low)
     key, member = torch.unique(i * images_b + j, return_inverse=True)
     i, j = key // images_b, key % images_b
+    forward = (drawn_i == i[member]).to(constant.dtype)
+    raised = constant[:, None].expand(draws, n).reshape(-1)
+    parts = torch.stack([torch.ones_like(forward), forward * center, (1 - forward) * center, raised], 1)
+    weights = parts.new_zeros(len(key), 4).index_add_(0, member, parts)
     slot = torch.arange(len(key)) - torch.searchsorted(i, i)  # i is sorted: the pair's place among those of its anchor
     order = torch.argsort(slot * (n + 1) + i)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    member, bias = place[member], bias.reshape(draws * n, -1)
-    i, j = i[order], j[order]
-    scale = torch.bincount(member, minlength=len(key)).to(bias.dtype)
-    forward = drawn_i == i[member]
-    row = bias.new_zeros(len(key), bias.shape[1]).index_add_(0, member[forward], bias[forward])
-    if not same_bank:
-        return Pairs(i, j, scale, row)
-    column = bias.new_zeros(len(key), points_b).index_add_(0, member[~forward], bias[~forward])
-    return Pairs(i, j, scale, row, column)
+    return Pairs(i[order], j[order], weights[order])
 
 
 def feature_term(
@@ -102,10 +94,12 @@ def feature_term(
     same, (n, p), (m, q) = a is b, a.feats.x.shape[:2], b.feats.x.shape[:2]
     draws = 1 if index_b is None else index_b.shape[0]
     target = FeatureTarget(-1 / (draws * n * p * q), d_a, d_b, a=a.feats, b=b.feats)
-    bias = draw_bias(a.feats, b.feats, shift, index_b, center)
-    if index_b is None:
-        return target, identity_pairs(n, bias, same), same
-    return target, drawn_pairs(index_b, m, q, bias, same), False
+    constant = constants(a.feats, b.feats, shift, index_b, center)
+    if index_b is not None:
+        return target, drawn_pairs(index_b, m, constant, same, center), False
+    share = 0.5 if same else 1.0  # a symmetric target takes half of its row means from either side
+    weights = [1.0, share * center, share * center * same, constant.item()]
+    return target, identity_pairs(n, weights, constant.dtype), same
 
 
 @dataclass
@@ -161,8 +155,8 @@ def depth_term(
     d_a: Tensor | None,
     d_b: Tensor | None,
 ) -> DepthTarget:
-    a = make_vectors(depth_factors(depth_a, relation, dtype), dtype, normalized=False)
-    b = a if depth_b is None else make_vectors(depth_factors(depth_b, relation, dtype), dtype, normalized=False)
+    a = Vectors(depth_factors(depth_a, relation, dtype), dtype, normalized=False)
+    b = a if depth_b is None else Vectors(depth_factors(depth_b, relation, dtype), dtype, normalized=False)
     alpha = -1 / (a.x.shape[0] * a.x.shape[1] * b.x.shape[1])
     return DepthTarget(alpha, d_a, d_b, relation=relation, bandwidth=bandwidth, shift=shift, a=a, b=b)
 
