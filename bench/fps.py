@@ -240,12 +240,13 @@ def draw(path: Path, device: str, budget_s: float) -> None:
         for row in measure((1, n, 121), device, budget_s, 1.0, quick=True):
             curves.setdefault(row.implementation, []).append((n, row.median))
     figure, axes = plt.subplots(figsize=(8, 5))
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name, curve in curves.items():
         ours = name.startswith("depthg")
         axes.plot(*zip(*curve, strict=True), marker="o", label=name, linewidth=2.5 if ours else 1.2)
     axes.set(xscale="log", yscale="log", xlabel="points N", ylabel="milliseconds", title="One cloud, 121 picks")
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
