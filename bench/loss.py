@@ -1,0 +1,230 @@
+"""Correlation losses: ours, eager as STEGO writes it, and torch.compile of that: ``python bench/loss.py``.
+
+    python bench/loss.py [--device cpu|cuda] [--json FILE] [--quick] [--no-compile]
+
+Contenders get the same tensors, are compared with each other before they are timed, and run in turns. ``floor`` is the
+matrix products of the plain algorithm over the matrix rate measured in the same run (forward: F and S once; with
+backward: two more products of S's size). Ours can go below it: pairs drawn twice or mirrored are one pair. ``ratio`` is
+the contender's median over ours. Memory is the peak above what was in use before, each in a fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import common
+import stego
+import torch
+from depthg.kernels import LossSettings, reference
+
+from depthg import kernels
+
+SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
+MEMORY_LIMIT = 8 << 30  # of the eager tensors, above which they are not run on a CPU
+CONTENDERS = ("depthg", "eager", "compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """``images`` N, ``side`` squared points, C feature and K code channels, R draws; side 0 is NT-Xent on 2N views."""
+
+    name: str
+    images: int
+    side: int
+    channels: int
+    codes: int
+    draws: int = 5
+
+    @property
+    def pairs(self) -> int:
+        return self.images * (2 + self.draws)
+
+    def operations(self, backward: bool) -> float:
+        """Multiply-adds of the matrix products, times two; depth shares the S of self."""
+        if self.side == 0:
+            return 2.0 * (2 * self.images) ** 2 * self.codes * (3 if backward else 1)
+        width = self.channels + self.codes * (3 if backward else 1)
+        depth = self.codes if backward else 0
+        return 2.0 * self.side**4 * (self.pairs * width + self.images * depth)
+
+    def eager_bytes(self) -> float:
+        """Rough size of what eager keeps at a time: three tensors per pair in the graph."""
+        return (2 * self.images) ** 2 * 4.0 * 3 if self.side == 0 else 3 * 4.0 * self.pairs * self.side**4
+
+
+CASES = [
+    Case("paper step (ViT-S)", 32, 11, 384, 70),
+    Case("paper step (ViT-B)", 32, 12, 768, 90),
+    Case("dense, N=8", 8, 28, 384, 70),
+    Case("dense, N=32", 32, 40, 384, 70),
+    Case("NT-Xent, 2N=8192", 4096, 0, 0, 128),
+]
+GPU_CASES = [Case("NT-Xent, 2N=65536", 32768, 0, 0, 128)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    case: str
+    contender: str
+    direction: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    runs: int
+    ratio: float
+    floor_ms: float
+    peak_mib: float | None
+
+
+def make_calls(case: Case, device: str, names: tuple[str, ...]) -> dict[str, tuple[Callable, list[torch.Tensor]]]:
+    """Per contender the loss as a function without arguments, and the leaves that get gradients."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, grad: bool = False) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device).requires_grad_(grad)
+
+    n, side, c, k = case.images, case.side, case.channels, case.codes
+    if side == 0:
+        z = [draw(n, k, grad=True) for _ in range(2)]
+        eager = lambda a, b: reference.nt_xent_loss(a, b, 0.5)  # noqa: E731
+        functions = {"depthg": lambda a, b: kernels.nt_xent_loss(a, b, 0.5), "eager": eager}
+        if "compile" in names:
+            functions["compile"] = torch.compile(eager)
+        return {name: (lambda f=f: f(*z), z) for name, f in functions.items() if name in names}
+    feats, near_feats = draw(n, c, side, side).relu(), draw(n, c, side, side).relu()
+    codes, near_codes = draw(n, k, side, side, grad=True), draw(n, k, side, side, grad=True)
+    depth = torch.rand(n, side, side, generator=generator).to(device)
+    offsets = torch.randperm(n - 1, generator=generator)[: case.draws] + 1
+    negatives = torch.stack([torch.randperm(n, generator=generator) for _ in offsets])
+    negatives = torch.where(negatives == torch.arange(n), (negatives + 1) % n, negatives).to(device)
+    points = [x.detach().flatten(2).transpose(1, 2).contiguous() for x in (feats, codes, near_feats, near_codes)]
+    points = [x.requires_grad_(i % 2 == 1) for i, x in enumerate(points)]
+    eager = lambda: stego.loss(feats, codes, near_feats, near_codes, negatives, depth, SETTINGS)  # noqa: E731
+    calls = {
+        "depthg": (
+            lambda: kernels.depthg_loss(*points, negatives, SETTINGS, depth=depth.flatten(1)).total,
+            [points[1], points[3]],
+        ),
+        "eager": (eager, [codes, near_codes]),
+    }
+    if "compile" in names:
+        compiled = torch.compile(stego.loss)
+        calls["compile"] = (
+            lambda: compiled(feats, codes, near_feats, near_codes, negatives, depth, SETTINGS),
+            [codes, near_codes],
+        )
+    return {name: call for name, call in calls.items() if name in names}
+
+
+def forward_backward(call: Callable, leaves: list[torch.Tensor]) -> None:
+    for x in leaves:
+        x.grad = None
+    call().backward()
+
+
+def check_equal(calls: dict[str, tuple[Callable, list[torch.Tensor]]]) -> None:
+    """Values to 1e-5, gradients to 1e-3 of their length: accuracy proper is the tests' matter.
+
+    Among millions of S some lie within rounding of the kink at 0, and each that falls on the other side moves the
+    gradient by a few 1e-4.
+    """
+    seen = {}
+    for name, (call, leaves) in calls.items():
+        forward_backward(call, leaves)
+        grads = [x.grad.flatten(2).transpose(1, 2) if x.grad.ndim == 4 else x.grad for x in leaves]
+        seen[name] = (call().item(), grads)
+    value, grads = seen["depthg"]
+    for name, (other, other_grads) in seen.items():
+        if abs(value - other) > 1e-5 * max(1, abs(other)):
+            raise RuntimeError(f"{name} has the loss {other}, depthg {value}: nothing is timed")
+        for x, y in zip(grads, other_grads, strict=True):
+            if (x - y).norm() > 1e-3 * y.norm():
+                raise RuntimeError(f"the gradients of depthg and {name} differ: nothing is timed")
+
+
+def measure_case(case: Case, device: str, names: tuple[str, ...], rate: float, budget_s: float) -> list[Row]:
+    calls = make_calls(case, device, names)
+    check_equal(calls)
+    peaks = {name: peak(case, name, device) for name in calls}
+    rows = []
+    for backward in (False, True):
+        timed = {
+            name: (lambda c=call, x=leaves: forward_backward(c, x)) if backward else no_grad(call)
+            for name, (call, leaves) in calls.items()
+        }
+        timings = common.time_all(timed, device=device, budget_s=budget_s, least=5, most=50)
+        for name, t in timings.items():
+            rows.append(
+                Row(
+                    case.name, name, "forward + backward" if backward else "forward", t.median, t.p20, t.p80, t.runs,
+                    t.median / timings["depthg"].median, case.operations(backward) / rate * 1e3,
+                    None if not backward or peaks[name] is None else peaks[name] / 2**20,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def no_grad(call: Callable) -> Callable:
+    def run():
+        with torch.no_grad():
+            return call()
+
+    return run
+
+
+def peak(case: Case, name: str, device: str) -> int | None:
+    """Peak memory of one forward and backward, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", case.name, name, "--device", device]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+    return None if run.stdout.strip() == "None" else int(run.stdout)
+
+
+def print_peak(case_name: str, name: str, device: str) -> None:
+    case = next(c for c in CASES + GPU_CASES if c.name == case_name)
+    small = dataclasses.replace(case, images=min(case.images, 4), side=min(case.side, 4))
+    call, leaves = make_calls(small, device, (name,))[name]
+    forward_backward(call, leaves)  # loads and starts everything
+    call, leaves = make_calls(case, device, (name,))[name]
+    for x in leaves:  # gradients that every contender leaves behind are not its working memory
+        x.grad = torch.zeros_like(x)
+    if name == "compile":
+        call()  # compiles
+    gc.collect()
+    print(common.peak_memory(lambda: call().backward(), device))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the table, the machine and the floors to this file")
+    parser.add_argument("--quick", action="store_true", help="two cases, fewer repeats, no torch.compile")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--memory", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        return print_peak(*args.memory, args.device)
+    names = tuple(n for n in CONTENDERS if n != "compile" or not (args.quick or args.no_compile))
+    cases = CASES[::2][:2] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
+    rate = common.measure_matmul(args.device)
+    print(common.machine_line(args.device))
+    print(f"matrix products {rate / 1e9:.0f} GFLOP/s")
+    rows = []
+    for case in cases:
+        too_big = args.device == "cpu" and case.eager_bytes() > MEMORY_LIMIT
+        found = measure_case(case, args.device, ("depthg",) if too_big else names, rate, 0.5 if args.quick else 2.0)
+        rows += found
+        print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in found]))
+    if args.json:
+        common.write_json(args.json, device=args.device, rows=rows, matmul_flops=rate)
+
+
+if __name__ == "__main__":
+    main()

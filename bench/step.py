@@ -1,0 +1,205 @@
+"""One training step with cached features, ours against the eager path with FPS in numpy: ``python bench/step.py``.
+
+    python bench/step.py [--device cpu|cuda] [--json FILE] [--quick]
+
+Both steps do the same job on the same arrays: read 2 N feature maps, sample P points by FPS on each photo's depth,
+head, all terms of the loss, both probes on the anchors' whole maps, backward, Adam. Our head runs with gradient on the
+sampled points alone and once more without gradient on the maps that the probes read; the eager one runs on whole maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import common
+import numpy as np
+import stego
+import torch
+from depthg.kernels import LossSettings
+
+from depthg import kernels
+from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
+
+SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
+PARTS = ("read", "sample", "head", "loss", "probes", "backward", "optimizer")
+CLASSES = 27
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    contender: str
+    part: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    share: float
+    ratio: float
+
+
+class Data:
+    """Synthetic cached views: features float16 [V, h*w, C], smooth depth [V, h, w], labels [V, h*w]."""
+
+    def __init__(self, views: int, side: int, channels: int):
+        rng = np.random.default_rng(0)
+        self.side = side
+        self.features = np.maximum(rng.standard_normal((views, side * side, channels)), 0).astype(np.float16)
+        coarse = torch.from_numpy(rng.random((views, 1, 4, 4), dtype=np.float32))
+        depth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0.05, 1)
+        self.depth = depth[:, 0].numpy()
+        self.labels = rng.integers(CLASSES, size=(views, side * side))
+
+    def batch(self, images: int, iteration: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        rng = np.random.default_rng(iteration)
+        views = rng.permutation(len(self.features))[: 2 * images]
+        negatives = np.stack([(np.arange(images) + shift) % images for shift in rng.permutation(images - 1)[:5] + 1])
+        return views[:images], views[images:], torch.from_numpy(negatives)
+
+
+class Clock:
+    """Milliseconds of each part of a step."""
+
+    def __init__(self, device: str):
+        self.device, self.parts = device, {}
+
+    def __call__(self, part: str) -> None:
+        common.synchronize(self.device)
+        now = time.perf_counter()
+        if part:
+            self.parts.setdefault(part, []).append((now - self.last) * 1e3)
+        self.last = now
+
+
+class Probes(torch.nn.Module):
+    """Cluster and linear probe on detached codes [N, h*w, K], labels at the cells."""
+
+    def __init__(self, codes: int):
+        super().__init__()
+        self.cluster, self.linear = ClusterProbe(codes, CLASSES), LinearProbe(codes, CLASSES)
+
+    def forward(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        scores = self.linear(codes).flatten(0, 1)
+        return self.cluster.loss(codes) + torch.nn.functional.cross_entropy(scores, labels.flatten())
+
+
+def our_step(data: Data, images: int, points: int, codes: int, device: str) -> Callable[[int, Clock], float]:
+    torch.manual_seed(0)
+    head = SegmentationHead(data.features.shape[2], codes).to(device)
+    probes = Probes(codes).to(device)
+    adam = torch.optim.Adam([*head.parameters(), *probes.parameters()], lr=5e-4)
+
+    def rows(array: np.ndarray, views: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array[views]).to(device)
+
+    def step(iteration: int, clock: Clock) -> float:
+        anchors, near, negatives = data.batch(images, iteration)
+        views = np.concatenate([anchors, near])
+        clock("")
+        maps, depth = rows(data.features, views), rows(data.depth, views)
+        clock("read")
+        cells = kernels.farthest_point_sample_depth(depth, points)
+        feats = maps.gather(1, cells[:, :, None].expand(-1, -1, maps.shape[2])).float()
+        u = depth.flatten(1).gather(1, cells)[:images]
+        clock("sample")
+        z = head(feats)
+        clock("head")
+        n = images
+        result = kernels.depthg_loss(
+            feats[:n], z[:n], feats[n:], z[n:], negatives.to(device), SETTINGS, depth=u
+        )  # fmt: skip
+        clock("loss")
+        with torch.no_grad():
+            whole = head(maps[:n].float())
+        probing = probes(whole, rows(data.labels, anchors))
+        clock("probes")
+        adam.zero_grad(set_to_none=True)
+        (result.total + probing).backward()
+        clock("backward")
+        adam.step()
+        clock("optimizer")
+        return result.total.item()
+
+    return step
+
+
+def eager_step(data: Data, images: int, points: int, codes: int, device: str) -> Callable[[int, Clock], float]:
+    torch.manual_seed(0)
+    head = stego.Head(data.features.shape[2], codes).to(device)
+    probes = Probes(codes).to(device)
+    adam = torch.optim.Adam([*head.parameters(), *probes.parameters()], lr=5e-4)
+    size, side = data.side, round(points**0.5)
+
+    def step(iteration: int, clock: Clock) -> float:
+        anchors, near, negatives = data.batch(images, iteration)
+        views = np.concatenate([anchors, near])
+        clock("")
+        maps = torch.from_numpy(data.features[views]).to(device).float().transpose(1, 2).unflatten(2, (size, size))
+        clock("read")
+        cells = np.stack([stego.farthest_points(data.depth[v], side * side) for v in views])
+        at = stego.coordinates(cells, size, size, side).to(device)
+        u = torch.from_numpy(np.take_along_axis(data.depth[anchors].reshape(images, -1), cells[:images], 1)).to(device)
+        clock("sample")
+        dropped, z = head(maps.contiguous())
+        clock("head")
+        n, whole = images, z.detach()[:images]
+        feats, z = stego.read(dropped, at), stego.read(z, at)
+        loss = stego.loss(
+            feats[:n], z[:n], feats[n:], z[n:], negatives.to(device), u.view(-1, side, side), SETTINGS
+        )  # fmt: skip
+        clock("loss")
+        probing = probes(whole.flatten(2).transpose(1, 2), torch.from_numpy(data.labels[anchors]).to(device))
+        clock("probes")
+        adam.zero_grad(set_to_none=True)
+        (loss + probing).backward()
+        clock("backward")
+        adam.step()
+        clock("optimizer")
+        return loss.item()
+
+    return step
+
+
+def measure(device: str, quick: bool) -> list[Row]:
+    images, points, codes = (8, 49, 70) if quick else (32, 121, 70)
+    data = Data(4 * images, 28, 384)
+    steps = {
+        "depthg": our_step(data, images, points, codes, device),
+        "eager": eager_step(data, images, points, codes, device),
+    }
+    clocks = {name: Clock(device) for name in steps}
+    totals = {name: [] for name in steps}
+    for iteration in range(4 if quick else 12):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step(iteration, clocks[name])
+            totals[name].append((time.perf_counter() - begin) * 1e3)
+    ours = common.summary(totals["depthg"][2:]).median
+    rows = []
+    for name in steps:
+        whole = common.summary(totals[name][2:])
+        rows.append(Row(name, "step", whole.median, whole.p20, whole.p80, 1.0, whole.median / ours))
+        for part in PARTS:
+            t = common.summary(clocks[name].parts[part][2:])
+            mine = common.summary(clocks["depthg"].parts[part][2:]).median
+            rows.append(Row(name, part, t.median, t.p20, t.p80, t.median / whole.median, t.median / mine))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the table and the machine to this file")
+    parser.add_argument("--quick", action="store_true", help="a small step, few repeats")
+    args = parser.parse_args()
+    print(common.machine_line(args.device))
+    rows = measure(args.device, args.quick)
+    print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in rows]))
+    if args.json:
+        common.write_json(args.json, device=args.device, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

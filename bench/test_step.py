@@ -1,0 +1,23 @@
+"""The step of ``bench/step.py`` as a pytest-benchmark suite: ``python -m pytest bench/test_step.py``."""
+
+import math
+
+import pytest
+import step
+import torch
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make", [step.our_step, step.eager_step], ids=["depthg", "eager"])
+def test_step(benchmark, make, device):
+    data = step.Data(64, 28, 384)
+    run = make(data, 16, 121, 70, device)
+    clock = step.Clock(device)
+    loss = benchmark(lambda: run(0, clock))
+    assert math.isfinite(loss)
+    assert set(clock.parts) == set(step.PARTS)
