@@ -26,7 +26,7 @@ from depthg.kernels import LossSettings, reference
 from depthg import kernels
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
-MEMORY_LIMIT = 8 << 30  # of the eager tensors, above which they are not run on a CPU
+MEMORY_LIMIT = 4 << 30  # of the eager tensors, above which they are not run on a CPU
 CONTENDERS = ("depthg", "eager", "compile")
 
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -16,13 +18,15 @@
 namespace depthg {
 namespace {
 
+// The best instruction set of this machine, or a lower one that the environment variable DEPTHG_ISA names (for tests).
 RunPairs pick() {
 #if defined(FPS_X86)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return run_pairs_avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return run_pairs_avx2;
+  const char* wanted = std::getenv("DEPTHG_ISA");
+  const auto may_use = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && may_use("avx512")) return run_pairs_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && may_use("avx2")) return run_pairs_avx2;
 #endif
   return run_pairs_baseline;
 }

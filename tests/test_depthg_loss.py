@@ -1,10 +1,14 @@
 """depthg_loss of every implementation against the float64 definition: total, every term, every gradient."""
 
 import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from depthg.kernels import LossSettings, correlation_loss, depthg_loss, reference
+from depthg.kernels import LossSettings, correlation_loss, depthg_loss, pair_pass_native, reference
 from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
 
 KEYS = ("feats_negative", "codes_negative", "depth", "codes_depth", "depth_other")
@@ -83,6 +87,63 @@ def test_shapes_of_the_paper(shape):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_inputs(impl, dtype):
     compare(impl, *make(2, 20, 20, 24, 10, 2, dtype=dtype), SETTINGS, dtype)
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or not pair_pass_native.AVAILABLE, reason="needs the compiled pass on the CPU")
+class TestCompiledPass:
+    """What only the compiled pass can get wrong, and that its stand-in does the same."""
+
+    def test_batched_matrix_products_do_the_same(self, monkeypatch):
+        monkeypatch.setattr(pair_pass_native, "AVAILABLE", False)
+        compare("cpu", *make(3, 37, 21, 19, 7, 2), SETTINGS)
+        compare("cpu", *make(3, 37, 21, 19, 7, 2, bank=True, crop=True), SETTINGS)
+        compare("cpu", *make(4, 121, 121, 384, 70, 5), SETTINGS)
+
+    @pytest.mark.parametrize("p, q", [(1, 1), (31, 33), (32, 64), (33, 65), (300, 290)])
+    @pytest.mark.parametrize("k", [1, 16, 81, 130])
+    def test_sizes_around_panels_and_tiles(self, p, q, k):
+        compare("cpu", *make(2, p, q, 5, k, 2, bank=p != q), LossSettings(depth_weight=0.3, max_similarity=0.9))
+
+    def test_threads_do_not_change_a_bit(self):
+        tensors, negatives = make(9, 70, 70, 33, 20, 5)
+        before, results = torch.get_num_threads(), []
+        try:
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                optional = dict(zip(KEYS, tensors[4:], strict=True))
+                total = depthg_loss(*tensors[:4], negatives, SETTINGS, **optional).total
+                results.append((total, *torch.autograd.grad(total, [tensors[1], tensors[3]])))
+        finally:
+            torch.set_num_threads(before)
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+    def test_two_callers_at_the_same_time(self):
+        problems = [make(5, 40, 40, 12, 9, 3) for _ in range(4)]
+
+        def solve(problem):
+            return depthg_loss(*problem[0][:4], problem[1], SETTINGS).total.item()
+
+        alone = [solve(p) for p in problems]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(10):
+                assert list(pool.map(solve, problems)) == alone
+
+    @pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the best one runs everywhere else
+    def test_every_instruction_set(self, isa):
+        code = (
+            "import torch; from depthg.kernels import LossSettings, depthg_loss, reference;"
+            "torch.manual_seed(0); f, g = torch.randn(2, 3, 70, 19);"
+            "a, b = torch.randn(2, 3, 70, 70, requires_grad=True);"
+            "s = LossSettings(depth_weight=0.2); i = torch.tensor([[1, 2, 0]]); u = torch.rand(3, 70);"
+            "run = lambda op, *t: torch.autograd.grad(op(*t, s, depth=u.to(t[0].dtype)).total, [t[1]])[0];"
+            "ours = run(depthg_loss, f, a, g, b, i);"
+            "truth = run(reference.depthg_loss, f.double(), a.double(), g.double(), b.double(), i);"
+            "print(((ours - truth).norm() / truth.norm()).item())"
+        )
+        environment = {**os.environ, "DEPTHG_ISA": isa}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert float(done.stdout) < 1e-6
 
 
 def test_float16_features_with_float32_codes():
