@@ -16,7 +16,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -182,9 +182,9 @@ def extensions():
 
 
 setup(
-    packages=["depthg", "depthg.data", "depthg.scenery", "depthg.conf", "depthg.kernels"],
+    packages=[*find_namespace_packages(include=["depthg", "depthg.*"]), "depthg.kernels"],
     package_dir={"depthg": "depthg", "depthg.kernels": "kernels"},
-    package_data={"depthg.conf": ["*.yaml", "*/*.yaml"]},
+    package_data={"": ["*.yaml"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension},
 )

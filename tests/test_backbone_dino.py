@@ -4,7 +4,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -218,20 +217,28 @@ def test_dino_rejects_incomplete_weights(tiny, tmp_path):
 
 def test_missing_download_is_one_quick_error(tmp_path):
     """In a fresh process, because the hub client reads its environment at import; nothing listens at the address."""
-    code = "from depthg.backbones import load_backbone; load_backbone('dino_vits8')"
+    code = """
+import time, transformers
+from depthg.backbones import load_backbone
+start = time.monotonic()
+try:
+    load_backbone("dino_vits8")
+finally:
+    print(time.monotonic() - start)
+"""
     settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "*"}
     for extra, reason in (
         ({}, "no answer from http://127.0.0.1:9"),
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
     ):
-        start = time.monotonic()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings | extra
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         error = run.stderr.strip().splitlines()[-1]
         assert error.startswith("FileNotFoundError: the weights of dino_vits8 (hub id facebook/dino-vits8)"), run.stderr
         assert reason in error and "127.0.0.1:9/facebook/dino-vits8 (config.json and the weights)" in error
         assert "dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth" in error
-        assert error.endswith("pass backbone.weights=PATH") and time.monotonic() - start < 20
+        assert error.endswith("pass backbone.weights=PATH")
+        assert float(run.stdout) < 20, "imports not counted; the hub client alone retries for longer"
 
 
 def test_hub_cache_is_used_without_network(tiny, tmp_path, monkeypatch):
