@@ -1,6 +1,8 @@
 // Correlation losses of image pairs on the CPU: turns, memory and threads. The work itself is in pairs_simd.cpp.
 #include "pairs_cpu.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -83,11 +85,32 @@ void pack_panel(const float* x, int64_t count, int64_t channels, const float* sc
   }
 }
 
-// Runs work(rank) on up to `threads` threads, on this one alone when the pool is busy.
+// The OpenMP runtime that the process already has (torch loads one), or null. Its idle workers spin for milliseconds after
+// every parallel region; threads of our own beside them would share the cores with them.
+using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+Parallel openmp() {
+  static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+// Runs work(rank) on up to `threads` threads with distinct ranks below `threads`; fewer may come, so work is taken from a
+// common counter.
 template <class Function>
 void run(int threads, const Function& work) {
-  if (threads < 2 || !run_together(threads, work)) {
-    for (int rank = 0; rank < std::max(threads, 1); ++rank) work(rank);
+  if (threads < 2) return work(0);
+  if (openmp()) {
+    struct Shared {
+      const Function* work;
+      std::atomic<int> rank{0};
+    } shared;
+    shared.work = &work;
+    const auto enter = [](void* data) {
+      auto* s = static_cast<Shared*>(data);
+      (*s->work)(s->rank++);
+    };
+    openmp()(enter, &shared, static_cast<unsigned>(threads), 0);
+  } else if (!run_together(threads, work)) {
+    work(0);  // the pool is busy
   }
 }
 
