@@ -1,6 +1,6 @@
 """Correlation losses: ours, eager as STEGO writes it, and torch.compile of that: ``python bench/loss.py``.
 
-    python bench/loss.py [--device cpu|cuda] [--json FILE] [--quick] [--no-compile]
+    python bench/loss.py [--device cpu|cuda] [--json FILE] [--quick] [--no-compile] [--case TEXT]
 
 Contenders get the same tensors, are compared with each other before they are timed, and run in turns. ``floor`` is the
 matrix products of the plain algorithm over the matrix rate measured in the same run (forward: F and S once; with
@@ -207,12 +207,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table, the machine and the floors to this file")
     parser.add_argument("--quick", action="store_true", help="two cases, fewer repeats, no torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only the cases with this in their name")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
         return print_peak(*args.memory, args.device)
     names = tuple(n for n in CONTENDERS if n != "compile" or not (args.quick or args.no_compile))
     cases = CASES[::2][:2] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
+    cases = [case for case in cases if args.case in case.name]
     rate = common.measure_matmul(args.device)
     print(common.machine_line(args.device))
     print(f"matrix products {rate / 1e9:.0f} GFLOP/s")
