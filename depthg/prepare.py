@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 
 from depthg.backbones import Backbone, load_backbone
@@ -25,6 +24,7 @@ from depthg.depth_sources import DepthSource
 from depthg.evaluate import EvaluationSet
 from depthg.features import FeatureTransform, cached, write_features
 from depthg.knn import mean_features, nearest_neighbours
+from depthg.progress import progress_bar
 
 BLOCK = 64  # views decoded ahead of the network
 
@@ -48,17 +48,6 @@ class Prepared:
     example: Callable[[int], View]  # an evaluation view with image, label and, when there is depth, maps["depth"]
 
 
-def progress_bar() -> Progress:
-    """The package's progress bar: text, bar, count, time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-
-
 def load_views(views: Views, text: str, part: str) -> Iterator[tuple[int, View]]:
     """One part (image, label or maps) of every view in order, decoded ahead by a few threads, with a progress bar."""
     with ThreadPoolExecutor(4) as pool, progress_bar() as bar:
@@ -80,6 +69,7 @@ class Preparation:
         self.dataset = load_dataset(
             data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
             n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
+            list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
         )  # fmt: skip
         self.evaluation_split = getattr(self.dataset, data.eval_split, None)
         if self.evaluation_split is None:
@@ -164,11 +154,16 @@ class Preparation:
             camera_height=part.camera_height, horizon=part.horizon, fov_deg=part.fov_deg,
         )  # fmt: skip
 
+    def mapped_depth(self, split: Split, source: DepthSource) -> MappedDepth:
+        part = self.config.depth
+        truncate = part.truncate in ("all", self.dataset.name)
+        return MappedDepth(split, source, part.mapping, part.scale, part.far, truncate)
+
     def example(self, view: int) -> View:
         """An evaluation view for pictures, with ``maps["depth"]`` ``[1, H, W]`` when depth is used."""
-        part, maps = self.config.depth, {}
-        if part.source != "none":
-            maps["depth"] = MappedDepth(self.evaluation_split, self.depth_source, part.mapping, part.scale, part.far)
+        maps = {}
+        if self.config.depth.source != "none":
+            maps["depth"] = self.mapped_depth(self.evaluation_split, self.depth_source)
         return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
 
     def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -178,7 +173,7 @@ class Preparation:
             return None, None
         source = self.depth_source
         surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
-        maps = {"depth": MappedDepth(split, source, part.mapping, part.scale, part.far)}
+        maps = {"depth": self.mapped_depth(split, source)}
         maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
         with_maps = self.views(split, views.size, views.crop, maps=maps, map_size=grid)
 
@@ -251,7 +246,7 @@ def fingerprint(split: Split) -> str:
     elif isinstance(split, SceneSplit):
         parts = [split.folder.name]
     else:
-        parts = list(map(file_stamp, [*split.images, *(split.labels or ())]))
+        parts = [file_stamp(path) for path in [*split.images, *(split.labels or ())] if path is not None]
     return hashlib.sha256("\n".join([*split.names, *parts]).encode("utf-8", "backslashreplace")).hexdigest()
 
 
