@@ -24,8 +24,17 @@ def option(
 
 @dataclass
 class DataConfig:
-    name: str = option("scenes", "data set", choices=("scenes", "camvid", "folder"))
+    name: str = option(
+        "scenes", "data set",
+        choices=("scenes", "camvid", "cityscapes", "cocostuff27", "potsdam3", "nyuv2", "voc2012", "folder"),
+    )  # fmt: skip
     root: str | None = option(None, "folder of the data set (scenes needs none)")
+    list_train: str | None = option(
+        None, "cocostuff27, potsdam3, voc2012, folder: text file with a photo per line (default: the usual list)"
+    )
+    list_val: str | None = option(None, "the same for the validation photos")
+    labels: str | None = option(None, "folder: label maps of ids (PNG) under the photos' names, for some or all photos")
+    classes: str | None = option(None, "folder with labels: text file of classes, '[id] name [#rrggbb]' per line")
     on_error: str = option("raise", "unreadable photo: stop, or skip, count and report it", choices=("raise", "skip"))
     size: list[int] = option([224, 224], "training height and width; photos are scaled to cover it and cropped")
     eval_size: list[int] = option([224, 224], "evaluation height and width in pixels")
@@ -62,6 +71,11 @@ class DepthConfig:
     )  # fmt: skip
     scale: float = option(5.0, "metres at which the saturating mapping gives one half", low=1e-6)
     far: float = option(80.0, "metres that the mappings log and linear send to 1", low=1e-6)
+    truncate: str = option(
+        "none",
+        "released: mapped depth is cast to whole numbers (0 below 1) on no data, on Potsdam-3, or on all",
+        choices=("none", "potsdam3", "all"),
+    )
     metres_per_unit: float | None = option(None, "folder: metres per step of integer maps, 0.001 for millimetres")
     camera_height: float = option(1.4, "ground_plane: camera height in metres", low=1e-6)
     horizon: float = option(0.45, "ground_plane: row of the horizon as a share of the image height", low=0, high=1)

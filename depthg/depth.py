@@ -133,17 +133,22 @@ def _slope(values: np.ndarray, sky: np.ndarray) -> np.ndarray:  # [H, W] -> [H, 
 
 @dataclass(frozen=True)
 class MappedDepth:
-    """Float map for Views: the mapped depth of a photo, float32 [H, W] in [0, 1]."""
+    """Float map for Views: the mapped depth of a photo, float32 [H, W] in [0, 1].
+
+    `truncate` casts it to whole numbers, as the released code does to its Potsdam maps: everything below 1 becomes 0.
+    """
 
     split: Split
     source: DepthSource
     mapping: str = "saturating"
     scale: float = 5.0
     far: float = 80.0
+    truncate: bool = False
 
     def __call__(self, index: int) -> np.ndarray:
         name = f"the depth of {self.split.names[index]}"
-        return map_depth(self.source(self.split, index), self.mapping, self.scale, self.far, name)
+        depth = map_depth(self.source(self.split, index), self.mapping, self.scale, self.far, name)
+        return np.trunc(depth) if self.truncate else depth
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from depthg.config import Config, options
 
 RELEASED = {
     "data.interpolation": "nearest",
+    "depth.truncate": "potsdam3",
     "sampling.unprojection": "released",
     "sampling.read": "bilinear",
     "sampling.transpose": True,

@@ -1,7 +1,8 @@
 """One file per data set, all behind the same small interface."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from depthg.data.base import Dataset, Split, Subset, check_on_error, drop_unreadable
@@ -11,6 +12,8 @@ from depthg.data.transforms import View, Views, to_float
 __all__ = ["DataError", "Dataset", "Split", "Subset", "View", "Views", "drop_unreadable", "load_dataset", "to_float"]
 
 COUNTS = ("n_train", "n_val", "n_test", "size")
+LISTS = ("list_train", "list_val")
+FILES = (*LISTS, "labels", "classes")
 
 
 def load_dataset(
@@ -20,23 +23,25 @@ def load_dataset(
     on_error: str = "raise",
     cache_dir: str | Path | None = None,
     seed: int = 0,
-    **counts: int,
+    **given: int | str | Path | None,
 ) -> Dataset:
     """Open a data set by name.
 
     Args:
-        name: "scenes" (procedural, needs no files), "camvid", or "folder" (any photos, no labels).
+        name: "scenes" (procedural, needs no files), "camvid", "cityscapes", "cocostuff27", "potsdam3", "nyuv2",
+            "voc2012", or "folder" (any photos, labels optional).
         root: folder of the data set; scenes needs none.
         on_error: "raise" or "skip" for photos that cannot be used.
         cache_dir: where scenes keeps its rendered photos; the user cache folder when None.
         seed: seed of scenes.
-        counts: n_train, n_val, n_test and size (pixels) of scenes, n_val of folder; a data set leaves alone those that
-            its files decide.
+        given: n_train, n_val, n_test and size (pixels) of scenes, n_val of folder; a data set leaves alone those that
+            its files decide. list_train and list_val: text files with a photo per line, for data sets that have
+            lists. labels and classes of folder. None stands for not given.
 
     Raises:
-        ValueError: unknown name or policy, or a missing `root`.
-        TypeError: unknown count.
-        FileNotFoundError: the data set is not at `root`.
+        ValueError: unknown name or policy, a missing `root`, or a file that the data set has no use for.
+        TypeError: unknown argument.
+        FileNotFoundError: the data set is not at `root`, or a list is missing.
         DataError: photos and labels do not fit together.
     """
     if name not in DATASETS:
@@ -44,35 +49,45 @@ def load_dataset(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data={name!r} is no known data set ({', '.join(DATASETS)}){hint}")
     check_on_error(on_error)
-    unknown = [key for key in counts if key not in COUNTS]
+    unknown = [key for key in given if key not in (*COUNTS, *FILES)]
     if unknown:
-        raise TypeError(f"load_dataset has no argument {unknown[0]!r}; counts are {', '.join(COUNTS)}")
-    given = {key: value for key, value in counts.items() if value is not None}
-    return DATASETS[name](root=root, on_error=on_error, cache_dir=cache_dir, seed=seed, **given)
+        known = ", ".join((*COUNTS, *FILES))
+        raise TypeError(f"load_dataset has no argument {unknown[0]!r}; beside the named ones it takes {known}")
+    counts = {key: value for key, value in given.items() if key in COUNTS and value is not None}
+    files = {key: value for key, value in given.items() if key in FILES and value not in (None, "")}
+    if name == "scenes":
+        _check_files(name, files, ())
+        return _scenes(cache_dir, seed, counts)
+    module, kind, needs, takes = DATASETS[name]
+    if root is None or not str(root):
+        raise ValueError(f"data={name} needs data.root=DIR: {needs}")
+    _check_files(name, files, takes)
+    open_it: Callable[..., Dataset] = getattr(import_module(f"depthg.data.{module}"), kind)
+    n_val = {"n_val": counts["n_val"]} if name == "folder" and "n_val" in counts else {}
+    return open_it(root, on_error=on_error, **files, **n_val)
 
 
-def _scenes(*, root, on_error, cache_dir, seed, **counts) -> Dataset:
+def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, int]) -> Dataset:
     from depthg.data.scenes import SceneDataset
 
     return SceneDataset(cache_dir=cache_root(cache_dir), seed=seed, **counts)
 
 
-def _camvid(*, root, on_error, cache_dir, seed, **counts) -> Dataset:
-    from depthg.data.camvid import CamVid
-
-    return CamVid(_needed(root, "camvid", "the folder that holds train, trainannot, val and valannot"), on_error)
-
-
-def _folder(*, root, on_error, cache_dir, seed, n_val=60, **counts) -> Dataset:
-    from depthg.data.folder import Folder
-
-    return Folder(_needed(root, "folder", "a folder of photos"), n_val, on_error)
+def _check_files(name: str, files: Mapping[str, str | Path], takes: tuple[str, ...]) -> None:
+    for key in files:
+        if key not in takes:
+            users = ", ".join(other for other, row in DATASETS.items() if row and key in row[3])
+            raise ValueError(f"data={name} has no use for data.{key} (only {users}): leave it out")
 
 
-def _needed(root: str | Path | None, name: str, what: str) -> str | Path:
-    if root is None or not str(root):
-        raise ValueError(f"data={name} needs data.root=DIR: {what}")
-    return root
-
-
-DATASETS: dict[str, Callable[..., Dataset]] = {"scenes": _scenes, "camvid": _camvid, "folder": _folder}
+# name: module, class, what data.root must be, files that can be given
+DATASETS: dict[str, tuple[str, str, str, tuple[str, ...]] | None] = {
+    "scenes": None,
+    "camvid": ("camvid", "CamVid", "the folder that holds train, trainannot, val and valannot", ()),
+    "cityscapes": ("cityscapes", "Cityscapes", "the folder that holds leftImg8bit and gtFine", ()),
+    "cocostuff27": ("cocostuff27", "CocoStuff27", "the folder that holds train2017, val2017 and the label maps", LISTS),
+    "potsdam3": ("potsdam3", "Potsdam3", "the folder that holds imgs, gt and labelled_train.txt", LISTS),
+    "nyuv2": ("nyuv2", "NyuV2", "the folder that holds nyu_depth_v2_labeled.mat and splits.mat", ()),
+    "voc2012": ("voc2012", "Voc2012", "the folder VOC2012 that holds JPEGImages and SegmentationClass", LISTS),
+    "folder": ("folder", "Folder", "a folder of photos", FILES),
+}
