@@ -15,6 +15,7 @@ from depthg.checkpoints import load_modules, load_optimizers, read_checkpoint, s
 from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
+from depthg.device import pick_device
 from depthg.evaluate import confusions, sample_rows, summarize, training_codes
 from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
@@ -39,7 +40,8 @@ class Trainer:
         if not config.resume:
             check_run(config)
         self.device = pick_device(config.device)
-        self.data = Preparation(config, self.device).run()
+        preparation = Preparation(config, self.device)
+        self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
         check_data(config, self.data, self.console)
         self.run = create_run(config)
         torch.manual_seed(seed_of(config.seed, "weights"))
@@ -68,7 +70,8 @@ class Trainer:
     def save(self, name: str = "last") -> None:
         header = {
             "iteration": self.iteration, "shifts": self.step.shifts, "best": self.best, "seconds": self.seconds,
-            "backbone": self.config.backbone.name, "classes": self.data.dataset.classes,
+            "backbone": self.config.backbone.name, "weights": self.weights_hash,
+            "stages": self.data.transform.stages, "classes": self.data.dataset.classes,
             "features": self.data.features_key,
         }  # fmt: skip
         save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
@@ -186,6 +189,7 @@ class Trainer:
         if metrics:
             matched = matched_confusion(counts["cluster"], assignments["cluster"])
             metrics["confusion"] = matched.tolist()
+            metrics["assignment"] = {name: found.tolist() for name, found in assignments.items()}
             save_figure(confusion_figure(matched, self.data.dataset.classes), self.run / "confusion.png")
         metrics["classes"] = list(self.data.dataset.classes)
         metrics["protocol"] = protocol(self.config, self.data, self.step.shifts)
@@ -220,19 +224,6 @@ def check_data(config: Config, data: Prepared, console: Console) -> None:
         raise ValueError("checkpoint.rule=best needs labels to pick a checkpoint by; use checkpoint.rule=last")
     if data.depth is None and (config.loss.depth.weight or config.sampling.method == "fps"):
         console.print("depth.source=none: plain STEGO, with random points and without the depth term")
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU when there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device={name!r} is not possible; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: PyTorch sees no GPU here; use device=cpu")
-    return device
 
 
 def training_bar(console: Console) -> Progress:

@@ -1,0 +1,175 @@
+"""A finished run, read back: settings, head, probes, feature transform and, when asked for, the backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from depthg.backbones import Backbone, load_backbone
+from depthg.checkpoints import FILE, load_modules, read_checkpoint
+from depthg.cli import check_overrides, stored_settings, to_config
+from depthg.config import Config
+from depthg.features import FeatureTransform
+from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
+
+CHECKPOINTS = ("last", "best")
+# Where things lie and how they are read; whatever else a run was made with stays as it was.
+MOVABLE = ("data.root", "data.on_error", "depth.root", "backbone.weights", "backbone.batch_size", "cache.dir", "device")
+
+
+@dataclass
+class LoadedRun:
+    """What ``load_run`` returns; modules are in evaluation mode, on ``device`` and without gradients.
+
+    Attributes:
+        header: JSON of the checkpoint: ``iteration``, ``shifts``, ``classes``, ``backbone``, ...
+        classes: names of the classes that the run was trained on; empty when it had no labels.
+        linear: None when the run had no labels.
+    """
+
+    path: Path
+    config: Config
+    checkpoint: str
+    header: dict
+    classes: tuple[str, ...]
+    device: torch.device
+    transform: FeatureTransform
+    head: SegmentationHead
+    cluster: ClusterProbe
+    linear: LinearProbe | None
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.cluster.centroids)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen network, loaded at first use.
+
+        Raises:
+            ValueError: its weights are not those that the head was trained on.
+        """
+        return _checked_backbone(self.config, self.header, self.path, self.device)
+
+    @cached_property
+    def assignment(self) -> np.ndarray | None:  # int64 [n_clusters], -1 = no class
+        """Class of every cluster as matched when this checkpoint was scored; None when no matching is stored."""
+        try:
+            stored = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+            if stored["protocol"]["checkpoint"] != self.checkpoint:
+                return None
+            found = np.array(stored["assignment"]["cluster"], dtype=np.int64)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        fits = found.shape == (self.n_clusters,) and found.min() >= -1 and found.max() < len(self.classes)
+        return found if fits else None
+
+    def features(self, images: Tensor) -> Tensor:  # [B, 3, H, W] in [0, 1] -> [B, h*w, C]
+        """Features that the head takes, rounded as the training cache rounds them (float16)."""
+        maps = self.backbone(images.to(self.device)).flatten(2).transpose(1, 2).half().float()
+        return maps if self.transform.is_identity else self.transform(maps).half().float()
+
+    def codes(self, features: Tensor) -> Tensor:  # [B, h*w, C] -> [B, h*w, K]
+        with torch.no_grad():
+            return self.head(features)
+
+
+def load_run(
+    path: str | Path,
+    checkpoint: str = "last",
+    device: torch.device | str = "cpu",
+    overrides: Sequence[str] = (),
+) -> LoadedRun:
+    """Reads a run folder; no code of it is run, nothing is written, and the backbone is not loaded yet.
+
+    Args:
+        path: the run folder.
+        checkpoint: ``last`` or ``best``.
+        device: where the modules go.
+        overrides: ``key=value`` for what may differ from the training machine (``MOVABLE``).
+
+    Raises:
+        FileNotFoundError: no run folder, or no such checkpoint in it.
+        ValueError: damaged settings or checkpoint; or the checkpoint has another backbone, number of clusters, of
+            classes or of channels than the settings say.
+    """
+    path = Path(path).expanduser()
+    check_overrides(overrides)
+    fixed = [key for key in (override.partition("=")[0] for override in overrides) if key not in MOVABLE]
+    if fixed:
+        raise ValueError(f"{fixed[0]} belongs to the trained run; only {', '.join(MOVABLE)} may be given anew")
+    config = to_config(OmegaConf.merge(stored_settings(path), OmegaConf.from_dotlist(list(overrides))))
+    folder = path / "checkpoints" / checkpoint
+    if checkpoint not in CHECKPOINTS:
+        raise ValueError(f"checkpoint={checkpoint!r} is not one of {', '.join(CHECKPOINTS)}")
+    if checkpoint == "best" and not (folder / FILE).is_file() and (path / "checkpoints/last" / FILE).is_file():
+        raise FileNotFoundError(f"{path} kept no best checkpoint (train with checkpoint.rule=best); use last")
+    tensors, header = read_checkpoint(folder)
+    if header.get("backbone") != config.backbone.name:
+        raise ValueError(
+            f"{folder / FILE} was trained on features of {header.get('backbone')}, {path / 'config.yaml'} names "
+            f"{config.backbone.name}; put the checkpoint and the settings of one run together"
+        )
+    device, classes = torch.device(device), tuple(header.get("classes") or ())
+    modules = _modules(tensors, header, classes, config, folder / FILE, device)
+    with torch.no_grad():
+        load_modules(tensors, {name: module for name, module in modules.items() if module is not None}, folder / FILE)
+    for module in filter(None, modules.values()):
+        module.to(device).eval().requires_grad_(False)
+    return LoadedRun(path, config, checkpoint, header, classes, device, **modules)
+
+
+def _modules(
+    tensors: dict[str, Tensor], header: dict, classes: tuple[str, ...], config: Config, file: Path, device: torch.device
+) -> dict[str, torch.nn.Module | None]:
+    """Modules of the sizes that the settings say, after comparing them with the weights."""
+
+    def rows(name: str) -> int:
+        if name not in tensors:
+            raise ValueError(
+                f"{file}: weight {name.removeprefix('model.')} is missing; not a checkpoint of a whole run"
+            )
+        return len(tensors[name])
+
+    n_clusters, expected = rows("model.cluster.centroids"), config.n_classes or len(classes)
+    if n_clusters != expected:
+        raise ValueError(f"{file} holds {n_clusters} clusters, the settings of the run ask for {expected}")
+    labelled = "model.linear.weight" in tensors
+    if labelled and rows("model.linear.weight") != len(classes):
+        n_rows = rows("model.linear.weight")
+        raise ValueError(f"{file} holds a linear probe of {n_rows} classes but names {len(classes)}: {classes}")
+    channels = rows("model.transform.mean")
+    stages = tuple(header["stages"]) if "stages" in header else (channels,)
+    if "stages" not in header and config.backbone.standardize:  # written by a version that did not store them
+        stages = _checked_backbone(config, header, file, device).stages
+    if sum(stages) != channels:
+        raise ValueError(f"{file}: the backbone has {sum(stages)} channels, the checkpoint {channels}")
+    transform = FeatureTransform(stages, config.backbone.pca, config.backbone.standardize)
+    dim = config.head.dim
+    return {
+        "transform": transform,
+        "head": SegmentationHead(transform.channels, dim, config.head.dropout),
+        "cluster": ClusterProbe(dim, n_clusters),
+        "linear": LinearProbe(dim, len(classes)) if labelled else None,
+    }
+
+
+def _checked_backbone(config: Config, header: dict, path: Path, device: torch.device) -> Backbone:
+    """The backbone of the settings, refused when its weights differ from those of training."""
+    part = config.backbone
+    backbone = load_backbone(part.name, weights=part.weights, device=device)
+    if header.get("weights", backbone.weights_hash) != backbone.weights_hash:
+        source = f"backbone.weights={part.weights}" if part.weights else f"the weights of {part.name} found here"
+        raise ValueError(
+            f"{path} was trained on features of {part.name} with other weights than {source} "
+            f"(hash {header['weights']}, not {backbone.weights_hash}); pass backbone.weights=PATH of the same ones"
+        )
+    return backbone
