@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from depthg.prepare import Prepared
 from depthg.sampling import regular_grid, sample
 from depthg.schedules import exponential_decay, piecewise_constant
 
-HISTOGRAM_BINS = 4000
+HISTOGRAM_BINS, HISTOGRAM_RANGE = 4000, (-2.0, 2.0)
 SHIFT_BATCHES = 12
 
 
@@ -39,6 +40,13 @@ def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Genera
         elif not fixed.any():
             rows.append(row)
     return torch.stack(rows)
+
+
+def quantile_of(counts: Tensor, quantile: float) -> float:
+    """The quantile of a histogram over ``HISTOGRAM_RANGE``: the middle of the bin that reaches it."""
+    low, high = HISTOGRAM_RANGE
+    share = counts.cumsum(0) / counts.sum()
+    return low + (high - low) * (int((share < quantile).sum()) + 0.5) / len(counts)
 
 
 @dataclass
@@ -152,24 +160,30 @@ class Step:
             bandwidth=depth.bandwidth, center=loss.center, clamp=loss.clamp,
         )  # fmt: skip
 
-    def auto_shifts(self) -> tuple[float, float, float]:
-        """Shifts at quantiles of centred F over a few batches: self, neighbour, negative pairs; no labels, no P x Q."""
-        loss = self.config.loss
-        counts = torch.zeros(3, HISTOGRAM_BINS)
+    def pair_counts(self, read: Callable[[np.ndarray, torch.Generator], Tensor], *, center: bool = False) -> Tensor:
+        """Histograms ``[3, HISTOGRAM_BINS]`` over [-2, 2] of cosines of self, neighbour and negative pairs.
+
+        ``read(views, generator)`` gives vectors ``[N, P, C]``; a few batches, no labels, no P x Q.
+        """
+        negative, counts = self.config.loss.negative, torch.zeros(3, HISTOGRAM_BINS, dtype=torch.float64)
         for number in range(SHIFT_BATCHES):
             generator = self.generator("shifts", number)
             batch = draw_batch(self.config, self.data, number)
-            pairs = negative_pairs(len(batch.anchors), loss.negative.draws, loss.negative.pairing, generator)
-            a, b = (self._plain(views, generator) for views in (batch.anchors, batch.neighbours))
+            pairs = negative_pairs(len(batch.anchors), negative.draws, negative.pairing, generator)
+            a, b = (read(views, generator) for views in (batch.anchors, batch.neighbours))
             for row, (other, index) in enumerate(((a, None), (b, None), (a, pairs.to(self.device)))):
                 counts[row] += correlation_histogram(
-                    a, other, HISTOGRAM_BINS, center=loss.center, index_b=index, range=(-2, 2)
+                    a, other, HISTOGRAM_BINS, center=center, index_b=index, range=HISTOGRAM_RANGE
                 ).cpu()
-        share = counts.cumsum(1) / counts.sum(1, keepdim=True)
-        bins = [int((row < quantile).sum()) for row, quantile in zip(share, loss.quantiles, strict=True)]
-        return tuple(round(-2 + 4 * (number + 0.5) / HISTOGRAM_BINS, 4) for number in bins)
+        return counts
 
-    def _plain(self, views: np.ndarray, generator: torch.Generator) -> Tensor:  # [N, P, C]
+    def auto_shifts(self) -> tuple[float, float, float]:
+        """Shifts at quantiles of centred F over a few batches: self, neighbour, negative pairs."""
+        loss = self.config.loss
+        counts = self.pair_counts(self.plain_features, center=loss.center)
+        return tuple(round(quantile_of(row, q), 4) for row, q in zip(counts, loss.quantiles, strict=True))
+
+    def plain_features(self, views: np.ndarray, generator: torch.Generator) -> Tensor:  # [N, P, C]
         """Features at the points of iteration 0, without dropout."""
         return self.gather(self.rows(self.data.features, views), self.points(views, 0, generator))
 

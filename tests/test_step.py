@@ -243,7 +243,7 @@ def test_auto_shifts_are_quantiles_of_centred_f(prepared):
         generator = step.generator("shifts", number)
         batch = draw_batch(config, data, number)
         pairs = negative_pairs(6, 5, "derangement", generator)
-        a, b = (step._plain(views, generator) for views in (batch.anchors, batch.neighbours))
+        a, b = (step.plain_features(views, generator) for views in (batch.anchors, batch.neighbours))
         for row, (other, index) in enumerate(((a, None), (b, None), (a, pairs))):
             values[row].append(reference.correlation(a, other, index_b=index, center=True).flatten())
     for found, tensors, quantile in zip(step.auto_shifts(), values, (0.3, 0.5, 0.9), strict=True):
