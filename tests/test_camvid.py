@@ -73,7 +73,7 @@ def test_photo_without_label_and_label_without_photo(tmp_path):
     (root / "val" / "w.png").unlink()
     with pytest.raises(DataError, match=r"valannot/w\.png has no photo .*val/w\.\*"):
         CamVid(root)
-    with pytest.warns(UserWarning, match=r"skipped 1 of 1 photos"):
+    with pytest.warns(UserWarning, match=r"skipped 1 of 2 photos"):
         data = CamVid(root, on_error="skip")
     assert data.val.names == ["v"] and "w.png" in data.val.skipped[0]
 

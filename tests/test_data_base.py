@@ -2,7 +2,6 @@
 
 import sys
 import types
-import unicodedata
 import warnings
 
 import numpy as np
@@ -11,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from depthg.data import load_dataset
-from depthg.data.base import FileSplit, Subset, drop_unreadable, pair_files, photo_size, unique_names
+from depthg.config import options
+from depthg.data import DATASETS, load_dataset
+from depthg.data.base import FileSplit, Subset, drop_unreadable, photo_size, unique_names
 from depthg.data.files import DataError, label_table
 
 SHAPE = (12, 18)
@@ -42,6 +42,14 @@ def test_file_split_reads_photos_and_labels(tmp_path):
     assert split.label(3).dtype == np.int64 and (split.label(3) == 3).all()
     assert split.size(0) == SHAPE and split.depth(0) is None and split.fov_deg(0) is None
     assert FileSplit(split.images, root=tmp_path).label(0) is None
+    assert FileSplit(split.images, root=tmp_path, fov=50.0).fov_deg(3) == 50
+
+
+def test_a_photo_without_label_map_is_all_void(tmp_path):
+    split = make_split(tmp_path)
+    split.labels[1] = None
+    assert split.label(1).shape == SHAPE and split.label(1).dtype == np.int64 and (split.label(1) == -1).all()
+    assert (split.label(2) == 2).all()
 
 
 def test_label_of_another_size_names_both_files(tmp_path):
@@ -57,6 +65,7 @@ def test_subset_keeps_order_and_delegates(tmp_path):
     assert len(part) == 2 and part.names == ["photos_3", "photos_1"] and part.relative[1] == "photos/1.png"
     assert (part.image(0) == 3).all() and (part.label(1) == 1).all()
     assert part.size(0) == SHAPE and part.depth(0) is None and part.fov_deg(0) is None
+    assert part.table is split.table  # caches of labels depend on it
 
 
 def test_photo_size_without_a_size_method(tmp_path):
@@ -123,7 +132,7 @@ def test_other_errors_are_not_swallowed(tmp_path):
         drop_unreadable(split, "skip")
 
 
-# ---- names and pairs
+# ---- names
 
 
 def test_names_drop_the_suffix_where_they_can():
@@ -145,39 +154,6 @@ def test_any_names_are_unique_and_usable_as_file_names(paths):
     assert not any(set(name) & set('/\\:*?"<>|\0\n') for name in names)
 
 
-def pair(root, on_error="raise", photos=("a.jpg", "b.png"), labels=("a.png", "b.png")):
-    images = write_photos(root / "train", photos)
-    maps = write_photos(root / "annot", labels)
-    return pair_files(images, maps, label_path=lambda path: root / "annot" / f"{path.stem}.png", on_error=on_error)
-
-
-def test_pairs_go_by_stem(tmp_path):
-    pairs, alone = pair(tmp_path)
-    assert [(a.name, b.name) for a, b in pairs] == [("a.jpg", "a.png"), ("b.png", "b.png")] and alone == []
-
-
-def test_accents_spelled_in_two_ways_are_one_stem(tmp_path):
-    composed, split_up = (unicodedata.normalize(form, "Zürich.png") for form in ("NFC", "NFD"))
-    assert composed != split_up
-    pairs, _ = pair(tmp_path, photos=[composed], labels=[split_up])
-    assert len(pairs) == 1
-
-
-def test_photo_without_label_and_label_without_photo(tmp_path):
-    with pytest.raises(DataError, match=r"photo \S*train/c\.png has no label map \S*annot/c\.png.*on_error=skip"):
-        pair(tmp_path / "1", photos=("a.jpg", "c.png"), labels=("a.png",))
-    with pytest.raises(DataError, match=r"label map \S*annot/d\.png has no photo \S*train/d\.\*"):
-        pair(tmp_path / "2", photos=("a.jpg",), labels=("a.png", "d.png"))
-    pairs, alone = pair(tmp_path / "3", "skip", photos=("a.jpg", "c.png"), labels=("a.png", "d.png"))
-    assert len(pairs) == 1 and len(alone) == 2 and "c.png" in alone[0] and "d.png" in alone[1]
-
-
-def test_two_photos_with_one_stem(tmp_path):
-    for on_error in ("raise", "skip"):
-        with pytest.raises(DataError, match=r"a\.jpg and \S*a\.png have the same name but for the suffix"):
-            pair(tmp_path, on_error, photos=("a.jpg", "a.png"), labels=("a.png",))
-
-
 # ---- registry
 
 
@@ -187,10 +163,30 @@ def test_unknown_data_set_names_the_nearest(name, near):
         load_dataset(name)
 
 
-@pytest.mark.parametrize("name", ["camvid", "folder"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])
 def test_missing_root_says_what_to_pass(name):
-    with pytest.raises(ValueError, match=rf"data={name} needs data\.root=DIR"):
-        load_dataset(name)
+    for root in (None, ""):
+        with pytest.raises(ValueError, match=rf"data={name} needs data\.root=DIR: .*folder"):
+            load_dataset(name, root=root)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])
+def test_a_data_set_that_is_not_there_shows_the_expected_tree(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=r"(?s)expected below data\.root=.*found:\n.*is empty"):
+        load_dataset(name, root=tmp_path)
+
+
+def test_the_settings_know_every_data_set():
+    assert set(options()["data.name"][0].metadata["choices"]) == set(DATASETS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("key", ["list_train", "list_val", "labels", "classes"])
+def test_files_that_a_data_set_has_no_use_for(tmp_path, name, key):
+    takes = DATASETS[name][3] if DATASETS[name] else ()
+    if key not in takes:
+        with pytest.raises(ValueError, match=rf"data={name} has no use for data\.{key} \(only .*folder\)"):
+            load_dataset(name, root=tmp_path, **{key: "x"})
 
 
 def test_unknown_count_and_policy():

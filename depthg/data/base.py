@@ -2,10 +2,9 @@
 
 import os
 import re
-import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,18 +49,20 @@ class Dataset:
     train: Split
     val: Split
     test: Split | None = None  # held out from every choice of settings
+    note: str = ""  # which photos and lists were found, where that decides what a number means
 
 
 class FileSplit:
-    """Photos and, if given, label maps on disk, without depth or camera.
+    """Photos and, if given, label maps on disk, without depth.
 
     Args:
         images: the photo files.
         root: the folder that `relative` paths start from.
         names: one unique name per photo; made from the relative paths when None.
-        labels: one label map per photo, or None.
+        labels: one label map per photo, None for a photo without (all void), or None for a data set without.
         table: label ids to classes, from `files.label_table`; needed with `labels`.
         skipped: what was left out before, a line per photo.
+        fov: horizontal field of view of the camera in degrees, None when unknown.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class FileSplit:
         *,
         root: Path,
         names: Sequence[str] | None = None,
-        labels: Sequence[Path] | None = None,
+        labels: Sequence[Path | None] | None = None,
         table: np.ndarray | None = None,
         skipped: Sequence[str] = (),
+        fov: float | None = None,
     ):
         self.images = list(images)
         self.labels = None if labels is None else list(labels)
@@ -80,6 +82,7 @@ class FileSplit:
         self.relative = [path.relative_to(root).as_posix() for path in self.images]
         self.names = unique_names(self.relative) if names is None else list(names)
         self.skipped = list(skipped)
+        self.fov = fov
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,20 +97,26 @@ class FileSplit:
     def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
         if self.labels is None:
             return None
-        label = read_label(self.labels[index], self.table)
-        size = self.size(index)
+        path, size = self.labels[index], self.size(index)
+        if path is None:
+            return np.full(size, -1, np.int64)
+        label = self.read_label(path)
         if label.shape != size:
             raise DataError(
-                f"the label map {show(self.labels[index])} is {label.shape[0]} x {label.shape[1]} (height x width), "
+                f"the label map {show(path)} is {label.shape[0]} x {label.shape[1]} (height x width), "
                 f"its photo {show(self.images[index])} is {size[0]} x {size[1]}: export it at the photo's size"
             )
         return label
 
-    def depth(self, index: int) -> None:
+    def read_label(self, path: Path) -> np.ndarray:  # int64 [H, W]
+        """Classes of a label map."""
+        return read_label(path, self.table)
+
+    def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
         return None
 
-    def fov_deg(self, index: int) -> None:
-        return None
+    def fov_deg(self, index: int) -> float | None:
+        return self.fov
 
 
 class Subset:
@@ -119,6 +128,7 @@ class Subset:
         self.names = [split.names[index] for index in self.indices]
         relative = getattr(split, "relative", split.names)
         self.relative = [relative[index] for index in self.indices]
+        self.table = getattr(split, "table", None)
         self.skipped = list(skipped)
 
     def __len__(self) -> int:
@@ -219,58 +229,3 @@ def unique_names(relative: Sequence[str]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def by_stem(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by their stem (Unicode-normalised: archives from a Mac spell accents differently).
-
-    Raises:
-        DataError: two files share a stem.
-    """
-    stems: dict[str, Path] = {}
-    for path in files:
-        key = unicodedata.normalize("NFC", path.stem)
-        if key in stems:
-            raise DataError(
-                f"{show(stems[key])} and {show(path)} have the same name but for the suffix, so it is unclear which "
-                f"one belongs to its partner: rename or remove one of them"
-            )
-        stems[key] = path
-    return stems
-
-
-def pair_files(
-    images: Sequence[Path], labels: Sequence[Path], *, label_path: Callable[[Path], Path], on_error: str
-) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Pair photos and label maps by stem, in the order of the photos.
-
-    Args:
-        images, labels: the files found.
-        label_path: where the label of a photo is expected, for messages.
-        on_error: "raise", or "skip" to leave photos and labels without a partner out.
-
-    Returns:
-        the pairs, and a line for everything left out.
-
-    Raises:
-        DataError: a photo without label or a label without photo (on_error="raise"), or two files with one stem.
-    """
-    check_on_error(on_error)
-    images_by, labels_by = by_stem(images), by_stem(labels)
-    alone = [
-        f"the photo {show(path)} has no label map {show(label_path(path))}"
-        for stem, path in images_by.items()
-        if stem not in labels_by
-    ]
-    folder = images[0].parent if images else Path()
-    alone += [
-        f"the label map {show(path)} has no photo {show(folder / path.stem)}.*"
-        for stem, path in labels_by.items()
-        if stem not in images_by
-    ]
-    if alone and on_error == "raise":
-        more = f" ({len(alone)} such files in all)" if len(alone) > 1 else ""
-        raise DataError(
-            f"{alone[0]}{more}: add the missing file, remove the other, or pass data.on_error=skip to leave both out"
-        )
-    return [(path, labels_by[stem]) for stem, path in images_by.items() if stem in labels_by], alone

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.data.base import Dataset, FileSplit, Split, drop_unreadable, pair_files, report_skipped
-from depthg.data.files import label_table, list_files, tree_error
+from depthg.data.base import Dataset, Split
+from depthg.data.files import label_table, tree_error
+from depthg.data.pairing import by_stem, find_files, make_split, pair_files
 
 CLASSES = {  # in label order, with the colours of the data set
     "sky": (128, 128, 128),
@@ -53,25 +54,15 @@ class CamVid(Dataset):
 
 
 def _split(root: Path, part: str, on_error: str) -> Split:
-    files = []
-    for folder in (root / part, root / f"{part}annot"):
-        files.append(list_files(folder) if folder.is_dir() else [])
-        if not files[-1]:
-            problem = "no images in" if folder.is_dir() else "no folder"
-            raise tree_error(f"camvid: {problem} {folder}", root, EXPECTED)
+    images, labels = (by_stem(find_files(folder, root, EXPECTED)) for folder in (root / part, root / f"{part}annot"))
     pairs, alone = pair_files(
-        *files, label_path=lambda path: root / f"{part}annot" / f"{path.stem}.png", on_error=on_error
+        images,
+        labels,
+        photo_path=lambda key: root / part / f"{key}.*",
+        label_path=lambda key: root / f"{part}annot" / f"{key}.png",
+        on_error=on_error,
     )
     if not pairs:
-        raise tree_error(f"camvid: no photo of {root / part} has a label map in {root / part}annot", root, EXPECTED)
-    if alone:
-        report_skipped(alone, len(files[0]))
-    split = FileSplit(
-        [image for image, _ in pairs],
-        root=root,
-        names=[image.stem for image, _ in pairs],
-        labels=[label for _, label in pairs],
-        table=label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1}),
-        skipped=alone,
-    )
-    return drop_unreadable(split, on_error)
+        raise tree_error(f"no photo of {root / part} has a label map in {root / part}annot", root, EXPECTED)
+    table = label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1})
+    return make_split(pairs, alone, root=root, table=table, on_error=on_error)

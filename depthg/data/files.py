@@ -61,12 +61,33 @@ def list_files(root: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, rec
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if os.path.isdir(entry.path):
+            if _is_folder(entry):
                 if recursive:
                     (links if entry.is_symlink() else folders).append(Path(entry.path))
             elif entry.name.lower().endswith(suffixes):
                 found.append(Path(entry.path))
     return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; costs a look-up for links alone."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def file_stamp(path: Path) -> str:
+    """Name, size and modification time: what a cache key knows of a file.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {show(path)} ({error.strerror}); remove the entry or restore the file") from error
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
@@ -235,7 +256,15 @@ def read_label(path: str | Path, table: np.ndarray) -> np.ndarray:  # int64 [H, 
     Raises:
         DataError: the file is unreadable, holds colours instead of ids, is compressed with loss, or has unknown ids.
     """
-    ids = _decode(path, _label_ids)
+    return map_ids(_decode(path, _label_ids), table, path)
+
+
+def map_ids(ids: np.ndarray, table: np.ndarray, path: str | Path) -> np.ndarray:  # int64, same shape
+    """Classes of an array of label ids by `label_table`; `path` is the file they came from.
+
+    Raises:
+        DataError: an id that the table does not know.
+    """
     if ids.dtype != np.uint8 and ids.size and (ids.min() < 0 or ids.max() >= len(table)):
         classes = np.where((ids >= 0) & (ids < len(table)), table[np.clip(ids, 0, len(table) - 1)], _INVALID)
     else:

@@ -1,56 +1,167 @@
-"""Anybody's photos: every image below a folder, of any mix of sizes and formats, without labels."""
+"""Anybody's photos: every image below a folder, of any mix of sizes and formats; label maps are optional."""
 
+import os
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from depthg.data.base import Dataset, FileSplit, Subset, drop_unreadable
-from depthg.data.files import IMAGE_SUFFIXES, list_files, tree_error
+from depthg.data.base import Dataset, FileSplit, Split, Subset, drop_unreadable, report_skipped
+from depthg.data.classes import NO_CLASSES, Classes, read_classes
+from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, show, tree_error
+from depthg.data.pairing import by_stem, check_alone, find_files, find_list, normal, read_list
 
 NOT_READ = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".psd", ".jxl")
 EXPECTED = f"""
 photos, in subfolders if you like ({" ".join(IMAGE_SUFFIXES)})
 """
+EXPECTED_LABELS = "label maps of ids (.png) under the photos' relative paths"
 
 
 class Folder(Dataset):
     """Every photo below `root`, sorted by path; nothing is written there.
 
-    `train` is all photos, `val` at most `n_val` of them, evenly spread: without labels nothing is scored, so the same
-    photos serve for pictures.
+    Without labels `train` is all photos and `val` at most `n_val` of them, evenly spread: nothing is scored, so the
+    same photos serve for pictures. With labels `val` is at most `n_val` and at most half of the labelled photos,
+    evenly spread, and `train` all others, those without a label map too (all void). Lists say otherwise.
 
     Args:
         root: the folder.
-        n_val: largest number of photos in `val`.
-        on_error: "raise", or "skip" to leave out (and report) photos that cannot be read.
+        n_val: largest number of photos in `val`, unless a list names them.
+        on_error: "raise", or "skip" to leave out (and report) photos that cannot be read and label maps without photo.
+        labels: folder of label maps of ids, under the photos' relative paths.
+        classes: text file that names the ids, see `classes.read_classes`; needed with `labels`.
+        list_train, list_val: text files with a photo per line, relative to `root`.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds no photo.
-        ValueError: n_val < 1.
+        FileNotFoundError: a folder or file is missing, or holds no photo or label map.
+        ValueError: n_val < 1, or only one of labels and classes.
+        DataError: label maps that fit no photo, damaged lists, or nothing left to train on or to score.
     """
 
-    def __init__(self, root: str | Path, n_val: int = 60, on_error: str = "raise"):
+    def __init__(
+        self,
+        root: str | Path,
+        n_val: int = 60,
+        on_error: str = "raise",
+        *,
+        labels: str | Path | None = None,
+        classes: str | Path | None = None,
+        list_train: str | Path | None = None,
+        list_val: str | Path | None = None,
+    ):
         if n_val < 1:
             raise ValueError(f"n_val={n_val} must be at least 1")
+        if (labels is None) != (classes is None):
+            raise ValueError(
+                "data.labels=DIR and data.classes=FILE go together: label maps of ids, and the names of the ids"
+            )
         root = Path(root).expanduser()
-        images = list_files(root, recursive=True) if root.is_dir() else []
-        other = list_files(root, NOT_READ, recursive=True) if root.is_dir() else []
-        counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(Counter(p.suffix.lower() for p in other).items()))
-        if not images:
-            hint = f" (but {counts}: convert them to .jpg or .png)" if other else ""
-            raise tree_error(f"folder: no photos below {root}{hint}", root, EXPECTED)
-        if other:
-            warnings.warn(f"{root}: left out {counts}; convert them to .jpg or .png to use them", stacklevel=2)
-        train = drop_unreadable(FileSplit(images, root=root), on_error)
+        folder = None if labels is None else Path(labels).expanduser()
+        known = NO_CLASSES if classes is None else read_classes(classes)
+        split, labelled = _photos(root, folder, known, on_error)
+        train = _listed(list_train, "data.list_train", root, split, on_error)
+        val = _listed(list_val, "data.list_val", root, split, on_error)
+        if folder is None:
+            train = list(range(len(split))) if train is None else train
+            val = [train[index] for index in spread(len(train), n_val)] if val is None else val
+        else:
+            train, val = _held_out(len(split), labelled, train, val, n_val)
         super().__init__(
             name="folder",
-            classes=(),
-            palette=np.zeros((0, 3), np.uint8),
-            train=train,
-            val=Subset(train, spread(len(train), n_val)),
+            classes=known.names,
+            palette=known.palette,
+            train=Subset(split, train, getattr(split, "skipped", ())),
+            val=Subset(split, val),
+            note="" if folder is None else f"labels for {len(labelled)} of {len(split)} photos, {len(val)} scored",
         )
+
+
+def _photos(root: Path, folder: Path | None, known: Classes, on_error: str) -> tuple[Split, list[int]]:
+    """All photos that can be used, and which of them have a label map."""
+    images = list_files(root, recursive=True) if root.is_dir() else []
+    inside = None if folder is None else os.path.relpath(folder.resolve(), root.resolve())
+    if inside == os.curdir:
+        raise ValueError(f"data.labels={show(folder)} is data.root itself; label maps need a folder of their own")
+    if inside is not None and not inside.startswith(os.pardir):  # label maps below the photos
+        images = [path for path in images if root / inside not in path.parents]
+    other = list_files(root, NOT_READ, recursive=True) if root.is_dir() else []
+    counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(Counter(p.suffix.lower() for p in other).items()))
+    if not images:
+        hint = f" (but {counts}: convert them to .jpg or .png)" if other else ""
+        raise tree_error(f"folder: no photos below {root}{hint}", root, EXPECTED)
+    if other:
+        warnings.warn(f"{root}: left out {counts}; convert them to .jpg or .png to use them", stacklevel=3)
+    if folder is None:
+        split = drop_unreadable(FileSplit(images, root=root), on_error)
+        return split, []
+    maps = by_stem(find_files(folder, folder, EXPECTED_LABELS, recursive=True), lambda path: _stem(path, folder))
+    photos = by_stem(images, lambda path: _stem(path, root))
+    alone = [
+        f"the label map {show(path)} has no photo {show(root / key)}.*"
+        for key, path in maps.items()
+        if key not in photos
+    ]
+    check_alone(alone, on_error)
+    if alone:
+        report_skipped(alone, len(images))
+    labels = [maps.get(key) for key in photos]
+    split = drop_unreadable(FileSplit(images, root=root, labels=labels, table=known.table, skipped=alone), on_error)
+    with_map = {show(path.relative_to(root).as_posix()) for path, label in zip(images, labels, strict=True) if label}
+    return split, [index for index, relative in enumerate(split.relative) if show(relative) in with_map]
+
+
+def _stem(path: Path, folder: Path) -> str:
+    return os.path.splitext(path.relative_to(folder).as_posix())[0]
+
+
+def _listed(given: str | Path | None, option: str, root: Path, split: Split, on_error: str) -> list[int] | None:
+    """Photos of a list file, named with or without their suffix."""
+    source = find_list(given, option, root)
+    if source is None:
+        return None
+    found = defaultdict(list)
+    for index, relative in enumerate(split.relative):
+        for key in {normal(relative), normal(os.path.splitext(relative)[0])}:
+            found[key].append(index)
+    chosen, alone = [], []
+    for entry in read_list(source):
+        indices = found.get(normal(entry), [])
+        if len(indices) > 1:
+            raise DataError(f"{show(source)} names {show(entry)}, which fits {len(indices)} photos: add the suffix")
+        chosen += indices
+        if not indices:
+            alone.append(f"{show(source)} names {show(entry)}, but there is no such photo below {show(root)}")
+    check_alone(alone, on_error)
+    if alone:
+        report_skipped(alone, len(chosen) + len(alone))
+    if not chosen:
+        raise DataError(f"{show(source)} names no photo below {show(root)}; the first of {len(alone)}: {alone[0]}")
+    return chosen
+
+
+def _held_out(
+    total: int, labelled: Sequence[int], train: list[int] | None, val: list[int] | None, n_val: int
+) -> tuple[list[int], list[int]]:
+    """Train and val of labelled photos, no photo in both unless two lists say so."""
+    if val is None:
+        taken = set(train or ())
+        free = [index for index in labelled if index not in taken]
+        if not free:
+            raise DataError("no photo with a label map is left to score; name some in data.list_val=FILE")
+        most = len(free) if train is not None else max(1, len(free) // 2)
+        val = [free[position] for position in spread(len(free), min(n_val, most))]
+    scored = set(val)
+    if train is None:
+        train = [index for index in range(total) if index not in scored]
+    if not train:
+        raise DataError("every photo is scored, none is left to train on; name some in data.list_train=FILE")
+    both = len(scored.intersection(train))
+    if both:
+        warnings.warn(f"{both} photos are in data.list_train and in data.list_val: scored and trained on", stacklevel=3)
+    return train, val
 
 
 def spread(total: int, n: int) -> np.ndarray:  # int64 [min(n, total)]

@@ -1,0 +1,107 @@
+"""Cityscapes: street photos from a car in 50 cities, 27 classes (fine label ids 7 to 33)."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from depthg.data.base import Dataset, Split
+from depthg.data.files import label_table
+from depthg.data.pairing import by_stem, count_note, find_files, make_split, pair_files
+
+CLASSES = {  # ids 7 to 33 in order, with the colours of the data set
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "parking": (250, 170, 160),
+    "rail track": (230, 150, 140),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "guard rail": (180, 165, 180),
+    "bridge": (150, 100, 100),
+    "tunnel": (150, 120, 90),
+    "pole": (153, 153, 153),
+    "polegroup": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "caravan": (0, 0, 90),
+    "trailer": (0, 0, 110),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+FIRST = 7
+TABLE = {label_id: max(label_id - FIRST, -1) for label_id in range(FIRST + len(CLASSES))} | {
+    255: -1
+}  # 255: -1 in 8 bits
+COUNTS = {"train": 2975, "val": 500}
+FOV_DEG = 2 * math.degrees(math.atan(1024 / 2262.5))  # focal length in pixels at 2048 pixels, as calibrated
+PHOTO, LABEL = "_leftImg8bit", "_gtFine_labelIds"
+EXPECTED = """
+leftImg8bit/train/CITY/*_leftImg8bit.png    photos
+leftImg8bit/val/CITY/*_leftImg8bit.png
+gtFine/train/CITY/*_gtFine_labelIds.png     label ids 0..33 under the same names
+gtFine/val/CITY/*_gtFine_labelIds.png
+"""
+
+
+class Cityscapes(Dataset):
+    """Cityscapes below `root`, splits train and val; the labels of its test split are not public.
+
+    Args:
+        root: the folder that holds leftImg8bit and gtFine; never written to.
+        on_error: "raise", or "skip" to leave out (and report) photos that cannot be used.
+
+    Raises:
+        FileNotFoundError: a folder is missing or empty.
+        DataError: a photo without label map, or the other way round.
+    """
+
+    def __init__(self, root: str | Path, on_error: str = "raise"):
+        root = Path(root).expanduser()
+        splits = {part: _split(root, part, on_error) for part in COUNTS}
+        notes = [count_note(part, "leftImg8bit", len(splits[part]), count) for part, count in COUNTS.items()]
+        super().__init__(
+            name="cityscapes",
+            classes=tuple(CLASSES),
+            palette=np.array(list(CLASSES.values()), np.uint8),
+            train=splits["train"],
+            val=splits["val"],
+            note="; ".join(notes),
+        )
+
+
+def _split(root: Path, part: str, on_error: str) -> Split:
+    folders = root / "leftImg8bit" / part, root / "gtFine" / part
+    endings = f"{PHOTO}.png", f"{LABEL}.png"
+    images, labels = (
+        by_stem(
+            find_files(folder, root, EXPECTED, (ending.lower(),), recursive=True),
+            lambda path, ending=ending: f"{path.parent.name}/{path.name[: -len(ending)]}",
+        )
+        for folder, ending in zip(folders, endings, strict=True)
+    )
+    pairs, alone = pair_files(
+        images,
+        labels,
+        photo_path=lambda key: folders[0] / (key + endings[0]),
+        label_path=lambda key: folders[1] / (key + endings[1]),
+        on_error=on_error,
+    )
+    return make_split(
+        pairs,
+        alone,
+        root=root,
+        table=label_table(TABLE),
+        on_error=on_error,
+        name=lambda path: path.stem[: -len(PHOTO)],
+        fov=FOV_DEG,
+    )
