@@ -72,10 +72,10 @@ def curves_figure(records: Sequence[Mapping], parts: Sequence[str] | None = None
     if not parts:
         raise ValueError("records hold no curve: at least two iterations with a loss or a score are needed")
     columns = min(2, len(parts))
-    figure, axes = _figure(theme, 4.7 * columns, 3.1 * math.ceil(len(parts) / columns), columns, len(parts))
+    figure, axes = new_figure(theme, 4.7 * columns, 3.1 * math.ceil(len(parts) / columns), columns, len(parts))
     for ax, part in zip(axes, parts, strict=True):
         title, keys, noisy = PARTS[part]
-        _style(ax, theme, title)
+        style_axes(ax, theme, title)
         lines = [(name, *_series(records, key)) for key, name in keys.items()]
         lines = [(i, *line) for i, line in enumerate(lines) if len(line[1])]
         for i, name, x, y in lines:
@@ -102,8 +102,8 @@ def iou_figure(per_class: Mapping[str, Mapping[str, float | None]], theme: Theme
         raise ValueError(f"per_class must hold one of {list(READ_OUTS)}, got {list(per_class)}")
     value = {name: _number(v) for name, v in per_class[main].items()}
     names = sorted(value, key=lambda name: -1 if math.isnan(value[name]) else value[name])
-    figure, (ax,) = _figure(theme, 4.7, 1.1 + 0.29 * len(names), 1, 1)
-    _style(ax, theme, None)
+    figure, (ax,) = new_figure(theme, 4.7, 1.1 + 0.29 * len(names), 1, 1)
+    style_axes(ax, theme, None)
     rows = np.arange(len(names))
     widths = np.nan_to_num([value[name] for name in names])
     ax.barh(rows, widths, 0.66, color=theme.series[0], alpha=0.8, label=READ_OUTS[main])
@@ -155,8 +155,8 @@ def confusion_figure(
     share = 100 * counts / np.maximum(total, 1)
     cell = 0.46 if n <= 12 else 0.34
     font = 9.5 if n <= 12 else 7.5
-    figure, (ax,) = _figure(theme, 1.9 + cell * counts.shape[1], 1.3 + cell * n, 1, 1)
-    _style(ax, theme, None)
+    figure, (ax,) = new_figure(theme, 1.9 + cell * counts.shape[1], 1.3 + cell * n, 1, 1)
+    style_axes(ax, theme, None)
     ax.grid(visible=False)
     edges_x, edges_y = np.arange(counts.shape[1] + 1), np.arange(n + 1)
     ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
@@ -195,7 +195,7 @@ def svg_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(theme: Theme, width: float, height: float, columns: int, n_axes: int) -> tuple[Figure, list[Axes]]:
+def new_figure(theme: Theme, width: float, height: float, columns: int, n_axes: int) -> tuple[Figure, list[Axes]]:
     """An empty figure of ``n_axes`` axes in rows of ``columns``; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper or "none")
     figure.patch.set_alpha(None if theme.paper else 0)
@@ -203,7 +203,7 @@ def _figure(theme: Theme, width: float, height: float, columns: int, n_axes: int
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n_axes)]
 
 
-def _style(ax: Axes, theme: Theme, title: str | None) -> None:
+def style_axes(ax: Axes, theme: Theme, title: str | None) -> None:
     """Quiet axes: no box, a light grid, a title at the left."""
     ax.set_facecolor("none")
     ax.spines[:].set_visible(False)

@@ -64,6 +64,7 @@ tbody th { font-weight: 500; }
 .keys th { width: 45%; color: var(--faint); font-weight: 400; overflow-wrap: anywhere; }
 .keys td { overflow-wrap: anywhere; }
 details { border-bottom: 1px solid var(--line); } details[open] { padding-bottom: 10px; }
+code { background: var(--card); border-radius: 6px; padding: 3px 7px; font-size: .92rem; overflow-wrap: anywhere; }
 summary { cursor: pointer; padding: 9px 0; font-weight: 500; }
 @media print { details { display: none; } }
 """
