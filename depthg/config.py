@@ -6,7 +6,7 @@ Time is counted in iterations, angles in degrees, depth in [0, 1] or metres (nam
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from depthg.kernels.reference import RELATIONS
@@ -209,7 +209,7 @@ class Config:
     iterations: int = option(500, "optimiser steps", low=0)
     batch_size: int = option(16, "images per step", low=2)
     log_every: int = option(10, "iterations between two lines of metrics.jsonl", low=1)
-    n_classes: int | None = option(None, "clusters; default: the data set's classes", low=2)
+    n_classes: int | None = option(None, "clusters; default: the data set's classes, 8 without labels", low=2)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -225,6 +225,7 @@ class Config:
 
 
 GROUPS = ("experiment", "mode", "data", "backbone", "sampling")
+UNLABELLED_CLUSTERS = 8
 
 
 def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
@@ -244,7 +245,11 @@ def nearest(word: str, valid: Any) -> str:
 
 
 def validate(config: Config) -> Config:
-    """Returns the config, or raises ValueError naming the key, the value and what is possible."""
+    """Returns the config, with a number of clusters where no labels say one.
+
+    Raises:
+        ValueError: an impossible value or pair of values, naming the key, the value and what is possible.
+    """
     for key, (item, value) in options(config).items():
         choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
         if choices and value not in choices:
@@ -254,6 +259,8 @@ def validate(config: Config) -> Config:
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"{key}={value} is out of range; it must be {bounds}")
     _validate_pairs(config)
+    if config.data.name == "folder" and not config.data.labels and config.n_classes is None:
+        return replace(config, n_classes=UNLABELLED_CLUSTERS)
     return config
 
 
@@ -278,8 +285,8 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError(f"sampling.schedule={sampling.schedule} must be a list of [iteration, points per side]")
     if config.checkpoint.rule == "best" and config.data.eval_split == "test":
         raise ValueError("checkpoint.rule=best would pick the checkpoint on data.eval_split=test; use val")
-    if config.data.name == "folder" and config.n_classes is None:
-        raise ValueError("data=folder has no classes, so n_classes=K must say how many clusters")
+    if (config.data.labels is None) != (config.data.classes is None):
+        raise ValueError("data.labels=DIR and data.classes=FILE go together: label maps of ids, and the ids' names")
     if config.depth.source == "folder" and not config.depth.root:
         raise ValueError("depth.source=folder needs depth.root=DIR")
     if config.knn.draw > config.knn.k:

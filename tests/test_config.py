@@ -91,12 +91,21 @@ def test_errors_name_the_key_and_the_fix(override, message):
     ("overrides", "message"),
     [
         (["checkpoint.rule=best", "val.every=5", "data.eval_split=test"], "use val"),
-        (["data=folder", "n_classes=null"], "n_classes=K"),
+        (["data=folder", "data.labels=x"], "go together"),
+        (["data=folder", "data.classes=x"], "go together"),
     ],
 )
 def test_impossible_combinations(overrides, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(overrides)
+
+
+def test_clusters_of_a_folder():
+    assert load_config(["data=folder"]).n_classes == 8
+    assert load_config(["data=folder", "n_classes=12"]).n_classes == 12
+    labelled = ["data=folder", "data.labels=x", "data.classes=y"]
+    assert load_config(labelled).n_classes is None, "as many as there are classes"
+    assert load_config([*labelled, "n_classes=30"]).n_classes == 30
 
 
 def test_resume_takes_no_other_settings():
