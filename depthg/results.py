@@ -27,7 +27,8 @@ def protocol(config: Config, data: Prepared, shifts: tuple) -> dict:
     depth, guided = config.loss.depth, data.depth is not None
     term = f"{depth.relation}, weight {depth.weight:g}" if guided and depth.weight else "off"
     return {
-        "data": config.data.name, "photos": data.dataset.note or "all", "split": config.data.eval_split, "resolution": list(config.data.eval_size),
+        "data": config.data.name, "photos": data.dataset.note or "all", "split": config.data.eval_split,
+        "resolution": list(config.data.eval_size),
         "crop": "scaled to cover, centre crop", "flip": False, "crf": False, "checkpoint": config.checkpoint.rule,
         "matching": config.val.matching, "count": config.val.count, "seed": config.seed, "mode": config.mode,
         "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
