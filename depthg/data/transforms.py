@@ -120,13 +120,18 @@ class Views:
             raise ValueError(f"parts={tuple(parts)} may hold {', '.join(PARTS)}")
         index = self.photo(view)
         photo = self._photo(index, frozenset(parts))
-        window = self._window(photo.size, view % self.per_photo, self.split.names[index])
-        image = None if photo.image is None else self._image(photo.image, window).transpose(2, 0, 1)
+        window, size, map_size = self._layout(photo.size, view)
+        image = None if photo.image is None else self._image(photo.image, window, size).transpose(2, 0, 1)
         return View(
             image=None if image is None else torch.from_numpy(np.ascontiguousarray(image)),
-            label=None if photo.label is None else torch.from_numpy(resize_nearest(photo.label, window, self.size)),
-            maps={name: torch.from_numpy(self._map(values, window)) for name, values in photo.maps.items()},
+            label=None if photo.label is None else torch.from_numpy(resize_nearest(photo.label, window, size)),
+            maps={name: torch.from_numpy(self._map(values, window, map_size)) for name, values in photo.maps.items()},
         )
+
+    def _layout(self, photo: tuple[int, int], view: int) -> tuple["Window", tuple[int, int], tuple[int, int]]:
+        """The window of a view in a photo of that size, the size of the view, and that of its maps."""
+        window = self._window(photo, view % self.per_photo, self.split.names[self.photo(view)])
+        return window, self.size, self.map_size
 
     def _photo(self, index: int, parts: frozenset[str]) -> "_Photo":
         if self.per_photo == 1:
@@ -173,21 +178,21 @@ class Views:
             box=((height - used_height) / 2, (width - used_width) / 2, used_height, used_width),
         )
 
-    def _image(self, image: np.ndarray, window: "Window") -> np.ndarray:
+    def _image(self, image: np.ndarray, window: "Window", size: tuple[int, int]) -> np.ndarray:
         if self.interpolation == "nearest":
-            return resize_nearest(image, window, self.size)
+            return resize_nearest(image, window, size)
         top, left, height, width = window.box
         box = (left, top, min(left + width, window.crop[3]), min(top + height, window.crop[2]))
         return np.asarray(
-            Image.fromarray(window.cut(image)).resize(self.size[::-1], Image.Resampling.BILINEAR, box=box)
+            Image.fromarray(window.cut(image)).resize(size[::-1], Image.Resampling.BILINEAR, box=box)
         )
 
-    def _map(self, values: np.ndarray, window: "Window") -> np.ndarray:
+    def _map(self, values: np.ndarray, window: "Window", size: tuple[int, int]) -> np.ndarray:
         channels_last = values.transpose(1, 2, 0)
         if self.interpolation == "nearest":
-            out = resize_nearest(channels_last, window, self.map_size)
+            out = resize_nearest(channels_last, window, size)
             return np.ascontiguousarray(out.transpose(2, 0, 1))
-        return resize_area(values, window, self.map_size)
+        return resize_area(values, window, size)
 
 
 @dataclass(frozen=True)
