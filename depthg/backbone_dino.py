@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthg.backbone_vit import Source, VisionTransformer, find_source, from_pretrained, import_transformers, patch_size
+from depthg.backbone_vit import (
+    Source,
+    VisionTransformer,
+    find_source,
+    from_pretrained,
+    import_transformers,
+    patch_size,
+    read_config,
+)
 from depthg.backbone_weights import read_state_dict
 
 HEAD_DIM = 64  # channels per attention head in every published DINO model
@@ -59,10 +67,7 @@ def load_dino(name: str, weights: Path | None = None) -> VisionTransformer:
         source = Source(None, str(weights), {"state_dict": to_transformers_names(state)})
     else:
         source = find_source(weights or DINO[name].hub_id, name, f" or {DINO[name].url}")
-        try:
-            config = transformers.AutoConfig.from_pretrained(source.path, **source.options)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the configuration of {source.label} cannot be read: {error}") from error
+        config = read_config(source)
         if config.model_type != "vit":
             raise ValueError(f"{source.label} holds a {config.model_type} model where {name} needs a vit model")
     _check_dimensions(name, source.label, config)

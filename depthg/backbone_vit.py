@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -71,10 +72,8 @@ def load_hf(name: str, weights: Path | None = None) -> VisionTransformer:
     transformers = import_transformers(name)
     source = find_source(weights or name.removeprefix("hf:"), name)
     model = from_pretrained(transformers.AutoModel, source)
-    processor = transformers.utils.cached_file(
-        source.path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **source.options
-    )
-    settings = json.loads(Path(processor).read_text()) if processor else {}
+    processor = preprocessor_file(source)
+    settings = json.loads(processor.read_text()) if processor else {}
     mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
     try:
         return VisionTransformer(model, mean, std)
@@ -87,7 +86,7 @@ def import_transformers(name: str) -> ModuleType:
     try:
         import transformers
     except ImportError as error:
-        message = f"backbone {name} needs transformers: python -m pip install 'depthg[transformers]'"
+        message = f"{name} needs transformers: python -m pip install 'depthg[transformers]'"
         raise ImportError(message) from error
     return transformers
 
@@ -108,28 +107,32 @@ class Source:
     path: str | None
     label: str
     options: dict = field(default_factory=dict)
+    give: str = "backbone.weights=PATH"  # how the user names a local copy
 
 
-def find_source(where: str | Path, name: str, alternative: str = "") -> Source:
+def find_source(where: str | Path, name: str, alternative: str = "", give: str = Source.give) -> Source:
     """A local folder, the hub's local cache, or the hub when it answers within seconds.
 
-    Args: where: folder or hub id; name: the backbone; alternative: a further download address for the message.
+    Args: where: folder or hub id; name: the network; alternative: a further download address for the message;
+        give: the option that takes a local copy, for the message.
     Raises: FileNotFoundError when there is none of them, with what to download.
     """
     folder = Path(where).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} has no config.json; {name} takes a folder saved by transformers")
-        return Source(str(folder), str(folder), {"local_files_only": True})
+        return Source(str(folder), str(folder), {"local_files_only": True}, give)
+    if folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file; {name} takes a folder saved by transformers, or a hub id")
     from huggingface_hub import constants
     from huggingface_hub.utils import HFValidationError
 
     hub_id = str(where)
     try:
         if _is_cached(hub_id):
-            return Source(hub_id, hub_id, {"local_files_only": True})
+            return Source(hub_id, hub_id, {"local_files_only": True}, give)
     except HFValidationError as error:
-        raise FileNotFoundError(f"{where} is neither a folder nor a hub id (backbone {name})") from error
+        raise FileNotFoundError(f"{where} is neither a folder nor a hub id ({name})") from error
     page = f"{constants.ENDPOINT}/{hub_id}"
     reason = (
         "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _why_unreachable(f"{page}/resolve/main/config.json")
@@ -137,9 +140,9 @@ def find_source(where: str | Path, name: str, alternative: str = "") -> Source:
     if reason:
         raise FileNotFoundError(
             f"the weights of {name} (hub id {hub_id}) are not on this machine and cannot be downloaded: {reason}. Get "
-            f"{page} (config.json and the weights){alternative} and pass backbone.weights=PATH"
+            f"{page} (config.json and the weights){alternative} and pass {give}"
         )
-    return Source(hub_id, hub_id)
+    return Source(hub_id, hub_id, {}, give)
 
 
 def _is_cached(hub_id: str) -> bool:
@@ -164,28 +167,58 @@ def _why_unreachable(url: str) -> str | None:
     return None
 
 
-def from_pretrained(model_class: type, source: Source, strict: bool = False, **kwargs) -> nn.Module:
-    """`model_class.from_pretrained` in float32 with fused attention.
+def from_pretrained(
+    model_class: type, source: Source, strict: bool = False, unused: str = r"pooler\.", **kwargs
+) -> nn.Module:
+    """`model_class.from_pretrained` in float32 with fused attention; neither code nor pickles of the checkpoint run.
 
-    Args: strict: weights that the model does not have are an error too.
-    Raises: ValueError when anything but a pooler is missing from the weights, or they cannot be read.
+    Args: strict: weights that the model does not have are an error too; unused: pattern of the names of weights that
+        may be missing because the network does not use them (they are set to 0).
+    Raises: ValueError when other weights are missing, or they cannot be read.
     """
-    if model_class.__name__ != "AutoModel":
-        kwargs["attn_implementation"] = "sdpa"  # AutoModel takes it by itself where the architecture has it
+    if model_class.__name__.startswith("Auto"):  # takes fused attention by itself where the architecture has it
+        kwargs["trust_remote_code"] = False
+    else:
+        kwargs["attn_implementation"] = "sdpa"
     try:
         with quiet():
-            model, info = model_class.from_pretrained(source.path, output_loading_info=True, **source.options, **kwargs)
+            model, info = model_class.from_pretrained(
+                source.path, output_loading_info=True, weights_only=True, **source.options, **kwargs
+            )
     except Exception as error:  # transformers, the hub client, safetensors and torch raise many types
         on_hub = source.path and not Path(source.path).is_dir()
-        hint = "; a complete local copy can be passed as backbone.weights=PATH" if on_hub else ""
+        hint = f"; a complete local copy can be passed as {source.give}" if on_hub else ""
         raise ValueError(f"{source.label} could not be loaded as {model_class.__name__}: {error}{hint}") from error
-    problems = [f"{key} is missing" for key in sorted(info["missing_keys"]) if not key.startswith("pooler.")]
+    unneeded = {key for key in info["missing_keys"] if re.match(unused, key)}
+    problems = [f"{key} is missing" for key in sorted(set(info["missing_keys"]) - unneeded)]
     problems += [f"{key} differs in shape" for key in sorted(map(str, info["mismatched_keys"]))]
     problems += [f"{key} is unknown" for key in sorted(info["unexpected_keys"]) if strict]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{source.label} does not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}")
+    for key in unneeded:  # else random
+        model.state_dict()[key].zero_()
     return model.float()
+
+
+def read_config(source: Source):
+    """The transformers configuration of a checkpoint; ValueError when it cannot be read or is of code of its own."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=False, **source.options)
+    except Exception as error:  # damaged files raise almost anything
+        raise ValueError(f"the configuration of {source.label} cannot be read: {error}") from error
+
+
+def preprocessor_file(source: Source) -> Path | None:
+    """The checkpoint's `preprocessor_config.json`, None when it has none."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        source.path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **source.options
+    )
+    return Path(found) if found else None
 
 
 @contextmanager

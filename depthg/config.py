@@ -63,8 +63,23 @@ class BackboneConfig:
 
 @dataclass
 class DepthConfig:
-    source: str = option("none", "where depth comes from", choices=("dataset", "folder", "ground_plane", "none"))
+    source: str = option(
+        "none", "where depth comes from", choices=("dataset", "folder", "model", "ground_plane", "none")
+    )
     root: str | None = option(None, "depth.source=folder: folder of depth maps named like the photos")
+    model: str = option(
+        "Intel/zoedepth-nyu-kitti", "model: transformers folder or hub id of a ZoeDepth, Depth Anything or DPT network"
+    )
+    output: str = option(
+        "auto",
+        "model: the network gives metres, or inverse relative depth (scaled to [0, 1] per photo; auto: by its kind)",
+        choices=("auto", "metres", "inverse"),
+    )
+    flip: bool = option(False, "model: average with the prediction of the mirrored photo")
+    on: str = option(
+        "photo", "model: predict on the whole photo or on each crop (data.crop)", choices=("photo", "crop")
+    )
+    batch_size: int = option(4, "model: photos per forward pass", low=1)
     mapping: str = option(
         "saturating", "metres to [0, 1]: z/(z+scale), log, linear, or none (already in [0, 1])",
         choices=("saturating", "log", "linear", "none"),
@@ -289,6 +304,14 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError("data.labels=DIR and data.classes=FILE go together: label maps of ids, and the ids' names")
     if config.depth.source == "folder" and not config.depth.root:
         raise ValueError("depth.source=folder needs depth.root=DIR")
+    if config.depth.on == "crop" and (config.depth.source != "model" or config.data.crop == "none"):
+        raise ValueError("depth.on=crop needs depth.source=model and data.crop=five: it predicts depth on each crop")
+    if depth.relation in ("normals", "inclination") and depth.weight and config.depth.source != "none":
+        key = f"loss.depth.relation={depth.relation}"
+        if config.depth.mapping == "none":
+            raise ValueError(f"{key} needs metric depth, but depth.mapping=none says that it is not in metres")
+        if config.depth.on == "crop":
+            raise ValueError(f"{key} needs depth.on=photo: a crop does not say where the camera pointed")
     if config.knn.draw > config.knn.k:
         raise ValueError(f"knn.draw={config.knn.draw} exceeds knn.k={config.knn.k}")
     if depth.relation in ("normals", "inclination", "euclidean") and depth.at == "grid":

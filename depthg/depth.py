@@ -2,7 +2,7 @@
 
 A depth source (`depth_sources`) gives depth along the optical axis, in metres with inf for the sky, or values in [0, 1]
 (near 0, far 1) for `mapping=none`. `MappedDepth` and `Normals` turn a source into float maps for
-`data.transforms.Views`.
+`data.transforms.Views`. `python -m depthg.depth IMAGES --out DIR` makes depth maps of photos (`depth_command`).
 
 Why the default mapping saturates: cells are compared by their mapped depth, and farthest point sampling spreads over
 it. Divided by the far clip, street scenes put everything of interest below 0.2 and the sky at 1, so the sampling spends
@@ -164,3 +164,9 @@ class Normals:
         fov_deg = horizontal_fov(self.split, index, self.fov_deg)
         name = f"the depth of {self.split.names[index]}"
         return surface_normals(self.source(self.split, index), fov_deg, self.far, name)
+
+
+if __name__ == "__main__":
+    from depthg.depth_command import main  # which needs this module
+
+    main()

@@ -1,32 +1,51 @@
-"""Where depth comes from: the data set, a folder of depth maps, a flat-road prior, or nowhere.
+"""Where depth comes from: the data set, a folder of depth maps, a network, a flat-road prior, or nowhere.
 
 A depth source is called with a split and the index of a photo and returns float32 [H, W]: depth along the optical axis,
 in metres with inf for the sky, or values in [0, 1] (near 0, far 1) for `mapping=none`.
 """
+
+from __future__ import annotations
 
 import difflib
 import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+import torch
 
 from depthg.data.base import Split, photo_size
-from depthg.data.files import DataError, read_values, show
+from depthg.data.files import DataError, cache_root, file_stamp, read_values, show
+from depthg.depth_units import UNIT_FILE, read_unit
 
 DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 
 
-class DepthSource(Protocol):
-    """Depth of any photo of any split."""
+class DepthSource:
+    """Depth of any photo of any split.
+
+    Attributes:
+        metric: whether it gives metres, None where only the user knows.
+        name: what it is called in messages.
+    """
+
+    metric: bool | None = None
+    name = "the depth source"
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         """The depth map of a photo, of the photo's size."""
+        raise NotImplementedError
+
+    def prepare(self, split: Split) -> None:
+        """Makes ready what calls will read, where that takes long; finished work stays when it is killed."""
+
+    def describe(self, split: Split) -> object:
+        """What its maps depend on beside the settings and the photos, as a JSON value for cache keys."""
+        return None
 
 
-class DatasetDepth:
+class DatasetDepth(DepthSource):
     """depth.source=dataset: the depth that the data set carries."""
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
@@ -38,7 +57,7 @@ class DatasetDepth:
         return depth
 
 
-class FolderDepth:
+class FolderDepth(DepthSource):
     """depth.source=folder: one file per photo, by the photo's relative path or by its stem.
 
     Files are .npy, or one-channel .png or .tif. Floats are metres (inf = sky), or [0, 1] for mapping none. Integers are
@@ -47,19 +66,25 @@ class FolderDepth:
     "not measured" and is an error.
 
     Args:
-        root: the folder, never written to.
+        root: the folder, never written to. What `python -m depthg.depth` wrote says its unit itself, in `depth.json`.
         metres_per_unit: metres per step of integer maps, or None.
-        metric: whether the mapping expects metres (every one but none).
+        expects_metres: whether the mapping expects metres (every one but none).
     """
 
-    def __init__(self, root: str | Path, metres_per_unit: float | None = None, metric: bool = True):
+    def __init__(self, root: str | Path, metres_per_unit: float | None = None, expects_metres: bool = True):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise FileNotFoundError(f"depth.root={show(self.root)} is no folder; it must hold one depth map per photo")
         if metres_per_unit is not None and not 0 < metres_per_unit < math.inf:
             raise ValueError(f"depth.metres_per_unit={metres_per_unit} must be above 0 (0.001 for millimetres)")
-        self.metres_per_unit, self.metric = metres_per_unit, metric
+        self.metres_per_unit, self.expects_metres = metres_per_unit, expects_metres
+        self.name = f"depth.root={show(self.root)}"
+        if metres_per_unit is None and (self.root / UNIT_FILE).is_file():
+            self.metric, self.metres_per_unit = read_unit(self.root)
         self._counted: tuple[Split, Counter] | None = None
+
+    def describe(self, split: Split) -> dict:
+        return {"files": [file_stamp(self.path(split, i)) for i in range(len(split))], "unit": self.metres_per_unit}
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         path = self.path(split, index)
@@ -107,7 +132,7 @@ class FolderDepth:
                 holes = int((values == 0).sum())
                 raise DataError(f"{show(path)} has {holes} pixels without a measurement (value 0): fill them")
             depth = values.astype(np.float32) * np.float32(self.metres_per_unit)
-        elif self.metric:
+        elif self.expects_metres:
             raise DataError(
                 f"{show(path)} holds integers of unknown unit: pass depth.metres_per_unit (0.001 for millimetres), or "
                 f"depth.mapping=none if 0 is near and the largest value far"
@@ -119,7 +144,7 @@ class FolderDepth:
         return depth
 
 
-class GroundPlane:
+class GroundPlane(DepthSource):
     """depth.source=ground_plane: a flat road seen from a level camera, nothing above the horizon.
 
     `z = camera_height * f / (row + 0.5 - horizon * H)` with `f = W / (2 tan(fov / 2))`.
@@ -129,6 +154,8 @@ class GroundPlane:
         horizon: row of the horizon as a share of the photo's height, from the top.
         fov_deg: horizontal field of view where the data set does not state one.
     """
+
+    metric, name = True, "depth.source=ground_plane"
 
     def __init__(self, camera_height: float = 1.4, horizon: float = 0.45, fov_deg: float = 60.0):
         if not 0 < camera_height < math.inf:
@@ -155,12 +182,23 @@ def depth_source(
     camera_height: float = 1.4,
     horizon: float = 0.45,
     fov_deg: float = 60.0,
+    model: str | Path | None = None,
+    flip: bool = False,
+    output: str = "auto",
+    batch_size: int = 4,
+    cache: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> DepthSource | None:
-    """The depth source of the settings (`DatasetDepth`, `FolderDepth` or `GroundPlane`), None for "none": plain STEGO.
+    """The depth source of the settings, None for "none": plain STEGO.
+
+    Args:
+        source: "dataset", "folder" (`root`, `metres_per_unit`), "ground_plane" (`camera_height`, `horizon`, `fov_deg`),
+            "model" (`model` to `device`, see `depth_model.DepthNetwork` and `depth_cache.ModelDepth`), or "none".
+        mapping: how its values are mapped, for checks.
 
     Raises:
         ValueError: unknown source, or a setting that it needs is missing or impossible.
-        FileNotFoundError: no folder `root`.
+        FileNotFoundError: no folder `root`, or a network that is not on this machine and cannot be downloaded.
     """
     if source == "none":
         return None
@@ -171,8 +209,14 @@ def depth_source(
     if source == "folder":
         if root is None:
             raise ValueError("depth.source=folder needs depth.root=DIR: a folder with one depth map per photo")
-        return FolderDepth(root, metres_per_unit, metric=mapping != "none")
-    known = ("dataset", "folder", "ground_plane", "none")
+        return FolderDepth(root, metres_per_unit, expects_metres=mapping != "none")
+    if source == "model":
+        from depthg.depth_cache import ModelDepth  # which builds on this module
+        from depthg.depth_model import DEFAULT_MODEL, DepthNetwork
+
+        network = DepthNetwork(model or DEFAULT_MODEL, flip=flip, output=output, device=device)
+        return ModelDepth(network, cache_root(cache), batch_size)
+    known = ("dataset", "folder", "model", "ground_plane", "none")
     near = difflib.get_close_matches(source, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"depth.source={source!r} is not one of {', '.join(known)}{hint}")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,17 @@ from depthg.backbones import Backbone, load_backbone
 from depthg.config import Config
 from depthg.data import load_dataset
 from depthg.data.base import Dataset, Split, Subset
-from depthg.data.files import DataError, cache_root, show
+from depthg.data.files import cache_root, file_stamp
 from depthg.data.scenes import SceneSplit
 from depthg.data.transforms import View, Views, to_float
 from depthg.depth import MappedDepth, Normals, depth_source
+from depthg.depth_cache import Crops
 from depthg.depth_sources import DepthSource
+from depthg.depth_units import check_unit
 from depthg.evaluate import EvaluationSet
 from depthg.features import FeatureTransform, cached, write_features
 from depthg.knn import mean_features, nearest_neighbours
-from depthg.progress import progress_bar
+from depthg.progress import StageBar
 
 BLOCK = 64  # views decoded ahead of the network
 
@@ -50,13 +53,12 @@ class Prepared:
 
 def load_views(views: Views, text: str, part: str) -> Iterator[tuple[int, View]]:
     """One part (image, label or maps) of every view in order, decoded ahead by a few threads, with a progress bar."""
-    with ThreadPoolExecutor(4) as pool, progress_bar() as bar:
-        task = bar.add_task(text, total=len(views), note="")
+    with ThreadPoolExecutor(4) as pool, StageBar(text.strip(), len(views)) as bar:
         for start in range(0, len(views), BLOCK):
             numbers = range(start, min(start + BLOCK, len(views)))
             for number, view in zip(numbers, pool.map(lambda view: views.load(view, (part,)), numbers), strict=True):
                 yield number, view
-                bar.advance(task)
+                bar.advance()
 
 
 class Preparation:
@@ -146,13 +148,17 @@ class Preparation:
             raise ValueError(f"no pixel of the {len(views)} evaluation images has a label; nothing can be scored")
         return array
 
-    @property
-    def depth_source(self) -> DepthSource:
-        part = self.config.depth
-        return depth_source(
+    @cached_property
+    def depth_source(self) -> DepthSource | None:
+        part, term = self.config.depth, self.config.loss.depth
+        source = depth_source(
             part.source, root=part.root, metres_per_unit=part.metres_per_unit, mapping=part.mapping,
-            camera_height=part.camera_height, horizon=part.horizon, fov_deg=part.fov_deg,
+            camera_height=part.camera_height, horizon=part.horizon, fov_deg=part.fov_deg, model=part.model,
+            flip=part.flip, output=part.output, batch_size=part.batch_size, cache=self.root, device=self.device,
         )  # fmt: skip
+        if source is not None:
+            check_unit(source, part.mapping, term.relation if term.weight else "product")
+        return source
 
     def mapped_depth(self, split: Split, source: DepthSource) -> MappedDepth:
         part = self.config.depth
@@ -162,22 +168,23 @@ class Preparation:
     def example(self, view: int) -> View:
         """An evaluation view for pictures, with ``maps["depth"]`` ``[1, H, W]`` when depth is used."""
         maps = {}
-        if self.config.depth.source != "none":
+        if self.depth_source is not None:
             maps["depth"] = self.mapped_depth(self.evaluation_split, self.depth_source)
         return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
 
     def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mapped depth and, where the relation compares surfaces, normals, both averaged over each cell of ``grid``."""
-        part, split = self.config.depth, views.split
-        if part.source == "none":
+        part, source = self.config.depth, self.depth_source
+        if source is None:
             return None, None
-        source = self.depth_source
+        split, crop = (Crops(views), "none") if part.on == "crop" else (views.split, views.crop)
         surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
         maps = {"depth": self.mapped_depth(split, source)}
         maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
-        with_maps = self.views(split, views.size, views.crop, maps=maps, map_size=grid)
+        with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
 
         def build(folder: Path) -> None:
+            source.prepare(split)
             depth = np.lib.format.open_memmap(folder / "depth.npy", "w+", np.float16, (len(views), *grid))
             shape = (len(views), 4, *grid)
             normals = np.lib.format.open_memmap(folder / "normals.npy", "w+", np.float16, shape) if surfaces else None
@@ -186,16 +193,10 @@ class Preparation:
                 if surfaces:
                     normals[number] = view.maps["normals"]
 
-        files = (
-            [file_stamp(source.path(split, photo)) for photo in range(len(split))] if part.source == "folder" else []
-        )
         settings = {
-            "depth": asdict(part),
-            "grid": list(grid),
-            "views": self.describe(views),
-            "files": files,
-            "normals": surfaces,
-        }
+            "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},
+            "grid": list(grid), "views": self.describe(views), "source": source.describe(split), "normals": surfaces,
+        }  # fmt: skip
         folder = cached(self.root, "depth", settings, build)
         depth = _map(folder / "depth.npy")
         normals = _map(folder / "normals.npy") if surfaces else None
@@ -203,6 +204,7 @@ class Preparation:
 
     def run(self) -> Prepared:
         """Finds or builds everything."""
+        self.depth_source  # noqa: B018 (its errors before the long work)
         transform, features, evaluation, key = self.features()
         stride = self.backbone.stride
         grid = tuple(side // stride for side in self.config.data.size)
@@ -228,15 +230,6 @@ class Preparation:
             evaluation_split=self.evaluation_split,
             example=self.example,
         )
-
-
-def file_stamp(path: Path) -> str:
-    """Name, size and modification time: what a cache key knows of a file."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise DataError(f"cannot read {show(path)} ({error.strerror}); remove the entry or restore the file") from error
-    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 
 def fingerprint(split: Split) -> str:

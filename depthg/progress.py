@@ -7,18 +7,39 @@ import os
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def progress_bar(**options) -> Progress:
-    """Text, bar, count, rate, time left and a note; silent on all ranks but the first of a distributed run."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        disable=os.environ.get("RANK", "0") != "0",
-        **options,
-    )
+class StageBar:
+    """The progress bar of one stage: count, rate, time left and a note; silent on all ranks but the first.
+
+    Args:
+        text: what is done.
+        total: how many there are.
+    """
+
+    def __init__(self, text: str, total: int):
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"), disable=os.environ.get("RANK", "0") != "0",
+        )  # fmt: skip
+        self._task = self._bar.add_task(f"{text:<22}", total=total, note="")
+
+    def __enter__(self) -> StageBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+
+    def advance(self, count: int = 1) -> None:
+        """Work that this process has done."""
+        self._bar.advance(self._task, count)
+
+    def skip(self, count: int) -> None:
+        """Work that was done before or elsewhere: counted, but not in the rate."""
+        self._bar.tasks[0].completed += count
+
+    def note(self, text: str) -> None:
+        if text != self._bar.tasks[0].fields["note"]:
+            self._bar.update(self._task, note=text)
 
 
 class Rate(TextColumn):

@@ -100,6 +100,11 @@ class Views:
             return list(self.split.names)
         return [f"{name}_crop{number}" for name in self.split.names for number in range(5)]
 
+    def crop_image(self, view: int) -> np.ndarray:  # uint8 [h, w, 3]
+        """The crop that a view is made of, in the photo's own pixels."""
+        photo = self._photo(self.photo(view), frozenset({"image"}))
+        return self._window(photo.size, view % self.per_photo, self.split.names[self.photo(view)]).cut(photo.image)
+
     def load(self, view: int, parts: Sequence[str] = PARTS) -> View:
         """Read one view; safe to call from several threads.
 
