@@ -8,8 +8,8 @@ import numpy as np
 from depthg.colours import class_palette
 from depthg.data.base import Dataset, FileSplit, Split, drop_unreadable
 from depthg.data.files import DataError, label_table, map_ids, show, tree_error
+from depthg.data.matlab import read_mat
 from depthg.data.pairing import count_note
-from depthg.data.potsdam3 import read_mat
 
 CLASSES = {  # the 40 classes of Gupta et al. (2013) in label order; up to "bag" each is one of the 894 ids
     "wall": 21,

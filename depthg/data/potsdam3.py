@@ -6,6 +6,7 @@ import numpy as np
 
 from depthg.data.base import Dataset, FileSplit, Split
 from depthg.data.files import DataError, label_table, map_ids, show, tree_error
+from depthg.data.matlab import read_mat
 from depthg.data.pairing import by_stem, count_note, find_files, find_list, make_split, pair_listed, read_list
 
 CLASSES = {  # in label order: ids, and the colour of the first id in the original label maps
@@ -81,23 +82,6 @@ class TileSplit(FileSplit):
                 f"{show(path)}: gt is {values.dtype} {values.shape}; expected whole numbers [height, width]"
             )
         return map_ids(values.astype(np.int64), self.table, path)
-
-
-def read_mat(path: Path, name: str) -> np.ndarray:
-    """One variable of a MATLAB file (version 4 or 5); whatever scipy raises on a bad file becomes a DataError."""
-    from scipy.io import loadmat, whosmat
-
-    try:
-        content = loadmat(path, appendmat=False, variable_names=[name])
-        found = ", ".join(row[0] for row in whosmat(path, appendmat=False))
-    except Exception as error:  # on damaged files almost anything, MemoryError for a size made up among them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"cannot read {show(path)}: {reason}; replace or remove the file, or pass data.on_error=skip"
-        ) from error
-    if not isinstance(content.get(name), np.ndarray):
-        raise DataError(f"{show(path)} has no variable {name!r}; it holds {found or 'nothing'}")
-    return content[name]
 
 
 def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tuple[Split, str]:
