@@ -6,7 +6,6 @@ Photo number n is filled with the value n, except for a ramp in its last rows; l
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
@@ -93,6 +92,8 @@ NYU = {"trainNdxs": [2, 3, 5, 6, 8, 9], "testNdxs": [1, 4, 7]}
 
 def write_nyuv2(root: Path) -> Path:
     """HDF5 as MATLAB 7.3 writes it: a user block with MATLAB's text, axes in reverse order, single-precision depth."""
+    import h5py
+
     root.mkdir(parents=True, exist_ok=True)
     height, width = NYU_SHAPE
     images = np.stack([photo(number, NYU_SHAPE) for number in range(1, 10)])
