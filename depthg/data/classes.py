@@ -1,6 +1,7 @@
 """A text file that says which class each label id means."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,33 +36,14 @@ def read_classes(path: str | Path) -> Classes:
         DataError: not UTF-8 text, no class, an id without name or given twice, or only some lines with an id.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"data.classes: there is no file {show(path)}; it must hold a class per line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{show(path)} is no list of classes: it is not UTF-8 text ({error.reason})") from error
-    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    rows = [(number, line) for number, line in rows if not line.startswith("#")]
-    with_id = [bool(re.match(r"\d+([\s:,]|$)", line)) for _, line in rows]
-    if any(with_id) and not all(with_id):
-        number, line = rows[with_id.index(False)]
-        raise DataError(
-            f"{show(path)}, line {number}: {line!r} has no id, other lines have one; give all or none an id"
-        )
     labels: dict[str, int] = {}
     colours: dict[int, tuple[int, ...]] = {}
     ids: dict[int, int] = {}
-    for position, (number, line) in enumerate(rows):
-        found = re.fullmatch(r"(\d+)[\s:,]+(.*)" if with_id[0] else r"()(.*)", line)
-        label_id, rest = (int(found[1] or position), found[2]) if found else (-1, "")
-        name, _, colour = rest.partition(" #") if re.search(r" #[0-9a-fA-F]{6}$", rest) else (rest, "", "")
-        if not name.strip() or label_id in ids or label_id > LARGEST_ID:
-            problem = (
-                "has no name" if not name.strip() else "comes twice" if label_id in ids else f"is over {LARGEST_ID}"
-            )
-            raise DataError(f"{show(path)}, line {number}: the id of {line!r} {problem}; write 'id name' or 'name'")
-        label = -1 if name.strip().casefold() == VOID_NAME else labels.setdefault(name.strip(), len(labels))
+    for number, label_id, name, colour in _rows(path):
+        if not name or label_id in ids or label_id > LARGEST_ID:
+            problem = "has no name" if not name else "comes twice" if label_id in ids else f"is over {LARGEST_ID}"
+            raise DataError(f"{show(path)}, line {number}: the id {label_id} {problem}; write 'id name' or 'name'")
+        label = -1 if name.casefold() == VOID_NAME else labels.setdefault(name, len(labels))
         ids[label_id] = label
         if colour and label >= 0:
             colours.setdefault(label, tuple(bytes.fromhex(colour)))
@@ -71,3 +53,23 @@ def read_classes(path: str | Path) -> Classes:
     for label, colour in colours.items():
         palette[label] = colour
     return Classes(tuple(labels), palette, label_table({VOID_ID: -1} | ids))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, int, str, str | None]]:
+    """Number, id, name and colour (six hexadecimal digits) of every line that is not empty and no comment."""
+    if not path.is_file():
+        raise FileNotFoundError(f"data.classes: there is no file {show(path)}; it must hold a class per line")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{show(path)} is no list of classes: it is not UTF-8 text ({error.reason})") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    split = [re.fullmatch(r"(\d+)(?:[\s:,]+(.*))?", line) for _, line in lines]
+    if any(split) and not all(split):
+        number, line = lines[split.index(None)]
+        raise DataError(f"{show(path)}, line {number}: {line!r} has no id, others have; give all lines an id or none")
+    for position, ((number, line), found) in enumerate(zip(lines, split, strict=True)):
+        label_id, rest = (int(found[1]), found[2] or "") if found else (position, line)
+        name, colour = re.fullmatch(r"(.*?)(?:(?:^|\s)#([0-9a-fA-F]{6}))?", rest).groups()
+        yield number, label_id, name.strip(), colour
