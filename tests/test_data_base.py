@@ -97,6 +97,44 @@ def test_skip_counts_and_reports(tmp_path):
         assert name in reason and name in str(caught[0].message)
 
 
+def test_every_bad_photo_is_counted_and_every_odd_one_is_used(tmp_path):
+    """One folder with all that people's folders hold."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "name with spaces and ü.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("RGBA").save(tmp_path / "rgba.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("P").save(tmp_path / "palette.gif")
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "film.gif", save_all=True, append_images=[image.rotate(90)])
+    Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80).save(tmp_path / "deep.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "grey.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    used = sorted(path.name for path in tmp_path.iterdir() if path.name != "loop")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "page.png").write_text("<html>404</html>")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "plain.jpg").read_bytes()[:300])
+    (tmp_path / "broken.png").symlink_to("gone.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "odd.tif").write_bytes(b"II*\0" + bytes(20))
+    Image.new("RGB", (3, 3)).save(tmp_path / "tiny.png")
+    bad = ["broken.png", "circle.png", "cut.jpg", "empty.jpg", "odd.tif", "page.png", "tiny.png"]
+    with pytest.warns(UserWarning, match=r"skipped 7 of 17 photos"):
+        data = load_dataset("folder", root=tmp_path, on_error="skip")
+    assert sorted(data.train.relative) == used and len(data.train.skipped) == 7
+    assert all(any(name.split(".")[0] in reason for reason in data.train.skipped) for name in bad)
+    shapes = {name: data.train.image(i).shape for i, name in enumerate(data.train.relative)}
+    assert shapes.pop("turned.jpg") == (32, 24, 3) and set(shapes.values()) == {(24, 32, 3)}
+    strict = load_dataset("folder", root=tmp_path)
+    for index, name in enumerate(strict.train.relative):
+        if name in bad[:-1]:
+            with pytest.raises(DataError, match=name.replace(".", r"\.")):
+                strict.train.image(index)
+
+
 def test_a_long_report_is_cut_short(tmp_path):
     split = make_split(tmp_path, 9)
     for path in split.images[:8]:

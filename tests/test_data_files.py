@@ -3,6 +3,7 @@
 import os
 import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -87,6 +88,28 @@ def test_sixteen_bits_keep_their_range(tmp_path, suffix):
     got = read_image(save(tmp_path / f"deep{suffix}", values))
     assert got[..., 0].tolist() == [[0, 1, 128, 255], [0, 1, 253, 0]]
     assert np.array_equal(got[..., 0], got[..., 2])
+
+
+def png_of_16_bit_colours(path, values):  # uint16 [H, W, 3]
+    """Pillow reads these but cannot write them."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def test_sixteen_bit_colours_keep_their_range(tmp_path):
+    values = RGB.astype(np.uint16) * 257
+    got = read_image(png_of_16_bit_colours(tmp_path / "deep.png", values))
+    assert got.dtype == np.uint8 and np.array_equal(got, RGB)
+    with pytest.raises(DataError, match=r"deep\.png.*one id per pixel"):
+        read_label(tmp_path / "deep.png", TABLE)
 
 
 @pytest.mark.parametrize(("top", "factor"), [(1.0, 255), (255.0, 1)])
@@ -212,6 +235,18 @@ def test_missing_file_broken_link_and_loop(tmp_path):
     (tmp_path / "b.png").symlink_to("a.png")
     with pytest.raises(DataError, match=r"a\.png"):
         read_image(tmp_path / "a.png")
+
+
+def test_file_without_permission(tmp_path, monkeypatch):
+    path = save(tmp_path / "locked.png", RGB)
+
+    def refuse(*_):  # permissions do not stop the super-user, who may run the tests
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    for read in (read_image, image_size, lambda path: read_label(path, TABLE)):
+        with pytest.raises(DataError, match=r"cannot read \S*locked\.png: Permission denied; .*on_error=skip"):
+            read(path)
 
 
 @pytest.mark.parametrize("limit", [100, 40])  # Pillow warns above its limit and refuses above twice the limit
