@@ -62,6 +62,15 @@ class BackboneConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    cache: str = option(
+        "on", "keep features on disk, or off: run the backbone in every step, for data too large for the disk",
+        choices=("on", "off"),
+    )  # fmt: skip
+    dtype: str = option("float16", "what features are rounded to and stored in", choices=("float16", "bfloat16"))
+
+
+@dataclass
 class DepthConfig:
     source: str = option(
         "none", "where depth comes from", choices=("dataset", "folder", "model", "ground_plane", "none")
@@ -176,6 +185,9 @@ class KnnConfig:
     draw: int = option(7, "one of the first so many is drawn as the pair", low=1)
     exclude_same_photo: bool = option(True, "never pair crops of one photo")
     dropout: bool = option(False, "channel dropout before averaging, as the released code does")
+    dtype: str = option(
+        "float32", "mean features are rounded to this for the comparison", choices=("float32", "float16", "bfloat16")
+    )
 
 
 @dataclass
@@ -208,6 +220,7 @@ class CheckpointConfig:
 @dataclass
 class CacheConfig:
     dir: str | None = option(None, "where scenes and features are kept; default $DEPTHG_CACHE or the user cache folder")
+    shard_mb: float = option(64.0, "MiB written between two marks of progress: what a kill costs at most", low=0.001)
 
 
 @dataclass
@@ -228,6 +241,7 @@ class Config:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -1,13 +1,8 @@
-"""Frozen features: what follows the backbone, and a cache of memory-mapped arrays that is whole or absent."""
+"""Frozen features: what follows the backbone, and one way to read them, from a cache or streamed."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,52 +11,7 @@ from torch import Tensor, nn
 
 from depthg.kernels.reference import normalize
 
-CACHE_VERSION = 1
-STALE = 3600  # seconds without a write after which a partial build counts as killed
-
-
-def cached(root: Path, kind: str, settings: dict, build: Callable[[Path], None]) -> Path:
-    """The folder of arrays that belong to exactly these settings; ``build(folder)`` is called when there is none.
-
-    The folder's name is a hash of the settings, which lie beside the arrays in ``manifest.json``, written last. A
-    killed build leaves only a temporary folder, which is never taken for whole.
-    """
-    text = json.dumps({"version": CACHE_VERSION, **settings}, sort_keys=True, indent=1)
-    key = hashlib.sha256(text.encode()).hexdigest()[:20]
-    folder = root / kind / key
-    if is_whole(folder):
-        return folder
-    partial = root / kind / f".{key}.{os.getpid()}"
-    for left in root.glob(f"{kind}/.{key}.*"):  # of killed builds; younger ones may belong to a running process
-        if left == partial or time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > STALE:
-            shutil.rmtree(left, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        build(partial)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        manifest = {"settings": json.loads(text), "bytes": sizes}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        if not is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    except OSError as error:
-        if is_whole(folder):  # another process finished the same cache first
-            return folder
-        if error.filename and not str(error.filename).startswith(str(root)):
-            raise  # about the data, not the cache
-        raise OSError(f"cannot write the cache in {root}: {error}; set cache.dir to a folder with room") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether every file named by the manifest is there in full."""
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text())["bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class FeatureTransform(nn.Module):
@@ -122,45 +72,142 @@ class FeatureTransform(nn.Module):
         return self
 
 
-def write_features(
-    folder: Path,
-    batches: Iterator[Tensor],  # [B, C, h, w] per batch
-    count: int,
-    transform: FeatureTransform,
-    fit: bool,
-) -> None:
-    """Writes ``features.npy`` float16 ``[count, h*w, D]`` and ``transform.safetensors`` from backbone outputs.
+def stored(maps: Tensor, transform: FeatureTransform, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, D]
+    """Features as the cache holds them: rounded backbone output through the transform, rounded again, on the CPU.
 
-    The backbone runs once: its raw output is kept on disk until the transform is fitted, then replaced.
+    Raises:
+        ValueError: a value is NaN, or beyond the range of ``dtype``.
     """
-    from safetensors.torch import save_file
-
-    raw, start = None, 0
-    for batch in batches:
-        rows = batch.flatten(2).transpose(1, 2).half().cpu().numpy()
-        if raw is None:
-            raw = np.lib.format.open_memmap(folder / "raw.npy", "w+", np.float16, (count, *rows.shape[1:]))
-        raw[start : start + len(rows)] = rows
-        start += len(rows)
-    if raw is None or start != count:
-        raise ValueError(f"{start} of {count} images reached the feature cache")
-    if fit:
-        transform.fit(lambda: (torch.from_numpy(part).flatten(0, 1) for part in _parts(raw)))
-    save_file(transform.state_dict(), folder / "transform.safetensors")
-    if transform.is_identity:
-        raw.flush()
-        (folder / "raw.npy").rename(folder / "features.npy")
-        return
-    shape = (count, raw.shape[1], transform.channels)
-    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
-    start = 0
-    for part in _parts(raw):
-        features[start : start + len(part)] = transform(torch.from_numpy(part)).half().numpy()
-        start += len(part)
-    features.flush()
-    (folder / "raw.npy").unlink()
+    rows = maps.flatten(2).transpose(1, 2).to(dtype).cpu()
+    return transform_stored(rows, transform)
 
 
-def _parts(array: np.ndarray, rows: int = 16) -> Iterator[np.ndarray]:
-    for start in range(0, len(array), rows):
-        yield np.array(array[start : start + rows])
+def transform_stored(rows: Tensor, transform: FeatureTransform) -> Tensor:  # [B, h*w, C] -> [B, h*w, D], same dtype
+    """The transform of stored backbone output, checked to be finite."""
+    out = rows.contiguous() if transform.is_identity else transform(rows).to(rows.dtype)
+    if not bool(out.isfinite().all()):
+        name = str(out.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the backbone gives features that are NaN or beyond the range of {name}; check backbone.weights"
+            + ("" if out.dtype == torch.bfloat16 else ", or use features.dtype=bfloat16")
+        )
+    return out
+
+
+def disk_dtype(dtype: torch.dtype) -> np.dtype:
+    """What numpy calls stored features; it has no bfloat16, whose bits are kept as uint16."""
+    return np.dtype(np.uint16 if dtype == torch.bfloat16 else np.float16)
+
+
+def to_disk(rows: Tensor) -> np.ndarray:
+    """float16, or the bits of bfloat16 as uint16."""
+    return rows.view(torch.uint16).numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
+
+
+def from_disk(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """The tensor whose bits an array holds, without a copy."""
+    return torch.from_numpy(array).view(dtype)
+
+
+class Features:
+    """Feature maps of views ``[V, h*w, D]``, read by views; like an array it has a length, a shape and ``[...]``.
+
+    Args:
+        shape: (V, h*w, D).
+        dtype: what they are rounded to.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype):
+        self.shape, self.dtype = tuple(shape), dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, views: np.ndarray) -> Tensor:  # int [N] -> dtype [N, h*w, D]
+        """Maps of some views, rounded to ``dtype``, on the CPU."""
+        raise NotImplementedError
+
+    def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
+        """Maps of some views in float32 ``[N, h*w, D]`` on a device.
+
+        Args:
+            views: int [N].
+            device: where to.
+            out: float32 [N, h*w, D] on the CPU, filled and returned when ``device`` is the CPU; fresh memory of that
+                size costs ten times as much as the reading.
+        """
+        maps = self.read(views)
+        if torch.device(device).type == "cpu" and out is not None:
+            return out.copy_(maps)
+        return maps.to(device).float()
+
+    def at(self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Vectors of some views at their own cells, int64 ``[N, P]``, in float32 ``[N, P, D]`` on a device."""
+        index = cells.cpu()[..., None].expand(-1, -1, self.shape[2])
+        return self.read(views).gather(1, index).to(device).float()
+
+    def __getitem__(self, index) -> np.ndarray:
+        """As an array of float16, or float32 for bfloat16; the first index chooses views, further ones inside them."""
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        views = np.arange(len(self))[first]
+        maps = self.read(np.atleast_1d(views))
+        maps = (maps.float() if self.dtype == torch.bfloat16 else maps).numpy()
+        return maps[(0 if np.ndim(views) == 0 else slice(None), *rest)]
+
+
+class StoredFeatures(Features):
+    """Features in a cache, memory-mapped: only what is read leaves the disk.
+
+    Args:
+        path: ``features.npy``.
+        dtype: torch dtype that its bits mean.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype):
+        self.array = np.load(path, mmap_mode="c")  # a private map, never written to
+        self.maps = from_disk(self.array, dtype)
+        super().__init__(tuple(self.maps.shape), dtype)
+
+    def read(self, views: np.ndarray) -> Tensor:
+        return self.maps[torch.from_numpy(np.asarray(views, np.int64))]
+
+    def __getitem__(self, index) -> np.ndarray:
+        found = np.asarray(self.array[index])  # only what the index asks for
+        return from_disk(found, self.dtype).float().numpy() if self.dtype == torch.bfloat16 else found
+
+    def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
+        if torch.device(device).type != "cpu":
+            return super().rows(views, device)
+        out = torch.empty(len(views), *self.shape[1:]) if out is None else out
+        for row, view in zip(out, np.asarray(views), strict=True):  # converts on the way: no copy in between
+            row.copy_(self.maps[int(view)])
+        return out
+
+    def at(self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        first = torch.from_numpy(np.asarray(views, np.int64))[:, None] * self.shape[1]
+        index = (first + cells.cpu()).flatten()
+        found = self.maps.flatten(0, 1).index_select(0, index).view(*cells.shape, -1)
+        return found.to(device).float()
+
+
+class StreamedFeatures(Features):
+    """Features that are computed whenever they are read (``features.cache=off``).
+
+    Args:
+        maps: ``maps(views, batch)`` yields the backbone's output [batch, C, h, w] for views in order.
+        batch: views per forward pass.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        transform: FeatureTransform,
+        maps: Callable[[Sequence[int], int], Iterator[Tensor]],
+        batch: int,
+    ):
+        super().__init__(shape, dtype)
+        self.transform, self.maps, self.batch = transform, maps, batch
+
+    def read(self, views: np.ndarray) -> Tensor:
+        return torch.cat([stored(part, self.transform, self.dtype) for part in self.maps(views, self.batch)])

@@ -1,35 +1,42 @@
-"""Everything that is computed once before training: features, labels, depth and neighbours, memory-mapped."""
+"""``python -m depthg.prepare``: what is computed once before training (depth, labels, features, neighbours).
+
+Every stage is a cache of its own (see ``cache.py``): found when nothing that it depends on has changed, and else built
+in shards, so that a killed preparation goes on where it was and several processes share the work.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from depthg.backbones import Backbone, load_backbone
+from depthg.cache import Arrays, Build, cache_key, cached, folder_bytes, is_whole, rows_per_shard
+from depthg.cli import run_command
 from depthg.config import Config
 from depthg.data import load_dataset
-from depthg.data.base import Dataset, Split, Subset
-from depthg.data.files import cache_root, file_stamp
-from depthg.data.scenes import SceneSplit
+from depthg.data.base import Dataset, Split
+from depthg.data.files import cache_root
 from depthg.data.transforms import View, Views, to_float
 from depthg.depth import MappedDepth, Normals, depth_source
 from depthg.depth_cache import Crops
 from depthg.depth_sources import DepthSource
 from depthg.depth_units import check_unit
+from depthg.device import pick_device
 from depthg.evaluate import EvaluationSet
-from depthg.features import FeatureTransform, cached, write_features
-from depthg.knn import mean_features, nearest_neighbours
-from depthg.progress import StageBar
-
-BLOCK = 64  # views decoded ahead of the network
+from depthg.feature_cache import TRANSFORM, FeatureWriter
+from depthg.features import DTYPES, Features, FeatureTransform, StoredFeatures, StreamedFeatures
+from depthg.knn import allowed_k
+from depthg.knn_cache import NeighbourWriter
+from depthg.loading import fingerprint, load_views, write_views
+from depthg.prepare_summary import SUMMARY, Stage, print_summary
 
 
 @dataclass
@@ -40,25 +47,15 @@ class Prepared:
     features_key: str  # changes with the photos, the backbone and whatever else the features depend on
     transform: FeatureTransform
     grid: tuple[int, int]  # cells (h, w) of a training view
-    features: np.ndarray  # float16 [V, h*w, C]
+    features: Features  # [V, h*w, C]
     labels: np.ndarray | None  # int16 [V, H, W], -1 = void
     depth: np.ndarray | None  # float16 [V, h*w] in [0, 1]
     normals: np.ndarray | None  # float16 [V, h*w, 4]
     photos: np.ndarray  # int64 [V], photo of each view
-    neighbours: np.ndarray  # int64 [V, k]
+    neighbours: np.ndarray  # int32 [V, k]
     evaluation: EvaluationSet
     evaluation_split: Split
     example: Callable[[int], View]  # an evaluation view with image, label and, when there is depth, maps["depth"]
-
-
-def load_views(views: Views, text: str, part: str) -> Iterator[tuple[int, View]]:
-    """One part (image, label or maps) of every view in order, decoded ahead by a few threads, with a progress bar."""
-    with ThreadPoolExecutor(4) as pool, StageBar(text.strip(), len(views)) as bar:
-        for start in range(0, len(views), BLOCK):
-            numbers = range(start, min(start + BLOCK, len(views)))
-            for number, view in zip(numbers, pool.map(lambda view: views.load(view, (part,)), numbers), strict=True):
-                yield number, view
-                bar.advance()
 
 
 class Preparation:
@@ -78,7 +75,9 @@ class Preparation:
             raise ValueError(f"data={data.name} has no split {data.eval_split!r}; use data.eval_split=val")
         self.train_views = self.views(self.dataset.train, data.size, data.crop)
         self.evaluation_views = self.views(self.evaluation_split, data.eval_size)
+        self.stages: list[Stage] = []
         self._backbone: Backbone | None = None
+        self._fingerprints: dict[int, str] = {}
 
     def views(self, split: Split, size: Sequence[int], crop: str = "none", **maps) -> Views:
         data = self.config.data
@@ -93,58 +92,128 @@ class Preparation:
 
     def describe(self, views: Views) -> dict:
         """What identifies a list of views in a cache key."""
-        data = self.config.data
+        data, split = self.config.data, views.split
+        if id(split) not in self._fingerprints:  # a look at every file
+            self._fingerprints[id(split)] = fingerprint(split)
         return {
-            "photos": fingerprint(views.split), "size": list(views.size), "crop": views.crop,
-            "crop_ratio": data.crop_ratio if views.crop == "five" else None, "interpolation": data.interpolation,
+            "photos": self._fingerprints[id(split)], "count": len(views), "size": list(views.size),
+            "crop": views.crop, "crop_ratio": data.crop_ratio if views.crop == "five" else None,
+            "interpolation": data.interpolation,
         }  # fmt: skip
 
-    def _batches(self, views: Views, text: str) -> Iterator[torch.Tensor]:
-        batch = []
-        for number, view in load_views(views, text, "image"):
-            batch.append(view.image)
-            if len(batch) == self.config.backbone.batch_size or number == len(views) - 1:
-                yield self.backbone(to_float(torch.stack(batch)).to(self.device))
-                batch = []
+    def cached(
+        self, name: str, kind: str, settings: dict, build: Callable[[Build], None], arrays: Arrays,
+        temporary: Arrays | None = None,
+    ) -> Path:  # fmt: skip
+        """The folder of a stage, which is noted for the summary."""
+        made = not is_whole(self.root / kind / cache_key(settings))
+        started = time.perf_counter()
+        folder = cached(self.root, kind, settings, build, arrays, temporary)
+        seconds, count = time.perf_counter() - started, next(iter(arrays.values()))[0][0]
+        self.stages.append(Stage(name, count, folder_bytes(folder), seconds, made, folder))
+        return folder
 
-    def features(self) -> tuple[FeatureTransform, np.ndarray, np.ndarray, str]:
-        """The fitted transform, training features, evaluation features, and the key of the training features."""
-        part = self.config.backbone
-        transform = FeatureTransform(self.backbone.stages, part.pca, part.standardize)
-        settings = {
-            "device": self.device.type, "backbone": part.name, "weights": self.backbone.weights_hash,
-            "standardize": part.standardize, "pca": part.pca,
+    def rows_per_shard(self, row_bytes: int, multiple: int = 1) -> int:
+        return rows_per_shard(row_bytes, self.config.cache.shard_mb, multiple)
+
+    def maps(self, views: Views) -> Callable[[Sequence[int], int], Iterator[torch.Tensor]]:
+        """Function from numbers of views and a batch size to backbone output ``[batch, C, h, w]``, in order."""
+
+        def run(numbers: Sequence[int], batch: int) -> Iterator[torch.Tensor]:
+            images = []
+            for place, view in enumerate(load_views(views, numbers, "image"), 1):
+                images.append(view.image)
+                if len(images) == batch or place == len(numbers):
+                    yield self.backbone(to_float(torch.stack(images).to(self.device)))
+                    images = []
+
+        return run
+
+    def grid(self, views: Views) -> tuple[int, int]:
+        """Cells (h, w) of a view.
+
+        Raises:
+            ValueError: its size does not fit the backbone.
+        """
+        multiple = self.backbone.multiple
+        if any(side % multiple for side in views.size):
+            key = "data.size" if views is self.train_views else "data.eval_size"
+            near = [max(multiple, round(side / multiple) * multiple) for side in views.size]
+            raise ValueError(
+                f"{key}={list(views.size)} must be multiples of {multiple} for {self.backbone.name}: {near}"
+            )
+        return tuple(side // self.backbone.stride for side in views.size)
+
+    @cached_property
+    def feature_settings(self) -> dict:
+        """What the features of the training views depend on; those of other views also depend on these views."""
+        part, network = self.config.backbone, self.backbone
+        return {
+            "device": self.device.type, "backbone": part.name, "weights": network.weights_hash,
+            "input": [network.mean.flatten().tolist(), network.std.flatten().tolist()],
+            "standardize": part.standardize, "pca": part.pca, "dtype": self.config.features.dtype,
             "train": self.describe(self.train_views),
         }  # fmt: skip
 
-        def build(views: Views, text: str, fit: bool):
-            return lambda folder: write_features(folder, self._batches(views, text), len(views), transform, fit)
+    def features(self) -> tuple[FeatureTransform, Features, Features, Path]:
+        """The fitted transform, training features, evaluation features, and the folder of the training features."""
+        part, keep = self.config.backbone, self.config.features.cache == "on"
+        transform = FeatureTransform(self.backbone.stages, part.pca, part.standardize)
+        fit = not transform.is_identity
+        train = self._write_features("training", self.train_views, self.feature_settings, transform, fit, keep)
+        if fit:
+            transform.load_state_dict(load_file(train / TRANSFORM))
+        settings = {**self.feature_settings, "evaluation": self.describe(self.evaluation_views)}
+        other = None
+        if keep:
+            other = self._write_features("evaluation", self.evaluation_views, settings, transform, False, True)
+        both = ((self.train_views, train), (self.evaluation_views, other))
+        return transform, *(self._open_features(views, transform, folder) for views, folder in both), train
 
-        fitted = not transform.is_identity
-        train = cached(self.root, "features", settings, build(self.train_views, "features, training  ", fitted))
-        transform.load_state_dict(load_file(train / "transform.safetensors"))
-        settings = {**settings, "evaluation": self.describe(self.evaluation_views)}
-        other = cached(self.root, "features", settings, build(self.evaluation_views, "features, evaluation", False))
-        return transform, _map(train / "features.npy"), _map(other / "features.npy"), train.name
+    def _write_features(
+        self, name: str, views: Views, settings: dict, transform: FeatureTransform, fit: bool, keep: bool
+    ) -> Path:
+        """The cache of features, or of the mean features alone (``keep=False``)."""
+        h, w = self.grid(views)
+        writer = FeatureWriter(
+            len(views), h * w, transform, DTYPES[self.config.features.dtype], fit=fit, keep=keep,
+            batch=self.config.backbone.batch_size, shard_mb=self.config.cache.shard_mb,
+        )  # fmt: skip
+        maps, text = self.maps(views), f"features, {name}"
+        return self.cached(
+            text if keep else f"means, {name}", "features" if keep else "means", settings,
+            lambda build: writer.write(build, maps, text), writer.arrays, writer.temporary,
+        )  # fmt: skip
+
+    def _open_features(self, views: Views, transform: FeatureTransform, folder: Path | None) -> Features:
+        dtype = DTYPES[self.config.features.dtype]
+        if self.config.features.cache == "on":
+            return StoredFeatures(folder / "features.npy", dtype)
+        h, w = self.grid(views)
+        shape = (len(views), h * w, transform.channels)
+        return StreamedFeatures(shape, dtype, transform, self.maps(views), self.config.backbone.batch_size)
 
     def labels(self, views: Views) -> np.ndarray | None:
         """Labels of every view, or None when the data set has none."""
         if not self.dataset.classes:
             return None
+        name = "labels, evaluation" if views is self.evaluation_views else "labels, training"
 
-        def build(folder: Path) -> None:
-            array = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.int16, (len(views), *views.size))
-            for number, view in load_views(views, "labels              ", "label"):
-                array[number] = view.label.numpy()
-            array.flush()
+        def row(view: View) -> dict[str, np.ndarray]:
+            return {"labels": view.label.numpy().astype(np.int16)}
 
+        shard = self.rows_per_shard(2 * views.size[0] * views.size[1])
         table = getattr(views.split, "table", None)
         settings = {
             **self.describe(views), "classes": list(self.dataset.classes),
             "table": None if table is None else table.tolist(),
         }  # fmt: skip
-        array = _map(cached(self.root, "labels", settings, build) / "labels.npy")
-        if views is self.evaluation_views and not (array >= 0).any():
+        arrays = {"labels": ((len(views), *views.size), np.int16)}
+        folder = self.cached(
+            name, "labels", settings, lambda build: write_views(build, name, views, "label", row, shard), arrays
+        )
+        array = _map(folder / "labels.npy")
+        if views is self.evaluation_views and not any((array[i : i + 64] >= 0).any() for i in range(0, len(array), 64)):
             raise ValueError(f"no pixel of the {len(views)} evaluation images has a label; nothing can be scored")
         return array
 
@@ -183,65 +252,91 @@ class Preparation:
         maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
         with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
 
-        def build(folder: Path) -> None:
+        cells = grid[0] * grid[1]
+
+        def row(view: View) -> dict[str, np.ndarray]:
+            found = {"depth": view.maps["depth"].flatten()}
+            found |= {"normals": view.maps["normals"].flatten(1).T} if surfaces else {}
+            return {field: values.numpy().astype(np.float16) for field, values in found.items()}
+
+        def build(build: Build) -> None:
             source.prepare(split)
-            depth = np.lib.format.open_memmap(folder / "depth.npy", "w+", np.float16, (len(views), *grid))
-            shape = (len(views), 4, *grid)
-            normals = np.lib.format.open_memmap(folder / "normals.npy", "w+", np.float16, shape) if surfaces else None
-            for number, view in load_views(with_maps, "depth               ", "maps"):
-                depth[number] = view.maps["depth"][0]
-                if surfaces:
-                    normals[number] = view.maps["normals"]
+            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells))
 
         settings = {
             "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},
             "grid": list(grid), "views": self.describe(views), "source": source.describe(split), "normals": surfaces,
         }  # fmt: skip
-        folder = cached(self.root, "depth", settings, build)
-        depth = _map(folder / "depth.npy")
-        normals = _map(folder / "normals.npy") if surfaces else None
-        return depth, normals
+        arrays = {"depth": ((len(views), cells), np.float16)}
+        arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}
+        folder = self.cached("depth", "depth", settings, build, arrays)
+        return _map(folder / "depth.npy"), _map(folder / "normals.npy") if surfaces else None
+
+    def neighbours(self, means: Path) -> np.ndarray:  # int32 [V, k]
+        """The nearest neighbours of every training view by its mean features in ``means``."""
+        knn, dropout = self.config.knn, self.config.head.dropout if self.config.knn.dropout else 0.0
+        photos, k = self.pairing
+        writer = NeighbourWriter(
+            means, photos, k, dropout=dropout, seed=self.config.seed, dtype=knn.dtype, device=self.device
+        )
+        settings = {
+            "features": self.feature_settings, "k": k, "exclude_same_photo": knn.exclude_same_photo,
+            "dropout": dropout, "seed": self.config.seed if dropout else None, "dtype": knn.dtype,
+        }  # fmt: skip
+        folder = self.cached("neighbours", "neighbours", settings, writer.write, writer.arrays, writer.temporary)
+        return _map(folder / "neighbours.npy")
+
+    @property
+    def photos(self) -> np.ndarray:  # int64 [V]
+        """The photo of each training view."""
+        return np.arange(len(self.train_views)) // self.train_views.per_photo
+
+    @property
+    def pairing(self) -> tuple[np.ndarray, int]:
+        """What views of one photo have in common where they are not to be paired, and neighbours of each view."""
+        photos = self.photos if self.config.knn.exclude_same_photo else np.arange(len(self.photos))
+        return photos, allowed_k(self.config.knn.k, torch.from_numpy(photos))
 
     def run(self) -> Prepared:
         """Finds or builds everything."""
-        self.depth_source  # noqa: B018 (its errors before the long work)
-        transform, features, evaluation, key = self.features()
-        stride = self.backbone.stride
-        grid = tuple(side // stride for side in self.config.data.size)
-        evaluation_size = tuple(self.config.data.eval_size)
-        evaluation_grid = tuple(side // stride for side in evaluation_size)
+        self.depth_source, self.pairing  # noqa: B018 (their errors before the long work)
+        grid, views = self.grid(self.train_views), self.evaluation_views
+        self.grid(views)
         depth, normals = self.depth(self.train_views, grid)
-        knn = self.config.knn
-        photos = np.array([self.train_views.photo(view) for view in range(len(self.train_views))])
-        vectors = mean_features(features, self.config.head.dropout if knn.dropout else 0.0, self.config.seed)
-        same = torch.from_numpy(photos) if knn.exclude_same_photo else None
+        labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
+        transform, features, evaluation, folder = self.features()
         return Prepared(
             dataset=self.dataset,
-            features_key=key,
+            features_key=cache_key(self.feature_settings),
             transform=transform,
             grid=grid,
             features=features,
-            labels=self.labels(self.train_views),
-            depth=None if depth is None else depth.reshape(len(depth), -1),
-            normals=None if normals is None else normals.reshape(len(normals), 4, -1).transpose(0, 2, 1),
-            photos=photos,
-            neighbours=nearest_neighbours(vectors, knn.k, same).numpy(),
-            evaluation=EvaluationSet(evaluation, self.labels(self.evaluation_views), evaluation_grid, evaluation_size),
+            labels=labels,
+            depth=depth,
+            normals=normals,
+            photos=self.photos,
+            neighbours=self.neighbours(folder / "means.npy"),
+            evaluation=EvaluationSet(evaluation, evaluation_labels, self.grid(views), tuple(views.size)),
             evaluation_split=self.evaluation_split,
             example=self.example,
         )
 
 
-def fingerprint(split: Split) -> str:
-    """Hash of what a split holds: its files with sizes and times, or for scenes the renderer's version and seed."""
-    if isinstance(split, Subset):
-        parts = [fingerprint(split.split), *map(str, split.indices)]
-    elif isinstance(split, SceneSplit):
-        parts = [split.folder.name]
-    else:
-        parts = [file_stamp(path) for path in [*split.images, *(split.labels or ())] if path is not None]
-    return hashlib.sha256("\n".join([*split.names, *parts]).encode("utf-8", "backslashreplace")).hexdigest()
-
-
 def _map(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
+
+
+def prepare(config: Config) -> Preparation:
+    """Finds or builds everything that a configuration needs, and prints a summary."""
+    preparation = Preparation(config, pick_device(config.device))
+    preparation.run()
+    print_summary(preparation.stages, preparation.root, Console())
+    return preparation
+
+
+def main() -> None:
+    run_command(prepare, "depthg.prepare", SUMMARY)
+
+
+if __name__ == "__main__":
+    main()

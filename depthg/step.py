@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from depthg.config import Config
+from depthg.features import Features
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, channel_dropout, linear_probe_loss
 from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
@@ -92,12 +93,16 @@ class Step:
     def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device):
         self.config, self.data, self.model, self.device = config, data, model, device
         self.guided = data.depth is not None
+        self.buffer: Tensor | None = None
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
 
     def generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.config.seed, *parts))
 
-    def rows(self, array: np.ndarray, views: np.ndarray) -> Tensor:
+    def rows(self, array: np.ndarray | Features, views: np.ndarray) -> Tensor:
+        """Float32 rows of some views on the device."""
+        if isinstance(array, Features):
+            return array.rows(views, self.device)
         return torch.from_numpy(np.asarray(array[views])).to(self.device).float()
 
     def points(self, views: np.ndarray, iteration: int, generator: torch.Generator) -> Tensor:
@@ -185,7 +190,26 @@ class Step:
 
     def plain_features(self, views: np.ndarray, generator: torch.Generator) -> Tensor:  # [N, P, C]
         """Features at the points of iteration 0, without dropout."""
-        return self.gather(self.rows(self.data.features, views), self.points(views, 0, generator))
+        return self.vectors(views, self.points(views, 0, generator))
+
+    def vectors(self, views: np.ndarray, points: Tensor) -> Tensor:  # [N, P, C]
+        """Features of some views at points; at cells only these are read."""
+        if points.ndim == 2:
+            return self.data.features.at(views, points, self.device)
+        return self.gather(self.rows(self.data.features, views), points)
+
+    def read_views(self, views: np.ndarray, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and codes of some views at points."""
+        if points.ndim == 2:
+            return self.forward(self.vectors(views, points))
+        return self.read(self.rows(self.data.features, views), points)
+
+    def anchor_maps(self, views: np.ndarray) -> Tensor:  # [N, h*w, C]
+        """Whole maps of the anchors, in memory that the next step uses again."""
+        shape = (len(views), *self.data.features.shape[1:])
+        if self.buffer is None or self.buffer.shape != shape:
+            self.buffer = torch.empty(shape)
+        return self.data.features.rows(views, self.device, self.buffer)
 
     def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and what is logged."""
@@ -197,12 +221,12 @@ class Step:
         negatives = negative_pairs(
             len(batch.anchors), config.loss.negative.draws, config.loss.negative.pairing, generator
         ).to(self.device)
-        maps = self.rows(data.features, batch.anchors)
+        maps = self.anchor_maps(batch.anchors)
         if self.config.sampling.negatives == "own":
             (feats, codes), bank = self.read(maps, points), {}
         else:
             feats, codes, bank = self.read_with_bank(maps, points, near_points, negatives)
-        near_feats, near_codes = self.read(self.rows(data.features, batch.neighbours), near_points)
+        near_feats, near_codes = self.read_views(batch.neighbours, near_points)
         depth = self.depth_inputs(batch, points, iteration, generator)
         shift = depth.pop("shift", 0.0)
         result = depthg_loss(
@@ -249,7 +273,7 @@ class Step:
         if settings.pair == "crop":
             other_points = self.points(batch.others, iteration, generator)
             other = self.depth_values(batch.others, other_points, side)
-            codes = self.read(self.rows(self.data.features, batch.others), other_points)[1]
+            codes = self.read_views(batch.others, other_points)[1]
             inputs |= {"codes_depth": codes, "depth_other": other}
         shift = exponential_decay(
             iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum

@@ -1,13 +1,18 @@
-"""Feature transform against written-out definitions; the cache is whole or absent and never mixed up."""
-
-import json
+"""Feature transform against written-out definitions; features read alike from a cache and from the backbone."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from depthg.features import FeatureTransform, cached, write_features
+from depthg.features import (
+    DTYPES,
+    FeatureTransform,
+    StoredFeatures,
+    StreamedFeatures,
+    stored,
+    to_disk,
+)
 
 
 def fitted(x: torch.Tensor, stages=(3, 5), **settings) -> FeatureTransform:
@@ -39,53 +44,56 @@ def test_identity_and_errors():
         FeatureTransform((3, 5), pca=9)
 
 
-@pytest.mark.parametrize("settings", [{"standardize": False}, {"pca": 4}])
-def test_written_features_are_the_transformed_backbone_output(tmp_path, settings):
-    maps = torch.randn(20, 8, 2, 3)
-    transform = FeatureTransform((3, 5), **settings)
-    write_features(tmp_path, iter(maps.split(6)), 20, transform, fit=not transform.is_identity)
-    stored = np.load(tmp_path / "features.npy")
-    expected = transform(maps.half().float().flatten(2).transpose(1, 2))
-    assert stored.dtype == np.float16 and stored.shape == (20, 6, transform.channels)
-    np.testing.assert_allclose(stored, expected.numpy(), atol=2e-3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "transform.safetensors"]
-
-
-def build(folder):
-    np.save(folder / "a.npy", np.arange(5))
-    build.calls += 1
-
-
-def test_cache_is_built_once_per_settings_and_readable(tmp_path):
-    build.calls = 0
-    first = cached(tmp_path, "kind", {"x": 1}, build)
-    assert cached(tmp_path, "kind", {"x": 1}, build) == first
-    assert cached(tmp_path, "kind", {"x": 2}, build) != first
-    assert build.calls == 2
-    assert json.loads((first / "manifest.json").read_text())["settings"]["x"] == 1
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "broken manifest"])
-def test_a_damaged_cache_is_built_again(tmp_path, damage):
-    build.calls = 0
-    folder = cached(tmp_path, "kind", {}, build)
-    if damage == "truncated":
-        (folder / "a.npy").write_bytes((folder / "a.npy").read_bytes()[:-3])
-    elif damage == "missing":
-        (folder / "a.npy").unlink()
-    elif damage == "no manifest":
-        (folder / "manifest.json").unlink()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_that_do_not_fit_the_type_are_refused(dtype):
+    transform, maps = FeatureTransform((3,), standardize=False), torch.ones(2, 3, 2, 2)
+    maps[1, 0, 0, 0] = 1e5
+    if dtype == "float16":
+        with pytest.raises(ValueError, match=r"beyond the range of float16.*features\.dtype=bfloat16"):
+            stored(maps, transform, DTYPES[dtype])
     else:
-        (folder / "manifest.json").write_text("{")
-    assert np.load(cached(tmp_path, "kind", {}, build) / "a.npy").tolist() == [0, 1, 2, 3, 4]
-    assert build.calls == 2
+        assert stored(maps, transform, DTYPES[dtype]).max() > 9e4
+    maps[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN.*backbone\.weights"):
+        stored(maps, transform, DTYPES[dtype])
 
 
-def test_a_failed_build_leaves_nothing(tmp_path):
-    def fail(folder):
-        np.save(folder / "a.npy", np.arange(5))
-        raise OSError("No space left on device")
+MAPS = torch.randn(9, 5, 2, 3, generator=torch.Generator().manual_seed(1))
 
-    with pytest.raises(OSError, match=r"No space left on device; set cache\.dir"):
-        cached(tmp_path, "kind", {}, fail)
-    assert list((tmp_path / "kind").iterdir()) == []
+
+def backbone(views, batch):
+    for start in range(0, len(views), batch):
+        yield MAPS[torch.as_tensor(np.asarray(views[start : start + batch]))]
+
+
+@pytest.fixture(params=[(kind, dtype) for kind in ("stored", "streamed") for dtype in DTYPES], ids="-".join)
+def reader(request, tmp_path):
+    """Features of nine views with their transform, from a file and from a network, and what they should be."""
+    kind, name = request.param
+    transform = FeatureTransform((2, 3)).fit(lambda: iter([MAPS.flatten(2).transpose(1, 2).flatten(0, 1)]))
+    expected = stored(MAPS, transform, DTYPES[name])
+    if kind == "streamed":
+        return StreamedFeatures((9, 6, 5), DTYPES[name], transform, backbone, batch=2), expected
+    np.save(tmp_path / "features.npy", to_disk(expected))
+    return StoredFeatures(tmp_path / "features.npy", DTYPES[name]), expected
+
+
+def test_rows_and_single_vectors_of_views(reader):
+    features, expected = reader
+    views = np.array([7, 0, 7, 3])
+    rows = features.rows(views)
+    assert rows.dtype == torch.float32 and torch.equal(rows, expected[views].float())
+    buffer = torch.full((4, 6, 5), torch.nan)
+    assert features.rows(views, "cpu", buffer) is buffer and torch.equal(buffer, rows)
+    cells = torch.tensor([[0, 5, 5], [1, 2, 3], [4, 4, 4], [5, 0, 1]])
+    assert torch.equal(features.at(views, cells), rows.gather(1, cells[..., None].expand(-1, -1, 5)))
+
+
+def test_features_index_like_an_array(reader):
+    features, expected = reader
+    expected = (expected.float() if expected.dtype == torch.bfloat16 else expected).numpy()
+    assert len(features) == 9 and features.shape == (9, 6, 5)
+    for index in (3, slice(2, 5), np.array([8, 1]), (4, np.array([0, 3])), (slice(1, 3), 2), slice(-2, None)):
+        found = features[index]
+        assert isinstance(found, np.ndarray) and found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected[index])

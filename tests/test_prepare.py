@@ -21,10 +21,16 @@ def listing(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+def run(config):
+    preparation = Preparation(config, CPU)
+    preparation.run()
+    return preparation
+
+
 def test_arrays_have_the_documented_shapes_and_the_data_is_untouched(root):
     before = listing(root)
     data = Preparation(settings(root, "loss.depth.relation=normals"), CPU).run()
-    assert data.features.shape == (6, 64, 16) and data.features.dtype == np.float16
+    assert data.features.shape == (6, 64, 16) and data.features[:2].dtype == np.float16
     assert data.labels.shape == (6, 64, 64) and set(np.unique(data.labels)) <= {-1, 0, 1, 3}
     assert data.depth.shape == (6, 64) and 0 < data.depth.min() and data.depth.max() <= 1
     assert data.normals.shape == (6, 64, 4)
@@ -49,42 +55,38 @@ def test_features_match_the_backbone_on_the_photo(root):
     np.testing.assert_allclose(data.features[4], expected.numpy(), rtol=2e-3, atol=5e-3)
 
 
-def builds(monkeypatch):
-    """Kinds of caches built since."""
-    import depthg.prepare
-
-    original, seen = depthg.prepare.cached, []
-
-    def spy(cache, kind, keys, build):
-        return original(cache, kind, keys, lambda folder: (seen.append(kind), build(folder)))
-
-    monkeypatch.setattr(depthg.prepare, "cached", spy)
-    return seen
+def made(preparation):
+    """Kinds of caches that a preparation had to make."""
+    return sorted(stage.folder.parent.name for stage in preparation.stages if stage.made)
 
 
-def test_caches_are_reused_and_other_settings_never_are(root, monkeypatch):
-    seen = builds(monkeypatch)
-    Preparation(settings(root), CPU).run()
-    assert sorted(seen) == ["depth", "features", "features", "labels", "labels"]
+def test_caches_are_reused_and_other_settings_never_are(root):
+    first = run(settings(root))
+    assert made(first) == ["depth", "features", "features", "labels", "labels", "neighbours"]
     for overrides, expected in (
         ((), []),
-        (("seed=5", "loss.depth.weight=1"), []),
+        (("seed=5", "loss.depth.weight=1", "cache.shard_mb=1"), []),
         (("depth.scale=9",), ["depth"]),
-        (("backbone.pca=8",), ["features", "features"]),
-        (("data.interpolation=nearest",), ["depth", "features", "features", "labels", "labels"]),
+        (("backbone.pca=8",), ["features", "features", "neighbours"]),
+        (("features.dtype=bfloat16",), ["features", "features", "neighbours"]),
+        (("data.interpolation=nearest",), ["depth", "features", "features", "labels", "labels", "neighbours"]),
         (("data.eval_size=[96,96]",), ["features", "labels"]),
+        (("knn.k=4", "knn.draw=3"), ["neighbours"]),
+        (("knn.dtype=float16",), ["neighbours"]),
+        (("knn.exclude_same_photo=false",), ["neighbours"]),
+        (("knn.dropout=true",), ["neighbours"]),
+        (("knn.dropout=true", "seed=5"), ["neighbours"]),
+        (("knn.dropout=true", "seed=5"), []),
     ):
-        seen.clear()
-        Preparation(settings(root, *overrides), CPU).run()
-        assert sorted(seen) == expected, overrides
+        assert made(run(settings(root, *overrides))) == expected, overrides
 
 
-def test_a_changed_photo_is_noticed(root, monkeypatch):
-    Preparation(settings(root), CPU).run()
-    seen = builds(monkeypatch)
+def test_a_changed_photo_is_noticed(root):
+    run(settings(root))
     Image.new("RGB", (64, 64), "red").save(root / "train" / "001.png")
-    data = Preparation(settings(root), CPU).run()
-    assert "features" in seen
+    preparation = Preparation(settings(root), CPU)
+    data = preparation.run()
+    assert "features" in made(preparation)
     assert np.ptp(data.features[1].astype(float), axis=0).mean() < np.ptp(data.features[2].astype(float), axis=0).mean()
 
 
