@@ -147,6 +147,8 @@ class BuildExtension(build_ext):
         steps.compile("cxx", "csrc/fps_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_bindings.cpp", ["-O1", *includes])
+        steps.compile("cxx", "csrc/knn_cpu.cpp")
+        steps.compile("cxx", "csrc/knn_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/thread_pool.cpp")
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         if nvcc:  # links the CUDA runtime statically and knows where it lies

@@ -1,8 +1,6 @@
 // Correlation losses of image pairs on the CPU: turns, memory and threads. The work itself is in pairs_simd.cpp.
 #include "pairs_cpu.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -11,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "thread_pool.h"
+#include "parallel.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -85,35 +83,6 @@ void pack_panel(const float* x, int64_t count, int64_t channels, const float* sc
   }
 }
 
-// The OpenMP runtime that the process already has (torch loads one), or null. Its idle workers spin for milliseconds after
-// every parallel region; threads of our own beside them would share the cores with them.
-using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
-Parallel openmp() {
-  static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return found;
-}
-
-// Runs work(rank) on up to `threads` threads with distinct ranks below `threads`; fewer may come, so work is taken from a
-// common counter.
-template <class Function>
-void run(int threads, const Function& work) {
-  if (threads < 2) return work(0);
-  if (openmp()) {
-    struct Shared {
-      const Function* work;
-      std::atomic<int> rank{0};
-    } shared;
-    shared.work = &work;
-    const auto enter = [](void* data) {
-      auto* s = static_cast<Shared*>(data);
-      (*s->work)(s->rank++);
-    };
-    openmp()(enter, &shared, static_cast<unsigned>(threads), 0);
-  } else if (!run_together(threads, work)) {
-    work(0);  // the pool is busy
-  }
-}
-
 }  // namespace
 
 void pair_pass(const PairPass& s, int threads) {
@@ -131,14 +100,14 @@ void pair_pass(const PairPass& s, int threads) {
   threads = static_cast<int>(std::clamp<int64_t>(threads, 1, s.pairs));
   const int64_t floats = pad_to(scratch_floats(s), 64);
   std::unique_ptr<float[]> scratch(new float[floats * threads]);
-  run(threads, [&](int rank) { run_pairs(s, &turns, scratch.get() + rank * floats); });
+  run_parallel(threads, [&](int rank) { run_pairs(s, &turns, scratch.get() + rank * floats); });
 }
 
 void pack_panels(const float* x, int64_t images, int64_t points, int64_t channels, bool normalize, float* panels, float* rows,
                  float* mean, int threads) {
   const int64_t per_image = (points + kPanel - 1) / kPanel, padded = pad_to(channels, kPad);
   std::atomic<int64_t> next{0};
-  run(static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(images, 1))), [&](int) {
+  run_parallel(static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(images, 1))), [&](int) {
     for (int64_t image; (image = next++) < images;) {
       float* total = mean ? mean + image * channels : nullptr;
       if (total) std::fill_n(total, channels, 0.0f);
@@ -165,7 +134,7 @@ void code_gradient(const float* codes, const float* d_terms, const float* upstre
   constexpr int64_t chunk = 512;  // vectors that a thread takes at a time
   std::atomic<int64_t> next{0};
   const int64_t chunks = (vectors + chunk - 1) / chunk;
-  run(static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(chunks, 1))), [&](int) {
+  run_parallel(static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(chunks, 1))), [&](int) {
     for (int64_t at; (at = next++) < chunks;) {
       for (int64_t v = at * chunk; v < std::min((at + 1) * chunk, vectors); ++v) {
         const float* x = codes + v * k;

@@ -23,7 +23,7 @@ from depthg.heads import channel_dropout
 from depthg.kernels._extension import native
 from depthg.kernels.reference import normalize
 
-TILE = 1024  # rows and columns of a tile: 4 MiB of similarities
+TILE = 512  # rows and columns of a tile: 1 MiB of similarities
 STRIP = 32768  # rows of a strip; a multiple of TILE
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
