@@ -41,8 +41,7 @@ const Isa& isa() {
 // Measured on a Xeon with AVX-512. Sorting costs as much as some tens of picks and makes most leaves skippable; a depth map
 // in raster order is compact enough as it is for longer.
 constexpr int64_t kSortPoints = 600, kSortCells = 2048, kSortPicks = 64;
-constexpr int64_t kLeaf = 64, kLargeLeaf = 128, kLargeLeafFrom = 50000;
-constexpr int64_t kWaysBelow = 2048;        // small clouds are sampled side by side
+constexpr int64_t kLargeLeaf = 128, kLargeLeafFrom = 50000;
 constexpr int64_t kPointsPerWorker = 32768;  // that a further worker in one cloud must have; they meet after every pick
 
 Plan make_plan(const Clouds& c, int threads) {
@@ -51,7 +50,8 @@ Plan make_plan(const Clouds& c, int threads) {
   plan.dims = c.dims;
   plan.leaf = c.points < kLargeLeafFrom ? kLeaf : kLargeLeaf;
   plan.sorted = c.points >= (c.width ? kSortCells : kSortPoints) && c.k >= kSortPicks;
-  plan.ways = c.points < kWaysBelow && c.dims <= kWaysDims && c.batch > threads ? kWays : 1;
+  const int64_t leaves = (c.points + kLeaf - 1) / kLeaf;
+  plan.ways = leaves > 32 || c.dims > kWaysDims || c.batch <= threads ? 1 : leaves > 64 / kMaxWays ? 2 : kMaxWays;
   plan.team = 1;
   if (plan.sorted && c.batch > 0 && c.batch < threads) {
     plan.team = static_cast<int>(std::clamp<int64_t>(c.points / kPointsPerWorker, 1, threads / c.batch));
@@ -120,16 +120,25 @@ void fps_cpu(const Clouds& c, void* scratch, int threads) {
   std::vector<Team> members(count);
   for (int t = 0; t < count; ++t) members[t] = {plan.team, posts.data() + t * 2 * plan.team, 0, 0, -1};
 
-  // Workers on their own take the next clouds when they are free; a team stays together, so its clouds are fixed.
+  // Workers on their own take the next clouds when they are free, fewer at a time towards the end so that they end together; a
+  // team stays together, so its clouds are fixed.
   std::atomic<int64_t> next{0}, bad{-1};
+  const auto take = [&](int64_t* b) {
+    int64_t taken;
+    *b = next.load();
+    do {
+      const int64_t left = std::max<int64_t>(c.batch - *b, 0);
+      taken = std::min<int64_t>(left, left > 2 * count * plan.ways ? plan.ways : std::min(plan.ways, 2));
+    } while (!next.compare_exchange_weak(*b, *b + taken));
+    return static_cast<int>(taken);
+  };
   const auto work = [&](int rank) {
     const int t = rank / plan.team;
-    int64_t b = plan.team == 1 ? next.fetch_add(plan.ways) : t;
-    while (b < c.batch && members[t].bad < 0) {
-      const int ways = static_cast<int>(std::min<int64_t>(plan.ways, c.batch - b));
-      const int64_t at = isa().sample(c, b, ways, plan, memory + t * bytes, &members[t], rank % plan.team);
+    for (int64_t b = t;; b += count) {
+      const int clouds = plan.team == 1 ? take(&b) : b < c.batch;
+      if (clouds == 0 || members[t].bad >= 0) return;
+      const int64_t at = isa().sample(c, b, clouds, plan, memory + t * bytes, &members[t], rank % plan.team);
       if (at >= 0) bad.store(at);
-      b = plan.team == 1 ? next.fetch_add(plan.ways) : b + count;
     }
   };
   const Join join = plan.team == 1 ? Join::kIfAwake : Join::kAll;

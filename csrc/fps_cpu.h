@@ -5,6 +5,7 @@
 
 namespace depthg {
 
+constexpr int64_t kLeaf = 64;       // slots in a leaf of all but large clouds
 constexpr int64_t kSlotAlign = 16;  // slots are padded to whole AVX-512 vectors in every build
 
 // How a cloud is cut: slots (points in sorted or input order) in leaves of `leaf` slots, dealt round to `team` workers.
@@ -35,10 +36,10 @@ struct Team {
 
 std::size_t cloud_bytes(const Plan& plan);
 
-constexpr int kWays = 3;      // clouds that one worker samples side by side, when they are small
+constexpr int kMaxWays = 4;   // clouds that one worker samples in step, when they are small
 constexpr int kWaysDims = 3;  // and of at most so many dimensions
 
-// Samples `count` <= kWays clouds from `b` on as worker `rank` of `team`. Returns cloud * points + index of a point that is
+// Samples `count` <= plan.ways clouds from `b` on as worker `rank` of `team`. Returns cloud * points + index of a point that is
 // not finite, or -1. `scratch` holds count * cloud_bytes(plan).
 using SampleClouds = int64_t (*)(const Clouds& clouds, int64_t b, int count, const Plan& plan, char* scratch, Team* team, int rank);
 int64_t sample_clouds_baseline(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);

@@ -84,24 +84,70 @@ bool scattered(const Memory& m, int64_t dims, int64_t n) {
   return near > 0.5f * far;
 }
 
-// Puts the points of a small cloud into slots, sorted by cell. One pass; `keys` serves as memory for places.
-void sort_small(const Memory& m, int64_t dims, int64_t n) {
-  const int bits = n < kTiny ? 2 : 3;
-  const Grid grid = make_grid(m, dims, n, bits);
-  uint32_t* place = reinterpret_cast<uint32_t*>(m.keys[0]);
-  uint32_t count[1 << 9] = {};
-  for (int64_t i = 0; i < n; ++i) place[i] = grid.code(i);
-  for (int64_t i = 0; i < n; ++i) ++count[place[i]];
-  uint32_t total = 0;
-  for (int cell = 0; cell < 1 << 3 * bits; ++cell) {
-    const uint32_t here = count[cell];
-    count[cell] = total;
-    total += here;
+// Morton codes of the cells of a cube with 2^bits cells an axis, in the order of a Hilbert curve: neighbours in the order are
+// neighbours in space, so a run of them is compact. From coordinates to position by Gray codes, level by level (Skilling 2004).
+template <int BITS>
+struct Curve {
+  uint16_t cell[1 << 3 * BITS];
+
+  constexpr Curve() : cell{} {
+    for (uint32_t morton = 0; morton < 1u << 3 * BITS; ++morton) {
+      uint32_t x[3] = {};
+      for (int bit = 0; bit < 3 * BITS; ++bit) x[bit % 3] |= (morton >> bit & 1) << bit / 3;
+      for (uint32_t q = 1u << (BITS - 1); q > 1; q >>= 1) {
+        const uint32_t below = q - 1;
+        for (int d = 0; d < 3; ++d) {
+          const uint32_t swap = x[d] & q ? 0 : (x[0] ^ x[d]) & below;
+          if (x[d] & q) x[0] ^= below;
+          x[0] ^= swap;
+          x[d] ^= swap;
+        }
+      }
+      x[1] ^= x[0];
+      x[2] ^= x[1];
+      uint32_t flip = 0;
+      for (uint32_t q = 1u << (BITS - 1); q > 1; q >>= 1) flip ^= x[2] & q ? q - 1 : 0;
+      uint32_t position = 0;
+      for (int bit = BITS - 1; bit >= 0; --bit) {
+        for (int d = 0; d < 3; ++d) position = position << 1 | ((x[d] ^ flip) >> bit & 1);
+      }
+      cell[position] = static_cast<uint16_t>(morton);
+    }
   }
-  for (int64_t i = 0; i < n; ++i) place[i] = count[place[i]]++;
-  for (int64_t i = 0; i < n; ++i) m.index[place[i]] = static_cast<int32_t>(i);
-  for (int64_t d = 0; d < dims; ++d) {
-    for (int64_t i = 0; i < n; ++i) m.slot[d][place[i]] = m.source[d][i];
+};
+
+// Puts the points of a small cloud into slots, sorted by cell along the curve. `keys` serves as memory for cells.
+template <int BITS>
+void sort_small(const Memory& m, int64_t dims, int64_t n) {
+  static constexpr Curve<BITS> curve;
+  const Grid grid = make_grid(m, dims, n, BITS);
+  uint32_t* cell = reinterpret_cast<uint32_t*>(m.keys[0]);
+  uint32_t place[2][1 << 3 * BITS] = {};  // two counters a cell, so that one increment need not wait for the last
+  for (int64_t i = 0; i < n; ++i) cell[i] = grid.code(i);
+  for (int64_t i = 0; i + 1 < n; i += 2) {
+    ++place[0][cell[i]];
+    ++place[1][cell[i + 1]];
+  }
+  if (n & 1) ++place[0][cell[n - 1]];
+  uint32_t total = 0;
+  for (const uint16_t at : curve.cell) {
+    for (auto& counters : place) {
+      const uint32_t here = counters[at];
+      counters[at] = total;
+      total += here;
+    }
+  }
+  float *x = m.slot[0], *y = m.slot[dims > 1 ? 1 : 0], *z = m.slot[dims > 2 ? 2 : 0];
+  const float *from_x = m.source[0], *from_y = m.source[dims > 1 ? 1 : 0], *from_z = m.source[dims > 2 ? 2 : 0];
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t slot = place[i & 1][cell[i]]++;
+    m.index[slot] = static_cast<int32_t>(i);
+    x[slot] = from_x[i];
+    y[slot] = from_y[i];
+    z[slot] = from_z[i];
+  }
+  for (int64_t d = 3; d < dims; ++d) {
+    for (int64_t i = 0; i < n; ++i) m.slot[d][i] = m.source[d][m.index[i]];
   }
 }
 

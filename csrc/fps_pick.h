@@ -43,31 +43,36 @@ inline vfloat box_distance(const vfloat* at, const Share& s, int64_t i) {
   return sum;
 }
 
-// Takes the pick `at` into the minima of one leaf; returns the vector of their maxima.
-template <int D>
+// Takes the pick `at` into the minima of one leaf; returns their maximum in every lane. LEAF: its slots, 0 for s.leaf of them.
+template <int D, int LEAF>
 inline vfloat update_leaf(const vfloat* at, const Share& s, int64_t leaf) {
-  const int64_t begin = leaf * s.leaf, end = begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
+  const int64_t begin = leaf * (LEAF ? LEAF : s.leaf);
+  const int64_t end = LEAF ? begin + LEAF : begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
   vfloat most = splat(-1);
   for (int64_t i = begin; i < end; i += kLanes) {
     const vfloat nearest = vmin(squared_distance<D>(at, s.slot, i), load(s.nearest + i));
     store(s.nearest + i, nearest);
     most = vmax(most, nearest);
   }
-  s.leaf_max[leaf] = hmax(most);
-  return most;
+  return vhmax(most);
 }
 
-// Takes the pick `at` into all minima; returns their maximum.
+// Takes the pick `at` into all minima; returns their maximum in every lane.
 template <int D>
-inline float update(const vfloat* at, const Share& s) {
+inline vfloat update(const vfloat* at, const Share& s) {
   vfloat most = splat(-1);
   for (int64_t g = 0; g < s.leaves; g += kLanes) {
-    const vfloat bound = box_distance<D>(at, s, g), limit = load(s.leaf_max + g);
-    uint32_t todo = lanes_less(bound, limit);
-    most = vmax(most, where_less(bound, limit, splat(-1), limit));
-    for (; todo; todo &= todo - 1) most = vmax(most, update_leaf<D>(at, s, g + __builtin_ctz(todo)));
+    vfloat limit = load(s.leaf_max + g);
+    // Whole vectors are written back: a load of sixteen maxima right after a store of one of them would stall.
+    uint32_t todo = lanes_less(box_distance<D>(at, s, g), limit);
+    for (; todo; todo &= todo - 1) {
+      const int lane = __builtin_ctz(todo);
+      limit = set_lane(limit, lane, update_leaf<D, 0>(at, s, g + lane));
+    }
+    store(s.leaf_max + g, limit);
+    most = vmax(most, limit);
   }
-  return hmax(most);
+  return vhmax(most);
 }
 
 // Bit i is set where nearest[i] equals `wanted`, for i < count <= 64.
@@ -77,20 +82,28 @@ inline uint64_t equal_slots(const float* nearest, vfloat wanted, int64_t count) 
   return slots;
 }
 
-// Lowest input index whose minimum equals `value`, or INT32_MAX.
-inline int32_t find(const Share& s, float value) {
-  const vfloat wanted = splat(value);
-  int32_t best = INT32_MAX;
+struct Found {
+  int32_t index;  // in the input, INT32_MAX for none
+  int64_t slot;
+};
+
+// The point of the lowest input index among those whose minimum equals `wanted`.
+template <int LEAF>
+inline Found find(const Share& s, vfloat wanted) {
+  Found best{INT32_MAX, 0};
   for (int64_t g = 0; g < s.leaves; g += kLanes) {
     for (uint32_t hit = lanes_equal(load(s.leaf_max + g), wanted); hit; hit &= hit - 1) {
-      const int64_t begin = (g + __builtin_ctz(hit)) * s.leaf;
-      const int64_t end = begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
+      const int64_t begin = (g + __builtin_ctz(hit)) * (LEAF ? LEAF : s.leaf);
+      const int64_t end = LEAF ? begin + LEAF : begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
       for (int64_t i = begin; i < end; i += 64) {
-        uint64_t lanes = equal_slots(s.nearest + i, wanted, end - i < 64 ? end - i : 64);
-        if (lanes && !s.index) return static_cast<int32_t>(i + __builtin_ctzll(lanes));
+        uint64_t lanes = equal_slots(s.nearest + i, wanted, LEAF ? (LEAF < 64 ? LEAF : 64) : end - i < 64 ? end - i : 64);
+        if (lanes && !s.index) {
+          const int64_t slot = i + __builtin_ctzll(lanes);
+          return {static_cast<int32_t>(slot), slot};
+        }
         for (; lanes; lanes &= lanes - 1) {
-          const int32_t index = s.index[i + __builtin_ctzll(lanes)];
-          best = index < best ? index : best;
+          const int64_t slot = i + __builtin_ctzll(lanes);
+          if (s.index[slot] < best.index) best = {s.index[slot], slot};
         }
       }
     }
@@ -125,20 +138,59 @@ struct Job {
   int64_t* picks;                 // [k]
 };
 
-// Samples WAYS clouds side by side: a pick ends in a chain of dependent steps (maximum, where it lies, its coordinates),
-// during which the processor can already work on the other cloud.
-template <int D, int WAYS>
-void pick(Job* jobs, int64_t k, Team* team, int rank) {
+// Picks of a cloud by a team of workers, each with its share.
+template <int D>
+void pick(Job* job, int64_t k, Team* team, int rank) {
+  const Share& share = job->share;
+  vfloat at[D];
+  for (int d = 0; d < D; ++d) at[d] = splat(job->source[d][job->winner]);
   for (int64_t j = 0;;) {
-    for (int w = 0; w < WAYS && rank == 0; ++w) jobs[w].picks[j] = jobs[w].winner;
+    if (rank == 0) job->picks[j] = job->winner;
     if (++j == k) return;
+    const vfloat most = update<D>(at, share);
+    const Found found = find<0>(share, most);
+    job->winner = found.index;
+    if (team->size > 1) {
+      job->winner = agree(team, rank, j, first(most), found.index);
+      for (int d = 0; d < D; ++d) at[d] = splat(job->source[d][job->winner]);
+    } else {  // the slot is known earlier than the index
+      for (int d = 0; d < D; ++d) at[d] = splat(share.slot[d][found.slot]);
+    }
+  }
+}
+
+// Picks of WAYS small clouds in step, each of at most 64 / WAYS leaves. A pick is a chain of dependent steps (boxes, leaves,
+// maximum, where it lies, its coordinates); those of several clouds overlap. All their leaves to update are one list, so
+// that its length, which the processor can't foresee, is a surprise only once.
+template <int D, int WAYS>
+void pick_in_step(Job* jobs, int64_t k) {
+  constexpr int kBits = 64 / WAYS;
+  vfloat at[WAYS][D];
+  for (int w = 0; w < WAYS; ++w) {
+    for (int d = 0; d < D; ++d) at[w][d] = splat(jobs[w].source[d][jobs[w].winner]);
+  }
+  for (int64_t j = 0;;) {
+    for (int w = 0; w < WAYS; ++w) jobs[w].picks[j] = jobs[w].winner;
+    if (++j == k) return;
+    uint64_t todo = 0;
     for (int w = 0; w < WAYS; ++w) {
-      Job& job = jobs[w];
-      vfloat at[D];
-      for (int d = 0; d < D; ++d) at[d] = splat(job.source[d][job.winner]);
-      const float value = update<D>(at, job.share);
-      job.winner = find(job.share, value);
-      if (WAYS == 1 && team->size > 1) job.winner = agree(team, rank, j, value, job.winner);
+      const Share& s = jobs[w].share;
+      for (int64_t g = 0; g < s.leaves; g += kLanes) {
+        const uint64_t near = lanes_less(box_distance<D>(at[w], s, g), load(s.leaf_max + g));
+        todo |= near << (w * kBits + g);
+      }
+    }
+    for (; todo; todo &= todo - 1) {
+      const int bit = __builtin_ctzll(todo), w = bit / kBits, leaf = bit % kBits;
+      jobs[w].share.leaf_max[leaf] = first(update_leaf<D, kLeaf>(at[w], jobs[w].share, leaf));
+    }
+    for (int w = 0; w < WAYS; ++w) {
+      const Share& s = jobs[w].share;
+      vfloat most = load(s.leaf_max);
+      for (int64_t g = kLanes; g < s.leaves; g += kLanes) most = vmax(most, load(s.leaf_max + g));
+      const Found found = find<kLeaf>(s, vhmax(most));
+      jobs[w].winner = found.index;
+      for (int d = 0; d < D; ++d) at[w][d] = splat(s.slot[d][found.slot]);
     }
   }
 }

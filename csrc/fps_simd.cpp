@@ -46,7 +46,7 @@ int64_t share_groups(const Plan& plan) { return round_up(share_leaves(plan), kSl
 Memory carve(const Plan& plan, char* scratch, int64_t* bytes) {
   Memory m{};
   Arena arena{scratch, 0};
-  const int64_t padded = round_up(plan.points, kSlotAlign);
+  const int64_t padded = round_up(plan.points, plan.leaf);
   const int64_t slots = plan.sorted ? share_leaves(plan) * plan.team * plan.leaf : padded;
   const int64_t leaves = share_groups(plan) * plan.team;
   for (int64_t d = 0; d < plan.dims; ++d) {
@@ -76,7 +76,7 @@ void build_leaves(const Plan& plan, const Memory& m, const uint64_t* order, int6
   for (int64_t leaf = rank, l = 0; leaf < leaves; leaf += plan.team, ++l) {
     const int64_t begin = leaf * plan.leaf, end = begin + plan.leaf < n ? begin + plan.leaf : n;
     const int64_t base = plan.sorted ? (rank * share + l) * plan.leaf : begin;
-    const int64_t used = end - begin, padded = round_up(used, kSlotAlign);
+    const int64_t used = end - begin, padded = plan.ways > 1 ? plan.leaf : round_up(used, kSlotAlign);
     if (order) {
       for (int64_t i = 0; i < used; ++i) m.index[base + i] = static_cast<int32_t>(static_cast<uint32_t>(order[begin + i]));
     }
@@ -148,7 +148,7 @@ int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Tea
       m.index = nullptr;
       for (int64_t d = 0; d < plan.dims; ++d) m.slot[d] = m.source[d];
     } else if (n < kSmall && team->size == 1) {
-      sort_small(m, plan.dims, n);
+      n < kTiny ? sort_small<2>(m, plan.dims, n) : sort_small<3>(m, plan.dims, n);
     } else {
       make_keys(m, plan.dims, n, from, to);
       order = sort_keys(m, from, to, team, rank);
@@ -163,25 +163,29 @@ int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Tea
 }
 
 using Pick = void (*)(Job*, int64_t, Team*, int);
-constexpr Pick kPick[kMaxDims] = {pick<1, 1>, pick<2, 1>, pick<3, 1>, pick<4, 1>,
-                                  pick<5, 1>, pick<6, 1>, pick<7, 1>, pick<8, 1>};
-constexpr Pick kPickSideBySide[kWaysDims] = {pick<1, kWays>, pick<2, kWays>, pick<3, kWays>};
+constexpr Pick kPick[kMaxDims] = {pick<1>, pick<2>, pick<3>, pick<4>, pick<5>, pick<6>, pick<7>, pick<8>};
+using PickInStep = void (*)(Job*, int64_t);
+constexpr PickInStep kPickInStep[kWaysDims] = {pick_in_step<1, kMaxWays>, pick_in_step<2, kMaxWays>, pick_in_step<3, kMaxWays>};
+constexpr PickInStep kPickInPairs[kWaysDims] = {pick_in_step<1, 2>, pick_in_step<2, 2>, pick_in_step<3, 2>};
 
 }  // namespace
 
 int64_t FPS_JOIN(sample_clouds_, FPS_ISA)(const Clouds& c, int64_t b, int count, const Plan& plan, char* scratch, Team* team,
                                           int rank) {
-  Job jobs[kWays];
+  Job jobs[kMaxWays];
   const std::size_t bytes = cloud_bytes(plan);
   for (int w = 0; w < count; ++w) {
     const int64_t bad = prepare(c, b + w, plan, scratch + w * bytes, team, rank, jobs + w);
     if (bad >= 0) return (b + w) * c.points + bad;
   }
-  if (count == kWays) {
-    kPickSideBySide[plan.dims - 1](jobs, c.k, team, rank);
-  } else {
-    for (int w = 0; w < count; ++w) kPick[plan.dims - 1](jobs + w, c.k, team, rank);
+  int w = 0;
+  if (count == kMaxWays) {
+    kPickInStep[plan.dims - 1](jobs, c.k);
+    w = count;
+  } else if (plan.ways > 1) {
+    for (; w + 2 <= count; w += 2) kPickInPairs[plan.dims - 1](jobs + w, c.k);
   }
+  for (; w < count; ++w) kPick[plan.dims - 1](jobs + w, c.k, team, rank);
   return -1;
 }
 

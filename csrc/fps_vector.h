@@ -23,12 +23,15 @@ inline vfloat vmin(vfloat a, vfloat b) { return _mm512_min_ps(a, b); }
 inline vfloat vmax(vfloat a, vfloat b) { return _mm512_max_ps(a, b); }
 inline uint32_t lanes_less(vfloat a, vfloat b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline uint32_t lanes_equal(vfloat a, vfloat b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-// b where a < limit, v elsewhere
-inline vfloat where_less(vfloat a, vfloat limit, vfloat b, vfloat v) {
-  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, limit, _CMP_LT_OQ), v, b);
-}
 inline float hmin(vfloat v) { return _mm512_reduce_min_ps(v); }
-inline float hmax(vfloat v) { return _mm512_reduce_max_ps(v); }
+// The largest lane, in every lane.
+inline vfloat vhmax(vfloat v) {
+  v = vmax(v, _mm512_shuffle_f32x4(v, v, 0x4e));
+  v = vmax(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+  v = vmax(v, _mm512_permute_ps(v, 0x4e));
+  return vmax(v, _mm512_permute_ps(v, 0xb1));
+}
+inline vfloat set_lane(vfloat v, int lane, vfloat x) { return _mm512_mask_mov_ps(v, static_cast<__mmask16>(1u << lane), x); }
 
 #elif defined(__AVX2__)
 
@@ -41,18 +44,19 @@ inline vfloat vmin(vfloat a, vfloat b) { return _mm256_min_ps(a, b); }
 inline vfloat vmax(vfloat a, vfloat b) { return _mm256_max_ps(a, b); }
 inline uint32_t lanes_less(vfloat a, vfloat b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 inline uint32_t lanes_equal(vfloat a, vfloat b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
-inline vfloat where_less(vfloat a, vfloat limit, vfloat b, vfloat v) {
-  return _mm256_blendv_ps(v, b, _mm256_cmp_ps(a, limit, _CMP_LT_OQ));
-}
 inline float hmin(vfloat v) {
   __m128 h = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   h = _mm_min_ps(h, _mm_movehl_ps(h, h));
   return _mm_cvtss_f32(_mm_min_ss(h, _mm_movehdup_ps(h)));
 }
-inline float hmax(vfloat v) {
-  __m128 h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  h = _mm_max_ps(h, _mm_movehl_ps(h, h));
-  return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+inline vfloat vhmax(vfloat v) {
+  v = vmax(v, _mm256_permute2f128_ps(v, v, 1));
+  v = vmax(v, _mm256_permute_ps(v, 0x4e));
+  return vmax(v, _mm256_permute_ps(v, 0xb1));
+}
+inline vfloat set_lane(vfloat v, int lane, vfloat x) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_blendv_ps(v, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(lanes, _mm256_set1_epi32(lane))));
 }
 
 #else  // four lanes in the compiler's own vectors: SSE2, NEON, or scalar code
@@ -82,17 +86,27 @@ inline uint32_t lanes_equal(vfloat a, vfloat b) {
   return (a[0] == b[0]) | (a[1] == b[1]) << 1 | (a[2] == b[2]) << 2 | (a[3] == b[3]) << 3;
 #endif
 }
-inline vfloat where_less(vfloat a, vfloat limit, vfloat b, vfloat v) { return a < limit ? b : v; }
 inline float hmin(vfloat v) {
   const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];
   return a < b ? a : b;
 }
-inline float hmax(vfloat v) {
+inline vfloat vhmax(vfloat v) {
   const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
-  return a > b ? a : b;
+  return splat(a > b ? a : b);
+}
+inline vfloat set_lane(vfloat v, int lane, vfloat x) {
+  v[lane] = x[0];
+  return v;
 }
 
 #endif
+
+inline float first(vfloat v) {
+  float x;
+  memcpy(&x, &v, sizeof x);
+  return x;
+}
+inline float hmax(vfloat v) { return first(vhmax(v)); }
 
 }  // namespace
 }  // namespace depthg

@@ -5,6 +5,8 @@ The contract (arithmetic, ties, errors) stands in ``csrc/fps.h``, the definition
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from depthg.kernels import reference
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA, missing, native
@@ -13,6 +15,7 @@ from torch import Tensor
 IMPLS = ("auto", "cpp", "cuda", "eager")
 MAX_DIMS = 8
 MAX_POINTS = 2**31 - 1
+KEPT_BYTES = 64 * 2**20  # scratch memory up to this size is kept for the thread's next call; fresh pages cost a fault each
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # DType of csrc/fps.h
 
 
@@ -111,6 +114,18 @@ def choose_impl(impl: str, device: torch.device) -> str:
 
 # Launch
 
+_kept = threading.local()
+
+
+def _cpu_scratch(size: int) -> Tensor:  # uint8 [at least size]
+    """Memory whose content nobody relies on: the thread's own when it is large enough."""
+    scratch = getattr(_kept, "scratch", None)
+    if scratch is None or scratch.numel() < size:
+        scratch = torch.empty(size, dtype=torch.uint8)
+        if size <= KEPT_BYTES:
+            _kept.scratch = scratch
+    return scratch
+
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
@@ -137,7 +152,7 @@ def _launch(
     )  # fmt: skip
     if x.device.type == "cpu":
         threads = torch.get_num_threads()
-        scratch = torch.empty(native.fps_cpu_scratch_bytes(clouds, threads), dtype=torch.uint8)
+        scratch = _cpu_scratch(native.fps_cpu_scratch_bytes(clouds, threads))
         native.fps_cpu(clouds, scratch.data_ptr(), threads)
         return
     # The caching allocator keeps the scratch memory of this stream alive until the kernels on it have run.
@@ -146,11 +161,24 @@ def _launch(
     native.fps_cuda(clouds, scratch.data_ptr(), x.device.index, stream.cuda_stream)
 
 
-# Operators
+# Operators. Defined with a schema instead of `custom_op`, whose wrappers take as long as a few picks.
+
+torch.library.define(
+    "depthg::farthest_point_sample",
+    "(Tensor points, SymInt k, Tensor? starts, SymInt start, Tensor? lengths, str impl) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "depthg::farthest_point_sample_depth",
+    "(Tensor depth, SymInt k, Tensor? focals, float focal, Tensor? starts, SymInt start, str impl) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_sample_op = torch.ops.depthg.farthest_point_sample.default
+_sample_depth_op = torch.ops.depthg.farthest_point_sample_depth.default
 
 
-@torch.library.custom_op("depthg::farthest_point_sample", mutates_args=())
-def _sample_op(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None, impl: str) -> Tensor:
+@torch.library.impl("depthg::farthest_point_sample", "default")
+def _sample(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None, impl: str) -> Tensor:
     if impl == "eager":
         _check_values(points, k, starts, start, lengths)
         return reference.farthest_point_sample(points, k, start=start if starts is None else starts, lengths=lengths)
@@ -162,13 +190,13 @@ def _sample_op(points: Tensor, k: int, starts: Tensor | None, start: int, length
     return picks
 
 
-@_sample_op.register_fake
+@torch.library.register_fake("depthg::farthest_point_sample")
 def _(points, k, starts, start, lengths, impl):
     return points.new_empty((points.shape[0], k), dtype=torch.int64)
 
 
-@torch.library.custom_op("depthg::farthest_point_sample_depth", mutates_args=())
-def _sample_depth_op(
+@torch.library.impl("depthg::farthest_point_sample_depth", "default")
+def _sample_depth(
     depth: Tensor, k: int, focals: Tensor | None, focal: float, starts: Tensor | None, start: int, impl: str
 ) -> Tensor:
     if impl == "eager":
@@ -183,7 +211,7 @@ def _sample_depth_op(
     return picks
 
 
-@_sample_depth_op.register_fake
+@torch.library.register_fake("depthg::farthest_point_sample_depth")
 def _(depth, k, focals, focal, starts, start, impl):
     return depth.new_empty((depth.shape[0], k), dtype=torch.int64)
 
