@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -57,6 +58,24 @@ def check_overrides(overrides: Sequence[str]) -> None:
         raise ValueError(f"resume continues with the run's own settings; drop {', '.join(extra)}")
 
 
+def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """Overrides with the values of text keys in quotes where Hydra would stumble, as over a path with ü or (1) in it.
+
+    Values that are quoted already stay, and so do interpolations and, with ``sweep``, lists of values to sweep over.
+    """
+    text_keys = {key for key, (item, _) in options().items() if str(item.type).startswith("str")}
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        swept = sweep and ("," in value or re.match(r"\w+\(", value))
+        plain = re.fullmatch(r"""[\w./+:%*@\\-]*|'([^'\\]|\\.)*'|"([^"\\]|\\.)*"|.*\$\{.*""", value, re.ASCII)
+        if key.lstrip("+~") in text_keys and equals and not (plain or swept):
+            escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
+            override = f"{key}='{escaped}'"
+        quoted.append(override)
+    return quoted
+
+
 def print_help(command: str, summary: str, overrides: Sequence[str] = ()) -> None:
     """Usage, presets, and every key with the value it has under the given presets."""
     values = options(load_config(overrides))
@@ -91,6 +110,7 @@ def run_command(task: Callable[[Config], object], command: str, summary: str) ->
             print_help(command, summary, [argument for argument in arguments if not argument.startswith("-")])
         elif any(argument.startswith("-") for argument in arguments):
             check_overrides(arguments)
+            arguments = quote_text(arguments, sweep=True)
             sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument)  # Hydra wants its flags first
             _run_hydra(task)
         else:
@@ -132,7 +152,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     with hydra.initialize_config_module("depthg.conf", version_base="1.3"):
         try:
-            return to_config(hydra.compose("config", overrides=list(overrides)))
+            return to_config(hydra.compose("config", overrides=quote_text(overrides)))
         except HydraException as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(f"cannot use {' '.join(overrides)}: {reason}") from error
