@@ -50,14 +50,14 @@ LISTS = {  # of the published protocol: photos that are mostly stuff
     "train": ("Coco164kFull_Stuff_Coarse.txt", 97_702),
     "val": ("Coco164kFull_Stuff_Coarse_7.txt", 2_175),
 }
-IMAGES, LABELS = ("images", "."), ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
+IMAGES, LABELS = (".", "images"), ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
 EXPECTED = f"""
 train2017/*.jpg                 photos (or images/train2017)
 val2017/*.jpg
-annotations/train2017/*.png     label ids 0..181, 255 = void, of stuffthingmaps (or {" or ".join(LABELS[1:])})
+annotations/train2017/*.png     label ids 0..181, 255 = void (or in {" or ".join(LABELS[1:])})
 annotations/val2017/*.png
-curated/train2017/{LISTS["train"][0]}   lists of photos, if you have them (or data.list_train, data.list_val)
-curated/val2017/{LISTS["val"][0]}
+curated/train2017/{LISTS["train"][0]}    lists of photos, if you have them
+curated/val2017/{LISTS["val"][0]}    (or data.list_train, data.list_val)
 """
 
 
@@ -120,7 +120,8 @@ def _existing(root: Path, folders: tuple[str, ...], year: str) -> Path:
     for folder in folders:
         if (root / folder / year).is_dir():
             return root / folder / year
-    raise tree_error(f"no folder {root / folders[0] / year}", root, EXPECTED)
+    tried = " nor ".join(str(root / folder / year) for folder in folders)
+    raise tree_error(f"no folder {tried}", root, EXPECTED)
 
 
 def coarse_table():
