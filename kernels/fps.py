@@ -15,7 +15,7 @@ from torch import Tensor
 IMPLS = ("auto", "cpp", "cuda", "eager")
 MAX_DIMS = 8
 MAX_POINTS = 2**31 - 1
-KEPT_BYTES = 64 * 2**20  # scratch memory up to this size is kept for the thread's next call; fresh pages cost a fault each
+KEPT_BYTES = 64 * 2**20  # of scratch memory that a thread keeps for its next call: fresh pages cost a fault each
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # DType of csrc/fps.h
 
 
