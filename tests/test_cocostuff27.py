@@ -11,6 +11,7 @@ from depthg.data import load_dataset
 from depthg.data.cocostuff27 import CocoStuff27, coarse_table
 from depthg.data.files import DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*numbers are not comparable")
 COARSE = """
 9 11 11 11 11 11 11 11 11 8 8 8 8 8 8 7 7 7 7 7 7 7 7 7 7 6 6 6 6 6 6 6 6 10 10 10 10 10 10 10 10 10 10 5 5 5 5
 5 5 5 5 2 2 2 2 2 2 2 2 2 2 3 3 3 3 3 3 3 3 3 3 0 0 0 0 0 0 1 1 1 1 1 1 4 4 4 4 4 4 4 4 17 17 22 20 20 22 15 25
@@ -103,6 +104,7 @@ def test_listed_photos_that_are_missing(tmp_path):
     with pytest.warns(UserWarning, match="skipped 2 of 5 photos"):
         data = CocoStuff27(root, on_error="skip")
     assert data.train.names == [names("train")[i] for i in (0, 3, 4)] and len(data.train.skipped) == 2
+    assert "5 photos (usually 97,702), 3 usable" in data.note
 
 
 def test_photo_without_label_map(tmp_path):

@@ -178,5 +178,7 @@ def test_counts_are_said_and_other_counts_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert count_note("train", "train.txt", 97702, 97702) == "train: train.txt, 97,702 photos"
+        assert count_note("val", "v.txt", 3000, 3000, 3000) == "val: v.txt, 3,000 photos"
+        assert count_note("val", "v.txt", 3000, 3000, 2999) == "val: v.txt, 3,000 photos, 2,999 usable"
     with pytest.warns(UserWarning, match=r"train\.txt has 3 photos, usually 97,702: numbers are not comparable"):
         assert count_note("train", "train.txt", 3, 97702) == "train: train.txt, 3 photos (usually 97,702)"

@@ -108,12 +108,13 @@ def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tu
     }
     if source is None:
         pairs, alone = pair_files(images, labels, **places)
-        note = f"{part}: no list, all {len(pairs):,} photos of {year} (the usual list has {count:,})"
     else:
         entries = read_list(source)
         pairs, alone = pair_listed(entries, images, labels, source=source, **places)
-        note = count_note(part, source.name, len(entries), count)
-    return make_split(pairs, alone, root=root, table=coarse_table(), on_error=on_error), note
+    split = make_split(pairs, alone, root=root, table=coarse_table(), on_error=on_error)
+    if source is None:
+        return split, f"{part}: no list, all {len(split):,} photos of {year} (the usual list has {count:,})"
+    return split, count_note(part, source.name, len(entries), count, len(split))
 
 
 def _existing(root: Path, folders: tuple[str, ...], year: str) -> Path:

@@ -230,13 +230,21 @@ def read_list(path: Path) -> list[str]:
     return list(names)
 
 
-def count_note(part: str, source: str, count: int, usual: int) -> str:
-    """What a number was measured on, for the protocol line; warns when the count is not that of the usual list."""
+def count_note(part: str, source: str, count: int, usual: int, used: int | None = None) -> str:
+    """What a number was measured on, for the protocol line; warns when the count is not that of the usual list.
+
+    Args:
+        part: "train" or "val".
+        source: name of the list or folder.
+        count: photos in it.
+        usual: photos in the published one.
+        used: photos that are left after `data.on_error=skip`, `count` when None.
+    """
     text = f"{part}: {source}, {count:,} photos"
-    if count == usual:
-        return text
-    warnings.warn(
-        f"{source} has {count:,} photos, usually {usual:,}: numbers are not comparable with published ones",
-        stacklevel=3,
-    )
-    return f"{text} (usually {usual:,})"
+    if count != usual:
+        warnings.warn(
+            f"{source} has {count:,} photos, usually {usual:,}: numbers are not comparable with published ones",
+            stacklevel=3,
+        )
+        text += f" (usually {usual:,})"
+    return text if used in (None, count) else f"{text}, {used:,} usable"

@@ -104,4 +104,4 @@ def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tu
     ids = {label_id: label for label, (own, _) in enumerate(CLASSES.values()) for label_id in own}
     table = label_table(ids | {VOID_ID: -1})
     split = make_split(pairs, alone, root=root, table=table, on_error=on_error, kind=TileSplit)
-    return split, count_note(part, source.name, len(entries), count)
+    return split, count_note(part, source.name, len(entries), count, len(split))

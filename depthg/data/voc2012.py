@@ -100,4 +100,4 @@ def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tu
     )
     table = label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1})
     split = make_split(pairs, alone, root=root, table=table, on_error=on_error)
-    return split, count_note(part, source.name, len(entries), COUNTS[part])
+    return split, count_note(part, source.name, len(entries), COUNTS[part], len(split))
