@@ -46,7 +46,7 @@ class DataConfig:
         choices=("antialias", "nearest"),
     )
     n_train: int = option(300, "scenes only: training images", low=1)
-    n_val: int = option(60, "validation images (scenes), or photos shown (folder)", low=1)
+    n_val: int = option(60, "validation images (scenes), or most photos shown and scored (folder)", low=1)
     n_test: int = option(60, "scenes only: held-out images", low=1)
     scene_seed: int = option(0, "scenes only: seed of the renderer", low=0)
     eval_split: str = option("val", "split scored at the end and by val.every", choices=("val", "test"))
