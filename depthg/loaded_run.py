@@ -17,7 +17,7 @@ from depthg.backbones import Backbone, load_backbone
 from depthg.checkpoints import FILE, load_modules, read_checkpoint
 from depthg.cli import check_overrides, stored_settings, to_config
 from depthg.config import Config
-from depthg.features import FeatureTransform
+from depthg.features import DTYPES, FeatureTransform
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 
 CHECKPOINTS = ("last", "best")
@@ -73,9 +73,10 @@ class LoadedRun:
         return found if fits else None
 
     def features(self, images: Tensor) -> Tensor:  # [B, 3, H, W] in [0, 1] -> [B, h*w, C]
-        """Features that the head takes, rounded as the training cache rounds them (float16)."""
-        maps = self.backbone(images.to(self.device)).flatten(2).transpose(1, 2).half().float()
-        return maps if self.transform.is_identity else self.transform(maps).half().float()
+        """Features that the head takes, rounded as the training cache rounds them (``features.dtype``)."""
+        dtype = DTYPES[self.config.features.dtype]
+        maps = self.backbone(images.to(self.device)).flatten(2).transpose(1, 2).to(dtype).float()
+        return maps if self.transform.is_identity else self.transform(maps).to(dtype).float()
 
     def codes(self, features: Tensor) -> Tensor:  # [B, h*w, C] -> [B, h*w, K]
         with torch.no_grad():

@@ -6,6 +6,7 @@ in shards, so that a killed preparation goes on where it was and several process
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -330,7 +331,8 @@ def prepare(config: Config) -> Preparation:
     """Finds or builds everything that a configuration needs, and prints a summary."""
     preparation = Preparation(config, pick_device(config.device))
     preparation.run()
-    print_summary(preparation.stages, preparation.root, Console())
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    print_summary(preparation.stages, preparation.root, console)
     return preparation
 
 

@@ -1,13 +1,23 @@
 """Prepared arrays: aligned with each other, cached by exactly what matters, nothing written into the data."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
 from miniature import settings, write_camvid
 from PIL import Image
 
+from depthg.cli import load_config
 from depthg.data.base import DataError
 from depthg.prepare import Preparation
+from depthg.run_folder import read_log
+from depthg.train import Trainer
 
 CPU = torch.device("cpu")
 
@@ -139,3 +149,117 @@ def test_ground_plane_needs_no_files(root):
     data = Preparation(settings(root, "depth.source=ground_plane", "depth.horizon=0.5"), CPU).run()
     depth = data.depth[0].reshape(8, 8).astype(float)
     assert (depth[:4] == 1).all() and (np.diff(depth[4:, 0]) < 0).all()
+
+
+def test_bfloat16_features(root):
+    plain = Preparation(settings(root), CPU).run().features
+    found = Preparation(settings(root, "features.dtype=bfloat16"), CPU).run().features
+    assert plain.dtype == torch.float16 and found.dtype == torch.bfloat16
+    difference = (found.rows(np.arange(6)) - plain.rows(np.arange(6))).abs().max()
+    assert 0 < difference < 0.05
+
+
+def test_streamed_features_are_those_of_the_cache(root):
+    cached = Preparation(settings(root), CPU).run()
+    preparation = Preparation(settings(root, "features.cache=off"), CPU)
+    streamed = preparation.run()
+    views = np.array([4, 0, 2])
+    torch.testing.assert_close(streamed.features.rows(views), cached.features.rows(views), rtol=2e-3, atol=2e-3)
+    evaluation = (data.evaluation.features[0:3] for data in (streamed, cached))
+    np.testing.assert_allclose(*evaluation, rtol=2e-3, atol=2e-3)
+    assert (streamed.neighbours == cached.neighbours).all() and streamed.features_key == cached.features_key
+    assert "features" not in made(preparation) and "means" in made(preparation)
+
+
+def test_training_with_streamed_features_gives_nearly_the_same_losses(root, tmp_path):
+    lines = []
+    for name in ("on", "off"):
+        trainer = Trainer(settings(root, f"name={name}", f"features.cache={name}", "iterations=8", "log_every=4"))
+        trainer.train()
+        trainer.log.close()
+        lines.append(read_log(tmp_path / "runs" / name / "metrics.jsonl"))
+    assert len(lines[0]) == 2
+    for a, b in zip(*lines, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-3)
+        assert a["loss.linear"] == pytest.approx(b["loss.linear"], rel=2e-2)
+
+
+def test_sizes_that_do_not_fit_the_backbone_are_refused_at_once(root, tmp_path):
+    for key in ("data.size", "data.eval_size"):
+        with pytest.raises(ValueError, match=rf"{key}=\[64, 60\] must be multiples of 32 .*\[64, 64\]"):
+            Preparation(settings(root, f"{key}=[64,60]"), CPU).run()
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_the_key_of_the_features_is_readable_and_names_what_matters(root):
+    preparation = run(settings(root, "data.crop=five"))
+    folder = next(stage.folder for stage in preparation.stages if stage.name == "features, training")
+    found = json.loads((folder / "manifest.json").read_text())["settings"]
+    assert found["backbone"] == "efficientnet_lite0" and found["dtype"] == "float16" and found["pca"] == 16
+    assert found["train"]["count"] == 30 and found["train"]["crop"] == "five" and found["train"]["size"] == [64, 64]
+    assert found["weights"] == preparation.backbone.weights_hash
+    stage = next(stage for stage in preparation.stages if stage.name == "neighbours")
+    assert json.loads((stage.folder / "manifest.json").read_text())["settings"]["features"]["train"] == found["train"]
+
+
+def arguments(root, *more):
+    return [
+        "data=camvid", f"data.root={root}", "data.size=[64,64]", "data.eval_size=[64,64]", "depth.source=folder",
+        f"depth.root={root / 'depth'}", "data.crop=five", "backbone.pca=16", "backbone.batch_size=2",
+        "cache.shard_mb=0.01", *more,
+    ]  # fmt: skip
+
+
+def arrays(cache):
+    return {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.npy")}
+
+
+def test_command_makes_everything_and_finds_it_again(run_module, root, tmp_path):
+    first = run_module("depthg.prepare", *arguments(root))
+    assert first.returncode == 0, first.stderr
+    rows = [line.split() for line in first.stdout.splitlines() if " made " in line]
+    assert [row[0] for row in rows] == ["depth", "labels,", "labels,", "features,", "features,", "neighbours"]
+    assert "30" in rows[0] and str(tmp_path / "cache") in first.stdout
+    before = listing(tmp_path / "cache")
+    again = run_module("depthg.prepare", *arguments(root))
+    assert again.stdout.count(" found ") == 6 and " made " not in again.stdout
+    assert listing(tmp_path / "cache") == before
+
+
+def test_user_errors_are_one_line(run_module, root):
+    finished = run_module("depthg.prepare", *arguments(root, "knn.kk=3"))
+    assert (
+        finished.returncode == 1
+        and finished.stderr == "error: unknown key 'knn.kk'; did you mean 'knn.k'? (all keys: --help)\n"
+    )
+
+
+def test_help_of_the_command_says_where_results_are_kept(run_module):
+    finished = run_module("depthg.prepare", "--help")
+    assert finished.returncode == 0
+    for text in ("DEPTHG_CACHE", "features.cache", "cache.shard_mb", "goes on where it was", "knn.dtype"):
+        assert text in finished.stdout
+
+
+def start(root, cache, **environment):
+    threads = str(torch.get_num_threads())  # as here: sums may be rounded otherwise
+    variables = {**os.environ, "DEPTHG_CACHE": str(cache), "OMP_NUM_THREADS": threads, **environment}
+    command = [sys.executable, "-m", "depthg.prepare", *arguments(root)]
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_and_a_killed_one_end_with_the_same_bytes(root, tmp_path):
+    pair = [start(root, tmp_path / "pair", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    killed = start(root, tmp_path / "cut")
+    while killed.poll() is None and not list((tmp_path / "cut").glob("features/.*/shards/raw-*")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    rest = start(root, tmp_path / "cut")
+    run(load_config(arguments(root, f"cache.dir={tmp_path / 'lone'}")))
+    for process in (*pair, rest):
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+    expected = arrays(tmp_path / "lone")
+    assert len(expected) == 9
+    assert arrays(tmp_path / "pair") == expected and arrays(tmp_path / "cut") == expected
+    assert not list((tmp_path / "pair").rglob("*.partial")) and not list((tmp_path / "cut").rglob("*.partial"))
