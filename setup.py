@@ -147,6 +147,7 @@ class BuildExtension(build_ext):
         steps.compile("cxx", "csrc/fps_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_bindings.cpp", ["-O1", *includes])
+        steps.compile("cxx", "csrc/sample_cpu.cpp")
         steps.compile("cxx", "csrc/knn_cpu.cpp")
         steps.compile("cxx", "csrc/knn_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/thread_pool.cpp")

@@ -1,11 +1,13 @@
 // depthg._C: raw pointers in, nothing of torch. Arguments are checked in kernels/fps.py; see fps.h for the contract.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 
 #include "fps.h"
 #include "knn_bindings.h"
 #include "pairs_bindings.h"
+#include "sample.h"
 
 namespace py = pybind11;
 using depthg::Clouds;
@@ -34,10 +36,15 @@ Clouds clouds(Address data, int dtype, int64_t batch, int64_t points, int64_t di
   return c;
 }
 
+depthg::MapSamples map_samples(std::array<int64_t, 4> size, std::array<int64_t, 3> stride, Address cells, Address weights) {
+  return {size[0], size[1], size[2], size[3], stride[0], stride[1], stride[2], reinterpret_cast<const int64_t*>(cells),
+          reinterpret_cast<const float*>(weights)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Farthest point sampling on raw pointers; use depthg.kernels instead.";
+  m.doc() = "Farthest point sampling, correlation losses, sampling of maps and k-NN on raw pointers; use depthg.kernels instead.";
 
   py::class_<Clouds>(m, "Clouds", "Arguments of one call; `strides` are in elements.")
       .def(py::init([](Address data, int dtype, int64_t batch, int64_t points, int64_t dims, int64_t stride0, int64_t stride1,
@@ -55,6 +62,23 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "fps_cpu",
       [](const Clouds& c, Address scratch, int threads) { depthg::fps_cpu(c, reinterpret_cast<void*>(scratch), threads); },
+      py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "sample_maps",
+      [](std::array<int64_t, 4> size, std::array<int64_t, 3> stride, Address cells, Address weights, Address maps, Address out,
+         int threads) {
+        depthg::sample_maps(map_samples(size, stride, cells, weights), reinterpret_cast<const float*>(maps),
+                            reinterpret_cast<float*>(out), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sample_maps_backward",
+      [](std::array<int64_t, 4> size, std::array<int64_t, 3> stride, Address cells, Address weights, Address d_out, Address d_maps,
+         int threads) {
+        depthg::sample_maps_backward(map_samples(size, stride, cells, weights), reinterpret_cast<const float*>(d_out),
+                                     reinterpret_cast<float*>(d_maps), threads);
+      },
       py::call_guard<py::gil_scoped_release>());
 
 #if defined(DEPTHG_CUDA)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import torch
 from depthg.kernels import checks, reference
+from depthg.kernels._extension import native
 from torch import Tensor
+
+COMPILED = native is not None and hasattr(native, "sample_maps")
 
 
 def corners(points: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor]:
@@ -29,13 +32,36 @@ def _sizes(xy: Tensor, width: int, height: int) -> Tensor:  # filled on the devi
     return torch.stack([torch.full((), float(v), dtype=xy.dtype, device=xy.device) for v in (width, height)])
 
 
+def compiled(x: Tensor) -> bool:
+    """Whether C++ reads maps of this device and type."""
+    return COMPILED and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _flat_cells(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """The maps, copied unless cell ``row * W + column`` lies at that multiple of one stride, and their strides."""
+    image, channel, row, cell = maps.stride()
+    if row != maps.shape[3] * cell:
+        maps = maps.contiguous()
+        image, channel, row, cell = maps.stride()
+    return maps, (image, channel, cell)
+
+
 @torch.library.custom_op("depthg::sample_cells", mutates_args=())
 def sample_cells(
     maps: Tensor,  # [N, C, H, W]
     cells: Tensor,  # [N, P, T] int64
     weights: Tensor,  # [N, P, T] float32
 ) -> Tensor:  # [N, P, C]
-    """Weighted sums of map vectors, by Triton."""
+    """Weighted sums of map vectors: C++ for float32 on the CPU, Triton for the rest."""
+    if compiled(maps):
+        cells, weights = cells.contiguous(), weights.contiguous()
+        out = torch.empty(*cells.shape[:2], maps.shape[1])
+        maps, stride = _flat_cells(maps)
+        size = (maps.shape[0], maps.shape[1], *cells.shape[1:])
+        native.sample_maps(
+            size, stride, cells.data_ptr(), weights.data_ptr(), maps.data_ptr(), out.data_ptr(), torch.get_num_threads()
+        )
+        return out
     from depthg.kernels.sample_points_triton import read
 
     return read(maps, cells, weights)
@@ -49,6 +75,15 @@ def _(maps, cells, weights):
 @torch.library.custom_op("depthg::sample_cells_backward", mutates_args=())
 def sample_cells_backward(d_out: Tensor, cells: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
     """Gradient of the maps [N, C, H, W]."""
+    if compiled(d_out):
+        cells, weights, d_out = cells.contiguous(), weights.contiguous(), d_out.contiguous()
+        images, points, channels = d_out.shape
+        d_maps, area = torch.zeros(images, channels, height, width), height * width
+        native.sample_maps_backward(
+            (images, channels, *cells.shape[1:]), (channels * area, area, 1), cells.data_ptr(), weights.data_ptr(),
+            d_out.data_ptr(), d_maps.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return d_maps
     from depthg.kernels.sample_points_triton import write
 
     return write(d_out, cells, weights, height, width)
@@ -109,15 +144,6 @@ def _check(maps: Tensor, points: Tensor) -> None:
         )
 
 
-def _gather(maps: Tensor, points: Tensor) -> Tensor:
-    """Exact gather on the CPU: whole rows where the channels are the fastest axis, else channel by channel."""
-    if maps.stride(1) == 1 and maps.shape[1] > 1:
-        rows = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])  # a view of a channels-last map
-        first = torch.arange(maps.shape[0])[:, None] * (maps.shape[2] * maps.shape[3])
-        return rows[(points + first).flatten()].view(*points.shape, -1)
-    return reference.sample_points(maps, points).contiguous()
-
-
 def sample_points(
     maps: Tensor,  # [N, C, H, W]
     points: Tensor,  # [N, P] int64 flat cells, or [N, P, 2] coordinates (x, y) in [-1, 1]
@@ -147,12 +173,11 @@ def sample_points(
     impl = checks.choose_impl(impl, maps)
     if impl == "eager":
         return reference.sample_points(maps, points, align_corners=align_corners)
-    if impl == "cpu":
-        if points.ndim == 2:
-            return _gather(maps, points)
+    if impl == "cpu" and not compiled(maps):
         return reference.sample_points(maps, points, align_corners=align_corners).contiguous()
     if points.ndim == 2:
-        cells, weights = points[:, :, None], torch.ones(points[:, :, None].shape, device=maps.device)
+        cells = points[:, :, None]
+        weights = torch.ones(cells.shape, device=maps.device)
     else:
         cells, weights = corners(points, maps.shape[2], maps.shape[3], align_corners)
     return sample_cells(maps, cells, weights.float())
