@@ -1,100 +1,12 @@
-"""Scores of a split: cluster probe, linear probe, and k-means on codes and on raw features as baselines."""
+"""Scores of a split."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
-
-READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
-
-
-@dataclass
-class EvaluationSet:
-    """Cached features ``[V, h*w, C]``, labels ``[V, H, W]`` (None: none), grid (h, w) and size (H, W) of a split."""
-
-    features: np.ndarray
-    labels: np.ndarray | None
-    grid: tuple[int, int]
-    size: tuple[int, int]
-
-
-def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Arg-max over the last axis of ``[B, h*w, n]`` after bilinear up-sampling to ``size``; int64 ``[B, H, W]``.
-
-    Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
-    of a code does not change which centroid is nearest.
-    """
-    maps = scores_map.transpose(1, 2).reshape(len(scores_map), -1, *grid)
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False).argmax(1)
-
-
-def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, K]
-    """Codes of cached feature maps, in evaluation mode and without gradient."""
-    training = head.training
-    head.eval()
-    with torch.no_grad():
-        codes = head(torch.from_numpy(np.array(features)).to(device).float())
-    head.train(training)
-    return codes
-
-
-def sample_rows(features: np.ndarray, count: int, seed: int) -> Tensor:  # [V, h*w, C] -> [count, C]
-    """Random feature vectors, evenly many from every image."""
-    images, cells, _ = features.shape
-    each = min(cells, max(1, -(-count // images)))
-    generator = np.random.default_rng(seed)
-    rows = [features[i, np.sort(generator.choice(cells, each, replace=False))] for i in range(images)]
-    return torch.from_numpy(np.concatenate(rows)).float()
-
-
-def training_codes(head: torch.nn.Module, features: np.ndarray, count: int, seed: int, device: torch.device) -> Tensor:
-    """Codes of random training vectors ``[count, K]``; the head acts on points, so only these are computed."""
-    rows = sample_rows(features, count, seed)
-    return codes_of(head, rows[None].numpy(), device)[0].cpu()
-
-
-def confusions(
-    data: EvaluationSet, head: torch.nn.Module, read_outs: dict, n_classes: int, device: torch.device, batch: int = 16
-) -> dict[str, np.ndarray]:
-    """One confusion matrix per read-out over a whole split; a read-out is ``(uses_codes, function of vectors)``."""
-    total: dict[str, np.ndarray] = {}
-    for start in range(0, len(data.features), batch):
-        features = data.features[start : start + batch]
-        label = torch.from_numpy(np.array(data.labels[start : start + batch])).to(device)
-        codes = codes_of(head, features, device)
-        raw = torch.from_numpy(np.array(features)).to(device).float()
-        for name, (uses_codes, read) in read_outs.items():
-            with torch.no_grad():
-                value = read(codes if uses_codes else raw)
-            ids = predict_ids(value, data.grid, data.size)
-            counted = confusion_matrix(ids, label, value.shape[-1], n_classes)
-            total[name] = total.get(name, 0) + counted
-    return total
-
-
-def summarize(
-    total: dict[str, np.ndarray], classes: tuple[str, ...], matching: str = "hungarian", count: str = "all"
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering.
-
-    ``count="released"`` drops the pixels of clusters without a class, and a class that is predicted but never labelled
-    enters the mean with IoU 0, as in the released code.
-    """
-    match = match_hungarian if matching == "hungarian" else match_many_to_one
-    metrics: dict = {"per_class": {}}
-    assignments = {}
-    for name, confusion in total.items():
-        assignment = None if name == "linear" else match(confusion)
-        result = scores(confusion, assignment, drop_unmatched=count == "released", count_absent=count == "released")
-        metrics[f"{name}.accuracy"], metrics[f"{name}.miou"] = round(result.accuracy, 3), round(result.miou, 3)
-        iou = [None if np.isnan(value) else round(float(value), 3) for value in result.iou]
-        metrics["per_class"][name] = dict(zip(classes, iou, strict=True))
-        if assignment is not None:
-            assignments[name] = assignment
-    return metrics, assignments
+from depthg.scoring import (  # noqa: F401
+    READ_OUTS,
+    EvaluationSet,
+    codes_of,
+    confusions,
+    predict_ids,
+    sample_rows,
+    summarize,
+    training_codes,
+)

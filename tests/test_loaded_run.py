@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from depthg.checkpoints import FILE
 from depthg.data.transforms import to_float
-from depthg.evaluate import codes_of
 from depthg.loaded_run import load_run
 from depthg.prepare import Preparation
+from depthg.scoring import codes_of
 from depthg.train import train
 
 

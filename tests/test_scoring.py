@@ -1,11 +1,16 @@
-"""Evaluation against written-out up-sampling and counting."""
+"""Scoring against written-out up-sampling and counting."""
+
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
-from depthg.evaluate import EvaluationSet, confusions, predict_ids, sample_rows, summarize
+import depthg.scoring
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
+from depthg.scoring import EvaluationSet, confusions, predict_ids, sample_rows, summarize
 
 CPU = torch.device("cpu")
 
@@ -70,3 +75,29 @@ def test_many_to_one_matching_lets_clusters_share_a_class():
     metrics, assignments = summarize(total, ("a", "b"), matching="many_to_one")
     assert assignments["cluster"].tolist() == [0, 0, 1] and metrics["cluster.accuracy"] == 100
     assert summarize(total, ("a", "b"))[0]["cluster.accuracy"] == round(100 * 11 / 15, 3)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (23, 37), (5, 6)])
+@pytest.mark.parametrize("band", [1, 200, 10**6])
+def test_bands_of_rows_equal_the_whole(size, band, monkeypatch):
+    monkeypatch.setattr(depthg.scoring, "BAND", band)
+    scores = torch.randn(3, 12, 5)
+    maps = scores.transpose(1, 2).unflatten(2, (3, 4))
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False).argmax(1)
+    assert torch.equal(predict_ids(scores, (3, 4), size), expected)
+
+
+def test_frames_of_2048_x_1024_with_27_classes_take_little_memory():
+    """In a process of its own: pages that were mapped before do not count."""
+    code = """
+import resource, torch
+import depthg.scoring
+from depthg.scoring import predict_ids
+scores = torch.randn(1, 128 * 256, 27)
+predict_ids(scores[:, :64], (8, 8), (64, 64))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+predict_ids(scores, (128, 256), (1024, 2048))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200, "MiB; the up-sampled scores alone would be 216"

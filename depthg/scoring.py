@@ -1,0 +1,135 @@
+"""From codes to scores: ids at label resolution, confusion matrices of a cached split, and their summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from depthg.features import Features
+from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
+
+READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
+MATCHINGS = {"hungarian": match_hungarian, "many_to_one": match_many_to_one}
+BAND = 2**22  # scores held at a time while maps are up-sampled: 16 MiB
+
+
+@dataclass
+class EvaluationSet:
+    """Cached features ``[V, h*w, C]``, labels ``[V, H, W]`` (None: none), grid (h, w) and size (H, W) of a split."""
+
+    features: Features | np.ndarray
+    labels: np.ndarray | None
+    grid: tuple[int, int]
+    size: tuple[int, int]
+
+
+def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Arg-max over the last axis of ``[B, h*w, n]`` after bilinear up-sampling to ``size``; int64 ``[B, H, W]``.
+
+    Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
+    of a code does not change which centroid is nearest. Of the up-sampled scores only a band of rows exists at a time,
+    channels last, where the arg-max runs over contiguous numbers.
+    """
+    maps = scores_map.transpose(1, 2).unflatten(2, grid)
+    n, (height, width) = maps.shape[1], size
+    rows = max(1, BAND // (n * width))
+    ids = torch.empty(len(maps), height, width, dtype=torch.int64, device=maps.device)
+    for image, target in zip(maps.split(1), ids, strict=True):
+        if rows >= height:
+            target.copy_(_arg_max(image, size))
+            continue
+        low, high, share = row_taps(grid[0], height, maps.device)
+        for start in range(0, height, rows):
+            part = slice(start, start + rows)
+            band = torch.lerp(image[:, :, low[part]], image[:, :, high[part]], share[part, None])
+            target[part] = _arg_max(band, (band.shape[2], width))
+    return ids
+
+
+def _arg_max(maps: Tensor, size: tuple[int, int]) -> Tensor:  # [1, n, h, w] -> int64 [H, W]
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).argmax(-1)
+
+
+def row_taps(cells: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Bilinear up-sampling of one axis (align_corners False): ``lerp(x[low], x[high], share)``, each ``[rows]``."""
+    at = ((torch.arange(rows, device=device) + 0.5) * (cells / rows) - 0.5).clamp(min=0)
+    low = at.long().clamp(max=cells - 1)
+    return low, (low + 1).clamp(max=cells - 1), at - low
+
+
+def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, K]
+    """Codes of cached feature maps, in evaluation mode and without gradient."""
+    training = head.training
+    head.eval()
+    with torch.no_grad():
+        codes = head(torch.from_numpy(np.array(features)).to(device).float())
+    head.train(training)
+    return codes
+
+
+def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tensor:  # [V, h*w, C] -> [count, C]
+    """Random feature vectors, evenly many from every image."""
+    images, cells, _ = features.shape
+    each = min(cells, max(1, -(-count // images)))
+    generator = np.random.default_rng(seed)
+    rows = [features[i, np.sort(generator.choice(cells, each, replace=False))] for i in range(images)]
+    return torch.from_numpy(np.concatenate(rows)).float()
+
+
+def training_codes(
+    head: torch.nn.Module, features: Features | np.ndarray, count: int, seed: int, device: torch.device
+) -> Tensor:
+    """Codes of random training vectors ``[count, K]``; the head acts on points, so only these are computed."""
+    rows = sample_rows(features, count, seed)
+    return codes_of(head, rows[None].numpy(), device)[0].cpu()
+
+
+def confusions(
+    data: EvaluationSet, head: torch.nn.Module, read_outs: dict, n_classes: int, device: torch.device, batch: int = 16
+) -> dict[str, np.ndarray]:
+    """One confusion matrix per read-out over a whole split; a read-out is ``(uses_codes, function of vectors)``."""
+    total: dict[str, np.ndarray] = {}
+    for start in range(0, len(data.features), batch):
+        features = data.features[start : start + batch]
+        label = torch.from_numpy(np.array(data.labels[start : start + batch])).to(device)
+        codes = codes_of(head, features, device)
+        raw = torch.from_numpy(np.array(features)).to(device).float()
+        for name, (uses_codes, read) in read_outs.items():
+            with torch.no_grad():
+                value = read(codes if uses_codes else raw)
+            ids = predict_ids(value, data.grid, data.size)
+            counted = confusion_matrix(ids, label, value.shape[-1], n_classes)
+            total[name] = total.get(name, 0) + counted
+    return total
+
+
+def summarize(
+    total: dict[str, np.ndarray], classes: tuple[str, ...], matching: str = "hungarian", count: str = "all"
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering.
+
+    ``count="released"`` drops the pixels of clusters without a class, and a class that is predicted but never labelled
+    enters the mean with IoU 0, as in the released code.
+    """
+    match = MATCHINGS[matching]
+    metrics: dict = {"per_class": {}}
+    assignments = {}
+    for name, confusion in total.items():
+        assignment = None if name == "linear" else match(confusion)
+        result = scores(confusion, assignment, **counting(count))
+        metrics[f"{name}.accuracy"], metrics[f"{name}.miou"] = round(result.accuracy, 3), round(result.miou, 3)
+        iou = [None if np.isnan(value) else round(float(value), 3) for value in result.iou]
+        metrics["per_class"][name] = dict(zip(classes, iou, strict=True))
+        if assignment is not None:
+            assignments[name] = assignment
+    return metrics, assignments
+
+
+def counting(count: str) -> dict[str, bool]:
+    """Keywords of ``metrics.scores`` for ``val.count``: ``all`` or ``released``."""
+    return {"drop_unmatched": count == "released", "count_absent": count == "released"}
