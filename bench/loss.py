@@ -32,13 +32,17 @@ CONTENDERS = ("depthg", "eager", "compile")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """``images`` N, ``side`` squared points, C feature and K code channels, R draws; side 0 is NT-Xent on 2N views."""
+    """``images`` N, ``side`` squared points, C feature and K code channels, R draws; side 0 is NT-Xent on 2N views.
+
+    The points are read from maps of ``cells`` squared cells; with 0 their vectors are given.
+    """
 
     name: str
     images: int
     side: int
     channels: int
     codes: int
+    cells: int = 28
     draws: int = 5
 
     @property
@@ -62,7 +66,9 @@ CASES = [
     Case("paper step (ViT-S)", 32, 11, 384, 70),
     Case("paper step (ViT-B)", 32, 12, 768, 90),
     Case("dense, N=8", 8, 28, 384, 70),
-    Case("dense, N=32", 32, 40, 384, 70),
+    Case("dense, N=32", 32, 40, 384, 70, cells=40),
+    Case("points given, N=32, P=121", 32, 11, 384, 70, cells=0),
+    Case("points given, N=8, P=784", 8, 28, 384, 70, cells=0),
     Case("NT-Xent, 2N=8192", 4096, 0, 0, 128),
 ]
 GPU_CASES = [Case("NT-Xent, 2N=65536", 32768, 0, 0, 128)]
@@ -89,37 +95,50 @@ def make_calls(case: Case, device: str, names: tuple[str, ...]) -> dict[str, tup
     def draw(*shape: int, grad: bool = False) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(device).requires_grad_(grad)
 
-    n, side, c, k = case.images, case.side, case.channels, case.codes
-    if side == 0:
-        z = [draw(n, k, grad=True) for _ in range(2)]
+    if case.side == 0:
+        z = [draw(case.images, case.codes, grad=True) for _ in range(2)]
         eager = lambda a, b: reference.nt_xent_loss(a, b, 0.5)  # noqa: E731
         functions = {"depthg": lambda a, b: kernels.nt_xent_loss(a, b, 0.5), "eager": eager}
         if "compile" in names:
             functions["compile"] = torch.compile(eager)
         return {name: (lambda f=f: f(*z), z) for name, f in functions.items() if name in names}
-    feats, near_feats = draw(n, c, side, side).relu(), draw(n, c, side, side).relu()
-    codes, near_codes = draw(n, k, side, side, grad=True), draw(n, k, side, side, grad=True)
-    depth = torch.rand(n, side, side, generator=generator).to(device)
+    return {name: call for name, call in loss_calls(case, draw, device, names).items() if name in names}
+
+
+def loss_calls(case: Case, draw: Callable, device: str, names: tuple[str, ...]) -> dict[str, tuple[Callable, list]]:
+    """Eq. 7 from maps, or from the vectors at the points."""
+    n, side, c, k, size = case.images, case.side, case.channels, case.codes, case.cells or case.side
+    feats, near_feats = draw(n, c, size, size).relu(), draw(n, c, size, size).relu()
+    codes, near_codes = draw(n, k, size, size, grad=True), draw(n, k, size, size, grad=True)
+    depth = draw(n, 1, size, size).sigmoid()
+    generator = torch.Generator().manual_seed(1)
     offsets = torch.randperm(n - 1, generator=generator)[: case.draws] + 1
     negatives = torch.stack([torch.randperm(n, generator=generator) for _ in offsets])
     negatives = torch.where(negatives == torch.arange(n), (negatives + 1) % n, negatives).to(device)
-    points = [x.detach().flatten(2).transpose(1, 2).contiguous() for x in (feats, codes, near_feats, near_codes)]
-    points = [x.requires_grad_(i % 2 == 1) for i, x in enumerate(points)]
-    eager = lambda: stego.loss(feats, codes, near_feats, near_codes, negatives, depth, SETTINGS)  # noqa: E731
-    calls = {
-        "depthg": (
-            lambda: kernels.depthg_loss(*points, negatives, SETTINGS, depth=depth.flatten(1)).total,
-            [points[1], points[3]],
-        ),
-        "eager": (eager, [codes, near_codes]),
-    }
+    maps = [feats, codes, near_feats, near_codes]
+    if case.cells:
+        at, near_at = (torch.rand(n, side, side, 2, generator=generator).to(device) * 2 - 1 for _ in range(2))
+        eager, rest = stego.loss_at, [negatives, depth, at, near_at, SETTINGS]
+        leaves, ours = maps[1::2], lambda: fused_at(*maps, negatives, depth, at.flatten(1, 2), near_at.flatten(1, 2))
+    else:
+        points = [x.detach().flatten(2).transpose(1, 2).contiguous() for x in maps]
+        points = [x.requires_grad_(i % 2 == 1) for i, x in enumerate(points)]
+        eager, rest = stego.loss, [negatives, depth[:, 0], SETTINGS]
+        u, leaves = depth.flatten(1), points[1::2]
+        ours = lambda: kernels.depthg_loss(*points, negatives, SETTINGS, depth=u).total  # noqa: E731
+    calls = {"depthg": (ours, leaves), "eager": (lambda: eager(*maps, *rest), maps[1::2])}
     if "compile" in names:
-        compiled = torch.compile(stego.loss)
-        calls["compile"] = (
-            lambda: compiled(feats, codes, near_feats, near_codes, negatives, depth, SETTINGS),
-            [codes, near_codes],
-        )
-    return {name: call for name, call in calls.items() if name in names}
+        compiled = torch.compile(eager)
+        calls["compile"] = (lambda: compiled(*maps, *rest), maps[1::2])
+    return calls
+
+
+def fused_at(feats, codes, near_feats, near_codes, negatives, depth, at, near_at) -> torch.Tensor:
+    """``stego.loss_at`` with this package: every image is read once for all of its pairs."""
+    anchor = [kernels.sample_points(x, at) for x in (feats, codes)]
+    near = [kernels.sample_points(x, near_at) for x in (near_feats, near_codes)]
+    u = kernels.sample_points(depth, at)[..., 0]
+    return kernels.depthg_loss(*anchor, *near, negatives, SETTINGS, depth=u).total
 
 
 def forward_backward(call: Callable, leaves: list[torch.Tensor]) -> None:
@@ -189,7 +208,7 @@ def peak(case: Case, name: str, device: str) -> int | None:
 
 def print_peak(case_name: str, name: str, device: str) -> None:
     case = next(c for c in CASES + GPU_CASES if c.name == case_name)
-    small = dataclasses.replace(case, images=min(case.images, 4), side=min(case.side, 4))
+    small = dataclasses.replace(case, images=min(case.images, 4), side=min(case.side, 4), cells=min(case.cells, 4))
     call, leaves = make_calls(small, device, (name,))[name]
     forward_backward(call, leaves)  # loads and starts everything
     call, leaves = make_calls(case, device, (name,))[name]
@@ -213,7 +232,7 @@ def main() -> None:
     if args.memory:
         return print_peak(*args.memory, args.device)
     names = tuple(n for n in CONTENDERS if n != "compile" or not (args.quick or args.no_compile))
-    cases = CASES[::2][:2] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
+    cases = CASES[4:6] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
     cases = [case for case in cases if args.case in case.name]
     rate = common.measure_matmul(args.device)
     print(common.machine_line(args.device))

@@ -6,6 +6,8 @@ Formulas and shapes follow the published code (correlations ``[N, S, S, S, S]`` 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from depthg.kernels import LossSettings
@@ -30,9 +32,26 @@ def term(feats_a: Tensor, feats_b: Tensor, codes_a: Tensor, codes_b: Tensor, shi
 def loss(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, negatives: Tensor, depth: Tensor,
          s: LossSettings) -> Tensor:  # fmt: skip
     """Eq. 7 on maps of sampled points ``[N, C, S, S]``, ``[N, K, S, S]``, depth ``[N, S, S]``, negatives ``[R, N]``."""
+    far = ((feats[i], codes[i]) for i in negatives)
+    return weighted(feats, codes, near_feats, near_codes, far, depth, s)
+
+
+def loss_at(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, negatives: Tensor, depth: Tensor,
+            at: Tensor, near_at: Tensor, s: LossSettings) -> Tensor:  # fmt: skip
+    """The same from whole maps ``[N, C, H, W]``, ``[N, K, H, W]``, ``[N, 1, H, W]``; every pair is read anew.
+
+    Anchors and negatives are read at the points ``at`` ``[N, S, S, 2]`` of their image, neighbours at ``near_at``.
+    """
+    far = ((read(feats[i], at[i]), read(codes[i], at[i])) for i in negatives)
+    near = read(near_feats, near_at), read(near_codes, near_at)
+    return weighted(read(feats, at), read(codes, at), *near, far, read(depth, at)[:, 0], s)
+
+
+def weighted(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, far: Iterable[tuple[Tensor, Tensor]],
+             depth: Tensor, s: LossSettings) -> Tensor:  # fmt: skip
     own = term(feats, feats, codes, codes, s.self_shift)
     near = term(feats, near_feats, codes, near_codes, s.neighbour_shift)
-    far = torch.cat([term(feats, feats[i], codes, codes[i], s.negative_shift) for i in negatives])
+    far = torch.cat([term(feats, far_feats, codes, far_codes, s.negative_shift) for far_feats, far_codes in far])
     target = torch.einsum("nhw,nij->nhwij", depth, depth)
     guide = -correlate(codes, codes).clamp(0.0) * (target - s.depth_shift)
     return (

@@ -77,8 +77,8 @@ def sample_cells_backward(d_out: Tensor, cells: Tensor, weights: Tensor, height:
     """Gradient of the maps [N, C, H, W]."""
     if compiled(d_out):
         cells, weights, d_out = cells.contiguous(), weights.contiguous(), d_out.contiguous()
-        images, points, channels = d_out.shape
-        d_maps, area = torch.zeros(images, channels, height, width), height * width
+        images, channels, area = d_out.shape[0], d_out.shape[2], height * width
+        d_maps = torch.zeros(images, channels, height, width)
         native.sample_maps_backward(
             (images, channels, *cells.shape[1:]), (channels * area, area, 1), cells.data_ptr(), weights.data_ptr(),
             d_out.data_ptr(), d_maps.data_ptr(), torch.get_num_threads(),
