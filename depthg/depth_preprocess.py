@@ -105,7 +105,7 @@ class Preprocessing:
             return F.interpolate(x, size, mode="nearest-exact")
         if self.align_corners:
             return F.interpolate(x, size, mode=self.mode, align_corners=True)
-        return F.interpolate(x, size, mode=self.mode, antialias=True).round_().clamp_(0, 255)
+        return F.interpolate(x.byte(), size, mode=self.mode, antialias=True).float()
 
 
 def _bicubic(depth: Tensor, size: tuple[int, int]) -> Tensor:  # [h, w] -> [*size]

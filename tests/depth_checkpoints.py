@@ -1,4 +1,4 @@
-"""Tiny depth networks with random weights, saved as their real checkpoints are: configuration, preprocessing, weights."""
+"""Tiny depth networks with random weights, saved as real checkpoints are: configuration, preprocessing, weights."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+
+from depthg.backbone_vit import quiet
 
 VIT = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2)
 NECK = dict(neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16)
@@ -70,7 +72,8 @@ def _random(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def _save(model, folder: Path, statistics, multiple, size, resample, keep, pad=False) -> Path:
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     settings = {
         "do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": pad, "rescale_factor": 1 / 255,
         "size": {"height": size[0], "width": size[1]}, "keep_aspect_ratio": keep, "ensure_multiple_of": multiple,
