@@ -108,6 +108,9 @@ def load_run(
     if fixed:
         raise ValueError(f"{fixed[0]} belongs to the trained run; only {', '.join(MOVABLE)} may be given anew")
     config = to_config(OmegaConf.merge(stored_settings(path), OmegaConf.from_dotlist(list(overrides))))
+    weights = config.backbone.weights
+    if weights and (path / weights).exists():  # in the run folder itself, wherever that was moved to
+        config.backbone.weights = str(path / weights)
     folder = path / "checkpoints" / checkpoint
     if checkpoint not in CHECKPOINTS:
         raise ValueError(f"checkpoint={checkpoint!r} is not one of {', '.join(CHECKPOINTS)}")

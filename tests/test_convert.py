@@ -1,0 +1,251 @@
+"""Checkpoints as STEGO and DepthG write them: made here, converted, compared with their forward pass written out."""
+
+import json
+import os
+import sys
+import types
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from test_backbone_dino import dino_oracle, dino_state
+from torch.nn import functional as F
+
+from depthg.backbone_dino import DINO, DinoSpec
+from depthg.convert import BACKBONE_FILE, convert, main
+from depthg.loaded_run import load_run
+
+pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+WIDTH, DIM, CLASSES, EXTRA = 128, 10, 27, 3
+CFG = {
+    "dim": DIM, "arch": "dino", "model_type": "vit_small", "dino_patch_size": 8, "dino_feat_type": "feat",
+    "projection_type": "nonlinear", "dropout": True, "res": 224, "extra_clusters": EXTRA, "batch_size": 16,
+    "dataset_name": "cocostuff27", "pos_intra_weight": 0.67, "pos_intra_shift": 0.08, "pos_inter_shift": 0.02,
+    "neg_inter_shift": 0.66, "feature_samples": 11, "pointwise": False, "output_root": "${oc.env:HOME}/x",
+    "list": [1, {"a": None}],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """ViT-S/8 with two layers of 128 channels."""
+    monkeypatch.setitem(DINO, "dino_vits8", DinoSpec("facebook/dino-vits8", "url", WIDTH, 8, 2))
+
+
+def state_dict(projection="nonlinear", clusters=CLASSES + EXTRA):
+    def convolution(name, d_out, d_in):
+        return {f"{name}.weight": torch.randn(d_out, d_in, 1, 1) / d_in**0.5, f"{name}.bias": torch.randn(d_out) * 0.3}
+
+    state = {f"net.model.{key}": value for key, value in dino_state(WIDTH, 2).items()}
+    state |= convolution("net.cluster1.0", DIM, WIDTH)
+    if projection == "nonlinear":
+        state |= convolution("net.cluster2.0", WIDTH, WIDTH) | convolution("net.cluster2.2", DIM, WIDTH)
+    state |= {"train_cluster_probe.clusters": torch.randn(CLASSES, DIM)}
+    state |= {"cluster_probe.clusters": torch.randn(clusters, DIM)}
+    return state | convolution("linear_probe", CLASSES, DIM) | convolution("decoder", WIDTH, DIM)
+
+
+def stub_package(monkeypatch):
+    """A module with classes named as Lightning's and OmegaConf's, laid out as theirs when pickled."""
+    module = types.ModuleType("omegaconf_stub")
+    monkeypatch.setitem(sys.modules, "omegaconf_stub", module)
+
+    def make(name):
+        kind = type(name, (), {"__module__": "omegaconf_stub"})
+        setattr(module, name, kind)
+        return kind
+
+    Dict, List, Node, Callback = map(make, ("DictConfig", "ListConfig", "AnyNode", "ModelCheckpoint"))
+
+    def wrap(value, parent=None):
+        kind = Dict if isinstance(value, dict) else List if isinstance(value, list) else Node
+        node = kind()
+        node._metadata, node._parent = {"optional": True, "object_type": kind}, parent
+        if kind is Dict:
+            node._content = {key: wrap(part, node) for key, part in value.items()}
+        elif kind is List:
+            node._content = [wrap(part, node) for part in value]
+        else:
+            node._val = value
+        return node
+
+    return wrap, Callback
+
+
+def write(path, state=None, cfg=CFG, wrap=dict, callback=None, **kwargs):
+    content = {
+        "epoch": 3, "global_step": 7000, "pytorch-lightning_version": "1.4.2", "state_dict": state or state_dict(),
+        "callbacks": {callback: {"best_model_score": torch.tensor(0.2)}} if callback else {}, "optimizer_states": [],
+        "lr_schedulers": [], "hparams_name": "kwargs", "hyper_parameters": {"n_classes": CLASSES, "cfg": wrap(cfg)},
+    }  # fmt: skip
+    torch.save(content, path, **kwargs)
+    return content["state_dict"]
+
+
+def stego(state, images):
+    """Features, codes, cluster cosines and linear scores of STEGO in float64, written from its description."""
+    weights = {key: value.double() for key, value in state.items()}
+    features = dino_oracle({k.removeprefix("net.model."): v for k, v in state.items() if "net.model." in k}, images)
+
+    def convolution(x, name):
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    codes = convolution(features, "net.cluster1.0")
+    if "net.cluster2.0.weight" in weights:
+        codes = codes + convolution(F.relu(convolution(features, "net.cluster2.0")), "net.cluster2.2")
+    clusters = F.normalize(weights["cluster_probe.clusters"], dim=1)
+    cosines = torch.einsum("bkhw,nk->bnhw", F.normalize(codes, dim=1), clusters)
+    return codes, cosines, convolution(codes, "linear_probe")
+
+
+def check(run, state):
+    """The converted run gives STEGO's codes and scores."""
+    loaded, images = load_run(run), torch.rand(2, 3, 48, 64)
+    codes, cosines, linear = (m.flatten(2).transpose(1, 2) for m in stego(state, images))
+    found = loaded.codes(loaded.features(images)).double()
+    error = (found - codes).norm() / codes.norm()
+    assert error < 2e-3  # features are kept in float16, as in training
+    with torch.no_grad():
+        scores = F.normalize(loaded.cluster(found.float()), dim=-1).double()
+        torch.testing.assert_close(scores, F.normalize(cosines, dim=-1), atol=5e-3, rtol=0)
+        torch.testing.assert_close(loaded.linear(found.float()).double(), linear, atol=2e-2, rtol=0)
+    return loaded
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "rows"])
+@pytest.mark.parametrize("kind", ["stub", "omegaconf", "plain"])
+def test_a_checkpoint_becomes_a_run_with_the_same_codes(tmp_path, monkeypatch, kind, zipped):
+    callback = None
+    with monkeypatch.context() as patch:
+        wrap = {"omegaconf": OmegaConf.create, "plain": dict}.get(kind)
+        if kind == "stub":
+            wrap, callback = stub_package(patch)
+        state = write(
+            tmp_path / "a.ckpt", wrap=wrap, callback=callback, _use_new_zipfile_serialization=zipped,
+        )  # fmt: skip
+    assert "omegaconf_stub" not in sys.modules
+    run = convert(tmp_path / "a.ckpt", tmp_path / "run")
+    loaded = check(run, state)
+    assert (loaded.n_clusters, len(loaded.classes), loaded.linear.out_features) == (CLASSES + EXTRA, CLASSES, CLASSES)
+    assert loaded.classes[9] == "person" and loaded.config.data.name == "cocostuff27" and loaded.assignment is None
+    loss = loaded.config.loss
+    assert (loss.self.weight, loss.self.shift, loss.neighbour.shift, loss.negative.shift) == (0.67, 0.08, 0.02, 0.66)
+    assert (
+        loss.center is False
+        and loaded.config.head.dropout == 0.1
+        and loaded.config.data.eval_size == [320, 320]
+        and loaded.header["iteration"] == 7000
+    )
+    source = json.loads((run / "source.json").read_text())
+    assert source["hyper_parameters"]["cfg"] == CFG and source["file"] == "a.ckpt"
+    assert not [path for path in tmp_path.rglob(".*")], "no temporary file is left"
+
+
+def test_the_run_folder_can_be_moved(tmp_path):
+    state = write(tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert yaml.safe_load((tmp_path / "elsewhere" / "config.yaml").read_text())["backbone"]["weights"] == BACKBONE_FILE
+    check(tmp_path / "elsewhere", state)
+
+
+def test_linear_projection_and_bare_state_dicts(tmp_path):
+    state = write(tmp_path / "a.ckpt", state_dict("linear"), {**CFG, "projection_type": "linear"})
+    check(convert(tmp_path / "a.ckpt", tmp_path / "a"), state)
+    torch.save(state, tmp_path / "b.pth")
+    loaded = check(convert(tmp_path / "b.pth", tmp_path / "b"), state)
+    assert loaded.config.data.name == "folder" and loaded.classes[:2] == ("class 0", "class 1")
+
+
+def test_without_linear_probe_and_without_backbone(tmp_path, capsys):
+    state = state_dict(clusters=12)
+    bare = {key: value for key, value in state.items() if not key.startswith(("linear_probe", "net.model."))}
+    write(tmp_path / "a.ckpt", bare)
+    assert main([str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "12 clusters" in text and "no linear probe" in text and "not in the checkpoint" in text
+    loaded = load_run(tmp_path / "run")
+    assert loaded.linear is None and loaded.classes == () and loaded.config.backbone.weights is None
+    with pytest.raises(ValueError, match="name no DINO network"):
+        write(tmp_path / "b.ckpt", bare, {**CFG, "model_type": "vit_tiny"})
+        convert(tmp_path / "b.ckpt", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"net.cluster1.0.weight": None}, "no STEGO or DepthG checkpoint"),
+        ({"net.cluster1.0.bias": None}, "linear.bias of net.cluster1 and net.cluster2 is missing"),
+        ({"net.cluster1.0.weight": torch.zeros(DIM, WIDTH, 3, 3)}, "1 x 1 convolution"),
+        ({"net.cluster1.0.weight": torch.zeros(DIM, 10**6, 1, 1)}, "takes 1000000 channels"),
+        ({"net.cluster2.2.weight": torch.zeros(DIM + 1, WIDTH, 1, 1)}, "nonlinear.2.weight"),
+        ({"net.cluster2.2.weight": None}, "net.cluster2.2.weight is missing"),
+        ({"cluster_probe.clusters": None}, "cluster_probe.clusters"),
+        ({"cluster_probe.clusters": torch.zeros(30, DIM + 1)}, "centroids of cluster_probe"),
+        ({"linear_probe.bias": None}, "bias of linear_probe"),
+        ({"net.model.patch_embed.proj.weight": torch.zeros(WIDTH, 3, 14, 14)}, "width 128 and patch 14"),
+        ({"net.model.blocks.1.attn.qkv.bias": None}, "missing"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit(tmp_path, change, message):
+    state = {**state_dict(), **change}
+    write(tmp_path / "a.ckpt", {key: value for key, value in state.items() if value is not None})
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "a.ckpt", tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"], "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    "key, value", [("arch", "feature-pyramid"), ("dino_feat_type", "KK"), ("projection_type", "x")]
+)
+def test_other_networks_are_named(tmp_path, key, value):
+    write(tmp_path / "a.ckpt", cfg={**CFG, key: value})
+    with pytest.raises(ValueError, match=f"{key}={value}"):
+        convert(tmp_path / "a.ckpt", tmp_path / "run")
+
+
+def test_settings_that_are_hostile_or_odd_are_not_taken_over(tmp_path):
+    odd = {
+        "res": 1e300,
+        "batch_size": "${oc.env:HOME}",
+        "dataset_name": "../../x",
+        "lr": float("nan"),
+        "dim": "7",
+        "dropout": False,
+    }
+    write(tmp_path / "a.ckpt", cfg={**CFG, **odd})
+    config = load_run(convert(tmp_path / "a.ckpt", tmp_path / "run")).config
+    assert (config.data.size, config.batch_size, config.data.name) == ([224, 224], 16, "folder")
+    assert config.head.dropout == 0 and config.head.dim == DIM
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo > ran",)
+
+
+def test_a_malicious_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.ckpt", cfg={**CFG, "callback": Evil()})
+    assert main(["a.ckpt", "--out", "run"]) == 1
+    assert "can run code" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+def test_nothing_is_replaced_unasked(tmp_path, capsys):
+    write(tmp_path / "a.ckpt")
+    arguments = [str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    assert main(arguments) == 1 and main([*arguments, "--overwrite"]) == 1
+    assert "no run folder" in capsys.readouterr().err and (tmp_path / "run" / "mine.txt").exists()
+    (tmp_path / "run" / "mine.txt").unlink()
+    assert main(arguments) == 0
+    assert main(arguments) == 1 and "--overwrite" in capsys.readouterr().err
+    (tmp_path / "run" / "old.txt").write_text("of the run before")
+    assert main([*arguments, "--overwrite"]) == 0 and not (tmp_path / "run" / "old.txt").exists()
+    assert main([arguments[0], "--out", str(tmp_path), "--overwrite"]) == 1
+    assert "holds the checkpoint itself" in capsys.readouterr().err
+    assert main([str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "b")]) == 1
+    assert "no.ckpt" in capsys.readouterr().err
