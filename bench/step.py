@@ -2,9 +2,10 @@
 
     python bench/step.py [--device cpu|cuda] [--json FILE] [--quick]
 
-Both steps do the same job on the same arrays: read 2 N feature maps, sample P points by FPS on each photo's depth,
-head, all terms of the loss, both probes on the anchors' whole maps, backward, Adam. Our head runs with gradient on the
-sampled points alone and once more without gradient on the maps that the probes read; the eager one runs on whole maps.
+Both steps work on the same arrays: sample P points by FPS on the depth of 2 N photos, read features, head, all terms of
+the loss, both probes, backward, Adam. The eager step reads and runs the head on whole maps, which the probes then see.
+Ours reads features at the sampled points alone, and for the probes at P random cells of each anchor (``probe.cells``);
+"depthg, all cells" gives the probes whole maps too, which takes another pass of the head without gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from depthg.kernels import LossSettings
 
 from depthg import kernels
-from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
+from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, codes_without_grad
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
 PARTS = ("read", "sample", "head", "loss", "probes", "backward", "optimizer")
@@ -85,35 +86,41 @@ class Probes(torch.nn.Module):
         return self.cluster.loss(codes) + torch.nn.functional.cross_entropy(scores, labels.flatten())
 
 
-def our_step(data: Data, images: int, points: int, codes: int, device: str) -> Callable[[int, Clock], float]:
+def our_step(
+    data: Data, images: int, points: int, codes: int, device: str, all_cells: bool
+) -> Callable[[int, Clock], float]:
     torch.manual_seed(0)
     head = SegmentationHead(data.features.shape[2], codes).to(device)
     probes = Probes(codes).to(device)
     adam = torch.optim.Adam([*head.parameters(), *probes.parameters()], lr=5e-4)
 
-    def rows(array: np.ndarray, views: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[views]).to(device)
+    area, channels = data.features.shape[1:]
+    vectors = torch.from_numpy(data.features).view(-1, channels)
+
+    def read(views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
+        rows = torch.from_numpy(views)[:, None] * area + cells.cpu()
+        return vectors.index_select(0, rows.flatten()).view(*cells.shape, channels).to(device).float()
 
     def step(iteration: int, clock: Clock) -> float:
         anchors, near, negatives = data.batch(images, iteration)
-        views = np.concatenate([anchors, near])
+        views, n = np.concatenate([anchors, near]), images
         clock("")
-        maps, depth = rows(data.features, views), rows(data.depth, views)
-        clock("read")
+        depth = torch.from_numpy(data.depth[views]).to(device)
         cells = kernels.farthest_point_sample_depth(depth, points)
-        feats = maps.gather(1, cells[:, :, None].expand(-1, -1, maps.shape[2])).float()
-        u = depth.flatten(1).gather(1, cells)[:images]
+        u = depth.flatten(1).gather(1, cells)[:n]
         clock("sample")
+        feats = read(views, cells)
+        clock("read")
         z = head(feats)
         clock("head")
-        n = images
         result = kernels.depthg_loss(
             feats[:n], z[:n], feats[n:], z[n:], negatives.to(device), SETTINGS, depth=u
         )  # fmt: skip
         clock("loss")
-        with torch.no_grad():
-            whole = head(maps[:n].float())
-        probing = probes(whole, rows(data.labels, anchors))
+        seen = torch.rand(n, area).argsort(1)[:, : area if all_cells else points]
+        probed = codes_without_grad(head, read(anchors, seen))
+        labels = torch.from_numpy(np.take_along_axis(data.labels[anchors], seen.numpy(), 1)).to(device)
+        probing = probes(probed, labels)
         clock("probes")
         adam.zero_grad(set_to_none=True)
         (result.total + probing).backward()
@@ -166,7 +173,8 @@ def measure(device: str, quick: bool) -> list[Row]:
     images, points, codes = (8, 49, 70) if quick else (32, 121, 70)
     data = Data(4 * images, 28, 384)
     steps = {
-        "depthg": our_step(data, images, points, codes, device),
+        "depthg": our_step(data, images, points, codes, device, all_cells=False),
+        "depthg, all cells": our_step(data, images, points, codes, device, all_cells=True),
         "eager": eager_step(data, images, points, codes, device),
     }
     clocks = {name: Clock(device) for name in steps}

@@ -1,6 +1,7 @@
 """The step of ``bench/step.py`` as a pytest-benchmark suite: ``python -m pytest bench/test_step.py``."""
 
 import math
+from functools import partial
 
 import pytest
 import step
@@ -13,7 +14,11 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("make", [step.our_step, step.eager_step], ids=["depthg", "eager"])
+@pytest.mark.parametrize(
+    "make",
+    [partial(step.our_step, all_cells=False), partial(step.our_step, all_cells=True), step.eager_step],
+    ids=["depthg", "depthg, all cells", "eager"],
+)
 def test_step(benchmark, make, device):
     data = step.Data(64, 28, 384)
     run = make(data, 16, 121, 70, device)

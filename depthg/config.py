@@ -176,7 +176,9 @@ class HeadConfig:
 class ProbeConfig:
     lr: float = option(5e-3, "learning rate of both probes (Adam)", low=0)
     reinit: int = option(0, "extension: k-means restart of the cluster probe at this iteration (0: never)", low=0)
-    pixels: int = option(0, "linear probe: random pixels per image and step (0: all)", low=0)
+    cells: int = option(
+        0, "both probes train on so many random cells of each image and step (0: all cells, and all pixels)", low=0
+    )
 
 
 @dataclass

@@ -13,7 +13,14 @@ from torch import Tensor
 from depthg.config import Config
 from depthg.features import Features
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
-from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, channel_dropout, linear_probe_loss
+from depthg.heads import (
+    ClusterProbe,
+    LinearProbe,
+    SegmentationHead,
+    channel_dropout,
+    codes_without_grad,
+    linear_probe_loss,
+)
 from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
 from depthg.prepare import Prepared
 from depthg.sampling import regular_grid, sample
@@ -221,9 +228,13 @@ class Step:
         negatives = negative_pairs(
             len(batch.anchors), config.loss.negative.draws, config.loss.negative.pairing, generator
         ).to(self.device)
-        maps = self.anchor_maps(batch.anchors)
-        if self.config.sampling.negatives == "own":
-            (feats, codes), bank = self.read(maps, points), {}
+        own, bank = config.sampling.negatives == "own", {}
+        sparse = config.probe.cells and own and points.ndim == 2  # then nothing needs whole maps
+        maps = None if sparse else self.anchor_maps(batch.anchors)
+        if maps is None:
+            feats, codes = self.read_views(batch.anchors, points)
+        elif own:
+            feats, codes = self.read(maps, points)
         else:
             feats, codes, bank = self.read_with_bank(maps, points, near_points, negatives)
         near_feats, near_codes = self.read_views(batch.neighbours, near_points)
@@ -282,15 +293,17 @@ class Step:
             shift = mean_relation(values, other, kernel_relation(settings.relation), settings.bandwidth)
         return {**inputs, "shift": shift}
 
-    def probe_losses(self, maps: Tensor, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Both probes on detached codes of the whole maps; the linear one at labelled pixels."""
-        with torch.no_grad():
-            codes = self.model.head(maps)
+    def probe_losses(self, maps: Tensor | None, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both probes on detached codes: of the whole maps, or of random cells; the linear one at labelled pixels."""
+        cells, grid = None, self.data.grid
+        if self.config.probe.cells:
+            order = torch.rand(len(batch.anchors), grid[0] * grid[1], generator=generator).argsort(1)
+            cells = order[:, : self.config.probe.cells].to(self.device)
+            maps = self.vectors(batch.anchors, cells) if maps is None else self.gather(maps, cells)
+        codes = codes_without_grad(self.model.head, maps)
         losses = {"cluster": self.model.cluster.loss(codes)}
         if self.model.linear is None:
             return losses
         label = torch.from_numpy(np.asarray(self.data.labels[batch.anchors])).to(self.device).long()
-        linear = linear_probe_loss(
-            self.model.linear, codes, label, self.data.grid, pixels=self.config.probe.pixels, generator=generator
-        )
+        linear = linear_probe_loss(self.model.linear, codes, label, grid, cells)
         return losses if linear is None else losses | {"linear": linear}

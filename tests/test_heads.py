@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, channel_dropout, linear_probe_loss
+from depthg.heads import (
+    CACHED_VECTORS,
+    ClusterProbe,
+    LinearProbe,
+    SegmentationHead,
+    channel_dropout,
+    codes_without_grad,
+    linear_probe_loss,
+)
 
 
 def test_head_equals_one_by_one_convolutions():
@@ -57,6 +65,14 @@ def test_cluster_loss_against_a_loop_and_arg_max_is_that_of_the_cosine():
     assert torch.equal(probe(codes).argmax(-1), cosine.argmax(-1))
 
 
+@pytest.mark.parametrize("points", [CACHED_VECTORS // 2 - 1, 2 * CACHED_VECTORS])
+def test_codes_for_the_probes_are_those_of_the_head(points):
+    head, feats = SegmentationHead(3, 2).eval(), torch.randn(5, points, 3)
+    codes = codes_without_grad(head, feats)
+    torch.testing.assert_close(codes, head(feats))
+    assert not codes.requires_grad
+
+
 def test_linear_loss_over_all_pixels_equals_the_loss_on_up_sampled_codes():
     probe, codes = LinearProbe(5, 3), torch.randn(2, 12, 5)
     label = torch.randint(-1, 3, (2, 13, 17))
@@ -67,15 +83,19 @@ def test_linear_loss_over_all_pixels_equals_the_loss_on_up_sampled_codes():
     torch.testing.assert_close(linear_probe_loss(probe, codes, label, (3, 4)), expected)
 
 
-def test_linear_loss_at_drawn_pixels_is_an_unbiased_estimate():
-    probe, codes = LinearProbe(5, 3), torch.randn(2, 12, 5)
-    label = torch.randint(0, 3, (2, 12, 16))
-    exact = linear_probe_loss(probe, codes, label, (3, 4))
-    drawn = linear_probe_loss(probe, codes, label, (3, 4), pixels=40_000, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(drawn, exact, rtol=0.01, atol=0)
+@pytest.mark.parametrize("size", [(12, 16), (15, 20), (3, 4)])
+def test_linear_loss_at_cells_is_that_of_the_pixels_in_their_middle(size):
+    probe, codes, cells = LinearProbe(5, 3), torch.randn(2, 12, 5), torch.tensor([[0, 5, 11], [7, 7, 2]])
+    label = torch.randint(-1, 3, (2, *size))
+    label[:, size[0] // 6, size[1] // 8] = 1  # the middle of cell 0 is labelled
+    at_cells = codes.gather(1, cells[..., None].expand(-1, -1, 5))
+    step = size[0] // 3
+    target = label[:, step // 2 :: step, step // 2 :: step].flatten(1).gather(1, cells)
+    expected = F.cross_entropy(probe(at_cells).flatten(0, 1), target.flatten(), ignore_index=-1)
+    torch.testing.assert_close(linear_probe_loss(probe, at_cells, label, (3, 4), cells), expected)
 
 
 def test_linear_loss_without_labels_is_none_and_not_nan():
     probe, codes, void = LinearProbe(5, 3), torch.randn(2, 12, 5), torch.full((2, 12, 16), -1)
     assert linear_probe_loss(probe, codes, void, (3, 4)) is None
-    assert linear_probe_loss(probe, codes, void, (3, 4), pixels=9) is None
+    assert linear_probe_loss(probe, codes[:, :2], void, (3, 4), torch.tensor([[0, 3], [1, 2]])) is None

@@ -6,8 +6,8 @@ import torch
 from miniature import settings, write_camvid
 from PIL import Image
 
-import depthg.prepare
 import depthg.sampling
+import depthg.stages
 import depthg.step
 from depthg.prepare import Preparation
 from depthg.step import Model, Step
@@ -72,10 +72,19 @@ def test_field_of_view_of_the_unprojection(root, monkeypatch):
     assert keywords["fov_deg"] == 37
 
 
-def test_pixels_of_the_linear_probe(root, monkeypatch):
-    step = make_step(root, "probe.pixels=17")
-    _, keywords = first_call(monkeypatch, depthg.step, "linear_probe_loss", lambda: step.losses(0))
-    assert keywords["pixels"] == 17
+@pytest.mark.parametrize("more", [[], ["mode=released"]])
+def test_cells_of_the_probes(root, monkeypatch, more):
+    step = make_step(root, "probe.cells=3", *more)
+    arguments, _ = first_call(monkeypatch, depthg.step, "linear_probe_loss", lambda: step.losses(0))
+    codes, cells = arguments[1], arguments[4]
+    assert codes.shape[:2] == cells.shape == (step.config.batch_size, 3)
+    assert all(len(set(row)) == 3 for row in cells.tolist()), "no cell is drawn twice"
+
+
+def test_all_cells_of_the_probes(root, monkeypatch):
+    step = make_step(root, "probe.cells=0")
+    arguments, _ = first_call(monkeypatch, depthg.step, "linear_probe_loss", lambda: step.losses(0))
+    assert arguments[1].shape[1] == step.data.grid[0] * step.data.grid[1] and arguments[4] is None
 
 
 def test_learning_rates(root):
@@ -87,7 +96,7 @@ def test_learning_rates(root):
 
 def test_scene_counts_and_seed(root, monkeypatch):
     config = settings(root, "data=scenes", "data.n_train=4", "data.n_val=3", "data.n_test=2", "data.scene_seed=5")
-    _, keywords = first_call(monkeypatch, depthg.prepare, "load_dataset", lambda: Preparation(config, CPU))
+    _, keywords = first_call(monkeypatch, depthg.stages, "load_dataset", lambda: Preparation(config, CPU))
     assert [keywords[key] for key in ("n_train", "n_val", "n_test", "seed")] == [4, 3, 2, 5]
 
 
