@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,16 +95,14 @@ class ModelDepth(DepthSource):
         return self.network.finish(prediction, size)
 
     def prepare(self, split: Split) -> None:
-        """Predicts what is missing, in batches, with a progress bar; each process starts at its own share of the split.
+        """Predicts what is missing, in batches, with a progress bar; each process begins elsewhere in the split.
 
         Raises:
             DataError: a photo cannot be read, or the network's output is not finite.
             OSError: the maps cannot be written; those that were stay.
         """
         self.folder  # noqa: B018 (errors of the checkpoint before the progress bar)
-        rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-        first = len(split) * rank // world
-        order = [*range(first, len(split)), *range(first)]
+        order = np.roll(np.arange(len(split)), -_first(len(split))).tolist()
         with ThreadPoolExecutor(WORKERS) as pool, StageBar("depth network", len(split)) as bar:
             missing = self._missing(ahead(pool, lambda index: self._job(split, index), order), bar)
             for jobs in same_shape(missing, self.batch_size):
@@ -163,6 +162,13 @@ class _Writing:
                 f"cannot write depth maps in {show(self.cache)}: {reason}; make room or set cache.dir to another "
                 f"folder (maps that are finished stay)"
             ) from error
+
+
+def _first(count: int) -> int:
+    """Where this process begins: at its share under torchrun, else anywhere, so that no two do the same work."""
+    if "RANK" in os.environ:
+        return count * int(os.environ["RANK"]) // int(os.environ.get("WORLD_SIZE", 1))
+    return zlib.crc32(str(os.getpid()).encode()) % max(count, 1)
 
 
 def _write(path: Path, levels: np.ndarray) -> None:

@@ -68,7 +68,7 @@ def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]
             base, photos, searched = path.parent, [path], False
         else:
             base, photos = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)), _matches(path)
-        if path.is_dir() and path.resolve() == home:
+        if searched and base.resolve() == home:
             raise ValueError(f"--out {show(out)} is the folder of the photos: choose a folder of its own")
         if searched and home.is_relative_to(base.resolve()):
             photos = [photo for photo in photos if not photo.resolve().is_relative_to(home)]
