@@ -1,25 +1,21 @@
-"""What a person looks at after a run: a table of scores and sheets of example pictures."""
+"""What a person looks at after a run: the scores and the protocol they were measured under."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from depthg.config import Config
-from depthg.evaluate import READ_OUTS, codes_of, predict_ids
-from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
+from depthg.scoring import READ_OUTS
 
 NAMES = {
     "cluster": "clusters", "linear": "linear probe\n(uses labels)",
     "kmeans_codes": "k-means\non codes", "kmeans_features": "k-means\non features",
 }  # fmt: skip
-ROWS_PER_SHEET = 4
 
 
 def protocol(config: Config, data: Prepared, shifts: tuple) -> dict:
@@ -55,42 +51,3 @@ def print_metrics(metrics: dict, run: Path, console: Console) -> None:
     console.print("protocol: " + json.dumps(metrics["protocol"])[1:-1].replace('"', ""), highlight=False)
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     console.print(f"time: {seconds}\npictures: {run / 'panels'}\nreport: {run / 'report.html'}", highlight=False)
-
-
-def write_panels(
-    run: Path, data: Prepared, read_outs: dict, head: torch.nn.Module, assignment: np.ndarray | None, count: int
-) -> None:
-    """Sheets ``panels/00.png`` ... of evenly spread evaluation images: photo, depth, label, clusters, linear."""
-    evaluation, device = data.evaluation, next(head.parameters()).device
-    views = np.unique(
-        np.linspace(0, len(evaluation.features) - 1, min(count, len(evaluation.features))).round().astype(int)
-    )
-    examples = []
-    for view in map(int, views):
-        shown = data.example(view)
-        codes = codes_of(head, evaluation.features[view : view + 1], device)
-        with torch.no_grad():
-            ids = {
-                name: predict_ids(read(codes), evaluation.grid, evaluation.size)[0].cpu().numpy()
-                for name, (_, read) in read_outs.items()
-            }
-        examples.append(
-            Example(
-                image=shown.image.permute(1, 2, 0).numpy(),
-                clusters=ids["cluster"],
-                depth=shown.maps["depth"][0].numpy() if shown.maps else None,
-                label=None if shown.label is None else shown.label.numpy(),
-                linear=ids.get("linear"),
-                name=data.evaluation_split.names[view],
-            )
-        )
-    (run / "panels").mkdir(exist_ok=True)
-    for number, start in enumerate(range(0, len(examples), ROWS_PER_SHEET)):
-        sheet = panel_sheet(
-            examples[start : start + ROWS_PER_SHEET],
-            classes=data.dataset.classes,
-            palette=data.dataset.palette if data.dataset.classes else None,
-            assignment=assignment,
-            n_clusters=read_outs["cluster"][1].centroids.shape[0],
-        )
-        save_png(sheet, run / "panels" / f"{number:02d}.png")

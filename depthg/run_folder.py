@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 from depthg import __version__
 from depthg.checkpoints import write_text
 from depthg.config import Config
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def run_name(config: Config) -> str:
@@ -89,3 +95,14 @@ def environment() -> dict[str, str]:
         "depthg": __version__, "torch": torch.__version__, "python": platform.python_version(), "device": device,
         "threads": str(torch.get_num_threads()), "system": platform.platform(terse=True),
     }  # fmt: skip
+
+
+def peak_memory() -> dict[str, int]:
+    """Largest memory of this process so far in MiB: resident (with mapped files) and, where used, on the GPU."""
+    found = {}
+    if resource is not None:
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        found["resident_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        found["gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return found

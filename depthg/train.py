@@ -16,13 +16,14 @@ from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
 from depthg.device import pick_device
-from depthg.evaluate import confusions, sample_rows, summarize, training_codes
 from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
+from depthg.panels import write_panels
 from depthg.prepare import Preparation, Prepared
 from depthg.report import write_report
-from depthg.results import print_metrics, protocol, write_panels
-from depthg.run_folder import MetricLog, check_run, create_run, environment
+from depthg.results import print_metrics, protocol
+from depthg.run_folder import MetricLog, check_run, create_run, environment, peak_memory
+from depthg.scoring import confusions, sample_rows, summarize, training_codes
 from depthg.step import Model, Step, draw_batch, seed_of
 from depthg.stopping import StopRequest
 
@@ -207,6 +208,7 @@ class Trainer:
         self.seconds["evaluate"] += time.perf_counter() - started
         seconds = {**self.seconds, "total": sum(self.seconds.values())}
         metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+        metrics["memory"] = peak_memory()
         write_text(self.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
         write_report(self.run)
         return metrics

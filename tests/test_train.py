@@ -49,10 +49,13 @@ def test_losses_fall_and_the_run_folder_is_complete(root, tmp_path):
     assert metrics == json.loads((run / "metrics.json").read_text())
     assert {"resolution", "crop", "flip", "crf", "checkpoint", "seed", "mode"} <= metrics["protocol"].keys()
     assert {"prepare", "train", "evaluate", "total"} <= metrics["seconds"].keys()
+    assert 100 < metrics["memory"]["resident_mib"] < 100_000
     for name in (
         "config.yaml",
         "report.html",
-        "panels/00.png",
+        "panels/best.png",
+        "panels/worst.png",
+        "images.csv",
         "confusion.png",
         "checkpoints/last/checkpoint.safetensors",
     ):
