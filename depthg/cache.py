@@ -13,9 +13,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
-import io
 import json
-import math
 import os
 import shutil
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from rich.filesize import decimal
 
+from depthg.array_file import array_bytes, create_array, flush, write_rows
 from depthg.progress import StageBar
 
 try:
@@ -73,6 +72,7 @@ def cached(
     """
     folder = root / kind / cache_key(settings)
     while not is_whole(folder):
+        check_room(root, missing_bytes(folder, arrays, temporary))
         construction = Build(folder, _settings_text(settings), arrays, temporary or {})
         try:
             if construction.open():
@@ -84,14 +84,18 @@ def cached(
             if error.filename and not str(error.filename).startswith(str(root)):
                 raise  # about the data, not the cache
             hint = "free some room or set cache.dir to another folder; finished shards stay and are not made again"
-            raise OSError(error.errno, f"cannot write the {kind} cache in {root}: {_reason(error)}; {hint}") from error
+            reason = error.strerror or str(error)
+            raise _error(error.errno, f"cannot write the {kind} cache in {root}: {reason}; {hint}") from error
         finally:
             construction.close()
     return folder
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _error(number: int | None, text: str) -> OSError:
+    """An error of that number whose text does not begin with it."""
+    error = OSError(text)
+    error.errno = number
+    return error
 
 
 def is_whole(folder: Path) -> bool:
@@ -108,6 +112,28 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
+def missing_bytes(folder: Path, arrays: Arrays, temporary: Arrays | None = None) -> int:
+    """Bytes that are still to be written until the cache ``folder`` is whole."""
+    if is_whole(folder):
+        return 0
+    sizes = [array_bytes(*array) for array in (*arrays.values(), *(temporary or {}).values())]
+    return max(0, sum(sizes) - folder_bytes(_partial(folder)))
+
+
+def check_room(folder: Path, needed: int, note: str = "") -> None:
+    """Raises OSError (ENOSPC) when another ``needed`` bytes, and some to spare, do not fit on the disk."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed and needed + RESERVE > free:
+        what = f"another {decimal(needed)}{note and f' ({note})'} and {decimal(RESERVE)} to spare"
+        text = f"{folder} has {decimal(free)} of room, but needs {what}; set cache.dir to a folder on a larger disk"
+        raise _error(errno.ENOSPC, text)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
 class Build:
     """One cache under construction.
 
@@ -117,33 +143,24 @@ class Build:
 
     def __init__(self, target: Path, settings: str, arrays: Arrays, temporary: Arrays):
         self.target, self.settings = target, settings
-        self.folder = target.with_name(f".{target.name}.partial")
+        self.folder = _partial(target)
         self.arrays, self.temporary = dict(arrays), dict(temporary)
         self._marks = self.folder / "shards"
         self._held: set[int] = set()  # file descriptors of locked marks
 
     def open(self) -> bool:
-        """Makes the folder and the empty arrays, after a look at the room on the disk; False when all is made."""
+        """Makes the folder and the empty arrays; False when another process has made all."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(exist_ok=True)
         if is_whole(self.target):  # finished by another process since the caller looked: leave nothing behind
             shutil.rmtree(self.folder, ignore_errors=True)
             return False
         self._marks.mkdir(exist_ok=True)
-        self.check_room()
         for _ in self.once("arrays"):
             (self.folder / "settings.json").write_text(self.settings)
             for name, (shape, dtype) in {**self.arrays, **self.temporary}.items():
-                _create(self.path(name), shape, np.dtype(dtype))
+                create_array(self.path(name), shape, np.dtype(dtype))
         return True
-
-    def check_room(self) -> None:
-        """Raises OSError (ENOSPC) when what is still to be written does not fit on the disk."""
-        sizes = [_bytes(*array) for array in (*self.arrays.values(), *self.temporary.values())]
-        needed, free = sum(sizes) - folder_bytes(self.folder), shutil.disk_usage(self.folder).free
-        if needed + RESERVE > free:
-            text = f"it needs another {decimal(needed)} and {decimal(free)} are free"
-            raise OSError(errno.ENOSPC, text)
 
     def path(self, name: str) -> Path:
         """The file of an array."""
@@ -162,16 +179,13 @@ class Build:
         shape, dtype = {**self.arrays, **self.temporary}[name]
         if rows.shape[1:] != tuple(shape[1:]) or start + len(rows) > shape[0]:
             raise ValueError(f"rows {start} on of shape {rows.shape} do not fit {name} of shape {tuple(shape)}")
-        rows = np.ascontiguousarray(rows, dtype)
-        with open(self.path(name), "rb+") as file:
-            file.seek(len(_header(shape, rows.dtype)) + start * _bytes(shape[1:], dtype))
-            file.write(memoryview(rows).cast("B"))
+        write_rows(self.path(name), shape, start, np.ascontiguousarray(rows, dtype))
 
     def file(self, name: str, write: Callable[[Path], None]) -> Path:
         """A small further file of the cache, written whole or not at all; inside :meth:`once`."""
         path, partial = self.folder / name, self.folder / f".{name}.new"
         write(partial)
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
         return path
 
@@ -227,7 +241,7 @@ class Build:
     def _mark_done(self, descriptor: int) -> None:
         for name in (*self.arrays, *self.temporary):  # the rows reach the disk before the mark does
             if self.path(name).exists():
-                _flush(self.path(name))
+                flush(self.path(name))
         os.write(descriptor, DONE)
         self._release(descriptor)
 
@@ -265,28 +279,3 @@ def _first_shard(count: int) -> int:
     """Where this process of a distributed run begins to look for work."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     return count * rank // max(1, world) % max(1, count)
-
-
-def _bytes(shape: tuple[int, ...], dtype: np.dtype | type) -> int:
-    return math.prod(shape) * np.dtype(dtype).itemsize
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What an ``.npy`` file begins with."""
-    file = io.BytesIO()
-    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(file, fields)
-    return file.getvalue()
-
-
-def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An array file of full size without content."""
-    header = _header(shape, dtype)
-    with open(path, "wb") as file:
-        file.write(header)
-        file.truncate(len(header) + _bytes(shape, dtype))
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

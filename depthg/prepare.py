@@ -7,8 +7,7 @@ in shards, so that a killed preparation goes on where it was and several process
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,26 +17,24 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from depthg.backbones import Backbone, load_backbone
-from depthg.cache import Arrays, Build, cache_key, cached, folder_bytes, is_whole, rows_per_shard
+from depthg.cache import Build, cache_key
 from depthg.cli import run_command
 from depthg.config import Config
-from depthg.data import load_dataset
 from depthg.data.base import Dataset, Split
-from depthg.data.files import cache_root
-from depthg.data.transforms import View, Views, to_float
+from depthg.data.transforms import View, Views
 from depthg.depth import MappedDepth, Normals, depth_source
 from depthg.depth_cache import Crops
 from depthg.depth_sources import DepthSource
 from depthg.depth_units import check_unit
 from depthg.device import pick_device
-from depthg.evaluate import EvaluationSet
 from depthg.feature_cache import TRANSFORM, FeatureWriter
 from depthg.features import DTYPES, Features, FeatureTransform, StoredFeatures, StreamedFeatures
 from depthg.knn import allowed_k
 from depthg.knn_cache import NeighbourWriter
-from depthg.loading import fingerprint, load_views, write_views
-from depthg.prepare_summary import SUMMARY, Stage, print_summary
+from depthg.loading import write_views
+from depthg.prepare_summary import SUMMARY, print_summary
+from depthg.scoring import EvaluationSet
+from depthg.stages import Plan, Stages
 
 
 @dataclass
@@ -59,91 +56,8 @@ class Prepared:
     example: Callable[[int], View]  # an evaluation view with image, label and, when there is depth, maps["depth"]
 
 
-class Preparation:
+class Preparation(Stages):
     """Builds or finds the caches of one configuration."""
-
-    def __init__(self, config: Config, device: torch.device):
-        self.config, self.device = config, device
-        self.root = cache_root(config.cache.dir)
-        data = config.data
-        self.dataset = load_dataset(
-            data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
-            n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
-            list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
-        )  # fmt: skip
-        self.evaluation_split = getattr(self.dataset, data.eval_split, None)
-        if self.evaluation_split is None:
-            raise ValueError(f"data={data.name} has no split {data.eval_split!r}; use data.eval_split=val")
-        self.train_views = self.views(self.dataset.train, data.size, data.crop)
-        self.evaluation_views = self.views(self.evaluation_split, data.eval_size)
-        self.stages: list[Stage] = []
-        self._backbone: Backbone | None = None
-        self._fingerprints: dict[int, str] = {}
-
-    def views(self, split: Split, size: Sequence[int], crop: str = "none", **maps) -> Views:
-        data = self.config.data
-        return Views(split, tuple(size), crop, data.interpolation, data.crop_ratio, **maps)
-
-    @property
-    def backbone(self) -> Backbone:
-        if self._backbone is None:
-            part = self.config.backbone
-            self._backbone = load_backbone(part.name, weights=part.weights, device=self.device)
-        return self._backbone
-
-    def describe(self, views: Views) -> dict:
-        """What identifies a list of views in a cache key."""
-        data, split = self.config.data, views.split
-        if id(split) not in self._fingerprints:  # a look at every file
-            self._fingerprints[id(split)] = fingerprint(split)
-        return {
-            "photos": self._fingerprints[id(split)], "count": len(views), "size": list(views.size),
-            "crop": views.crop, "crop_ratio": data.crop_ratio if views.crop == "five" else None,
-            "interpolation": data.interpolation,
-        }  # fmt: skip
-
-    def cached(
-        self, name: str, kind: str, settings: dict, build: Callable[[Build], None], arrays: Arrays,
-        temporary: Arrays | None = None,
-    ) -> Path:  # fmt: skip
-        """The folder of a stage, which is noted for the summary."""
-        made = not is_whole(self.root / kind / cache_key(settings))
-        started = time.perf_counter()
-        folder = cached(self.root, kind, settings, build, arrays, temporary)
-        seconds, count = time.perf_counter() - started, next(iter(arrays.values()))[0][0]
-        self.stages.append(Stage(name, count, folder_bytes(folder), seconds, made, folder))
-        return folder
-
-    def rows_per_shard(self, row_bytes: int, multiple: int = 1) -> int:
-        return rows_per_shard(row_bytes, self.config.cache.shard_mb, multiple)
-
-    def maps(self, views: Views) -> Callable[[Sequence[int], int], Iterator[torch.Tensor]]:
-        """Function from numbers of views and a batch size to backbone output ``[batch, C, h, w]``, in order."""
-
-        def run(numbers: Sequence[int], batch: int) -> Iterator[torch.Tensor]:
-            images = []
-            for place, view in enumerate(load_views(views, numbers, "image"), 1):
-                images.append(view.image)
-                if len(images) == batch or place == len(numbers):
-                    yield self.backbone(to_float(torch.stack(images).to(self.device)))
-                    images = []
-
-        return run
-
-    def grid(self, views: Views) -> tuple[int, int]:
-        """Cells (h, w) of a view.
-
-        Raises:
-            ValueError: its size does not fit the backbone.
-        """
-        multiple = self.backbone.multiple
-        if any(side % multiple for side in views.size):
-            key = "data.size" if views is self.train_views else "data.eval_size"
-            near = [max(multiple, round(side / multiple) * multiple) for side in views.size]
-            raise ValueError(
-                f"{key}={list(views.size)} must be multiples of {multiple} for {self.backbone.name}: {near}"
-            )
-        return tuple(side // self.backbone.stride for side in views.size)
 
     @cached_property
     def feature_settings(self) -> dict:
@@ -158,61 +72,71 @@ class Preparation:
 
     def features(self) -> tuple[FeatureTransform, Features, Features, Path]:
         """The fitted transform, training features, evaluation features, and the folder of the training features."""
-        part, keep = self.config.backbone, self.config.features.cache == "on"
-        transform = FeatureTransform(self.backbone.stages, part.pca, part.standardize)
-        fit = not transform.is_identity
-        train = self._write_features("training", self.train_views, self.feature_settings, transform, fit, keep)
-        if fit:
-            transform.load_state_dict(load_file(train / TRANSFORM))
-        settings = {**self.feature_settings, "evaluation": self.describe(self.evaluation_views)}
-        other = None
+        folders = [self._write_features(*part) for part in self.feature_plans]
+        both = (self.train_views, folders[0]), (self.evaluation_views, folders[-1])
+        return self.transform, *(self._open_features(*part) for part in both), folders[0]
+
+    @cached_property
+    def transform(self) -> FeatureTransform:
+        """What follows the backbone; fitted when the features are there."""
+        part = self.config.backbone
+        return FeatureTransform(self.backbone.stages, part.pca, part.standardize)
+
+    @cached_property
+    def feature_plans(self) -> list[tuple[Plan, Views, FeatureWriter]]:
+        """Features of training and evaluation, or the means alone (``features.cache=off``)."""
+        keep, settings = self.config.features.cache == "on", self.feature_settings
+        kind = "features" if keep else "means"
+        parts = [("training", self.train_views, settings)]
         if keep:
-            other = self._write_features("evaluation", self.evaluation_views, settings, transform, False, True)
-        both = ((self.train_views, train), (self.evaluation_views, other))
-        return transform, *(self._open_features(views, transform, folder) for views, folder in both), train
+            evaluation = {**settings, "evaluation": self.describe(self.evaluation_views)}
+            parts.append(("evaluation", self.evaluation_views, evaluation))
+        found = []
+        for name, views, described in parts:
+            h, w = self.grid(views)
+            writer = FeatureWriter(
+                len(views), h * w, self.transform, DTYPES[self.config.features.dtype], keep=keep,
+                fit=name == "training" and not self.transform.is_identity,
+                batch=self.config.backbone.batch_size, shard_mb=self.config.cache.shard_mb,
+            )  # fmt: skip
+            plan = Plan(f"{kind}, {name}", kind, described, writer.arrays, writer.temporary)
+            found.append((plan, views, writer))
+        return found
 
-    def _write_features(
-        self, name: str, views: Views, settings: dict, transform: FeatureTransform, fit: bool, keep: bool
-    ) -> Path:
-        """The cache of features, or of the mean features alone (``keep=False``)."""
-        h, w = self.grid(views)
-        writer = FeatureWriter(
-            len(views), h * w, transform, DTYPES[self.config.features.dtype], fit=fit, keep=keep,
-            batch=self.config.backbone.batch_size, shard_mb=self.config.cache.shard_mb,
-        )  # fmt: skip
-        maps, text = self.maps(views), f"features, {name}"
-        return self.cached(
-            text if keep else f"means, {name}", "features" if keep else "means", settings,
-            lambda build: writer.write(build, maps, text), writer.arrays, writer.temporary,
-        )  # fmt: skip
+    def _write_features(self, plan: Plan, views: Views, writer: FeatureWriter) -> Path:
+        folder = self.make(plan, lambda build: writer.write(build, self.maps(views), plan.name))
+        if writer.fit:  # for the evaluation views, and for whoever found the features made
+            self.transform.load_state_dict(load_file(folder / TRANSFORM))
+        return folder
 
-    def _open_features(self, views: Views, transform: FeatureTransform, folder: Path | None) -> Features:
+    def _open_features(self, views: Views, folder: Path) -> Features:
         dtype = DTYPES[self.config.features.dtype]
         if self.config.features.cache == "on":
             return StoredFeatures(folder / "features.npy", dtype)
         h, w = self.grid(views)
-        shape = (len(views), h * w, transform.channels)
-        return StreamedFeatures(shape, dtype, transform, self.maps(views), self.config.backbone.batch_size)
+        shape = (len(views), h * w, self.transform.channels)
+        return StreamedFeatures(shape, dtype, self.transform, self.maps(views), self.config.backbone.batch_size)
 
-    def labels(self, views: Views) -> np.ndarray | None:
-        """Labels of every view, or None when the data set has none."""
-        if not self.dataset.classes:
-            return None
-        name = "labels, evaluation" if views is self.evaluation_views else "labels, training"
-
-        def row(view: View) -> dict[str, np.ndarray]:
-            return {"labels": view.label.numpy().astype(np.int16)}
-
-        shard = self.rows_per_shard(2 * views.size[0] * views.size[1])
+    def label_plan(self, views: Views) -> Plan:
+        """Labels of training or evaluation views."""
         table = getattr(views.split, "table", None)
         settings = {
             **self.describe(views), "classes": list(self.dataset.classes),
             "table": None if table is None else table.tolist(),
         }  # fmt: skip
-        arrays = {"labels": ((len(views), *views.size), np.int16)}
-        folder = self.cached(
-            name, "labels", settings, lambda build: write_views(build, name, views, "label", row, shard), arrays
-        )
+        name = "labels, evaluation" if views is self.evaluation_views else "labels, training"
+        return Plan(name, "labels", settings, {"labels": ((len(views), *views.size), np.int16)})
+
+    def labels(self, views: Views) -> np.ndarray | None:
+        """Labels of every view, or None when the data set has none."""
+        if not self.dataset.classes:
+            return None
+
+        def row(view: View) -> dict[str, np.ndarray]:
+            return {"labels": view.label.numpy().astype(np.int16)}
+
+        plan, shard = self.label_plan(views), self.rows_per_shard(2 * views.size[0] * views.size[1])
+        folder = self.make(plan, lambda build: write_views(build, plan.name, views, "label", row, shard))
         array = _map(folder / "labels.npy")
         if views is self.evaluation_views and not any((array[i : i + 64] >= 0).any() for i in range(0, len(array), 64)):
             raise ValueError(f"no pixel of the {len(views)} evaluation images has a label; nothing can be scored")
@@ -270,7 +194,7 @@ class Preparation:
         }  # fmt: skip
         arrays = {"depth": ((len(views), cells), np.float16)}
         arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}
-        folder = self.cached("depth", "depth", settings, build, arrays)
+        folder = self.make(Plan("depth", "depth", settings, arrays), build)
         return _map(folder / "depth.npy"), _map(folder / "normals.npy") if surfaces else None
 
     def neighbours(self, means: Path) -> np.ndarray:  # int32 [V, k]
@@ -284,7 +208,7 @@ class Preparation:
             "features": self.feature_settings, "k": k, "exclude_same_photo": knn.exclude_same_photo,
             "dropout": dropout, "seed": self.config.seed if dropout else None, "dtype": knn.dtype,
         }  # fmt: skip
-        folder = self.cached("neighbours", "neighbours", settings, writer.write, writer.arrays, writer.temporary)
+        folder = self.make(Plan("neighbours", "neighbours", settings, writer.arrays, writer.temporary), writer.write)
         return _map(folder / "neighbours.npy")
 
     @property
@@ -302,7 +226,10 @@ class Preparation:
         """Finds or builds everything."""
         self.depth_source, self.pairing  # noqa: B018 (their errors before the long work)
         grid, views = self.grid(self.train_views), self.evaluation_views
-        self.grid(views)
+        plans = [plan for plan, *_ in self.feature_plans]
+        self.check_room(
+            plans + ([self.label_plan(v) for v in (self.train_views, views)] if self.dataset.classes else [])
+        )
         depth, normals = self.depth(self.train_views, grid)
         labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
         transform, features, evaluation, folder = self.features()

@@ -104,7 +104,7 @@ Usage = namedtuple("Usage", "total used free")
 def test_too_little_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(depthg.cache.shutil, "disk_usage", lambda _: Usage(0, 0, depthg.cache.RESERVE + 300))
     filler = Filler()
-    with pytest.raises(OSError, match=r"it needs another 320 bytes and 67.1 MB are free.*cache\.dir") as caught:
+    with pytest.raises(OSError, match=r"has 67.1 MB of room, but needs another 320 bytes and .*cache\.dir") as caught:
         make(tmp_path, filler)
     assert caught.value.errno == errno.ENOSPC and filler.rows == []
     monkeypatch.setattr(depthg.cache.shutil, "disk_usage", lambda _: Usage(0, 0, depthg.cache.RESERVE + 320))

@@ -31,8 +31,9 @@ def listing(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def run(config):
+def run(config, backbone=None):
     preparation = Preparation(config, CPU)
+    preparation._backbone = backbone
     preparation.run()
     return preparation
 
@@ -88,7 +89,7 @@ def test_caches_are_reused_and_other_settings_never_are(root):
         (("knn.dropout=true", "seed=5"), ["neighbours"]),
         (("knn.dropout=true", "seed=5"), []),
     ):
-        assert made(run(settings(root, *overrides))) == expected, overrides
+        assert made(run(settings(root, *overrides), first.backbone)) == expected, overrides
 
 
 def test_a_changed_photo_is_noticed(root):
