@@ -1,11 +1,13 @@
 """Settings: composition, modes, presets, help, and errors that name the nearest valid key or value."""
 
 import re
+from importlib import resources
 
 import pytest
 
 from depthg.cli import check_overrides, group_choices, load_config, print_help
 from depthg.config import Config, options
+from depthg.tables import paper_tables
 
 RELEASED = {
     "data.interpolation": "nearest",
@@ -149,9 +151,9 @@ def test_presets_open_with_their_command_and_the_number_of_the_paper(name):
 def paper_row(experiment: str) -> tuple[int, list]:
     """Number of the table and the paper's figures of a preset, from the tables of ``depthg.reproduce``."""
     for name, table in paper_tables().items():
-        for row in table["rows"]:
-            if row.get("experiment") == experiment:
-                return int(name[-1]), list(row["paper"].values())
+        for row in table.rows:
+            if row.experiment == experiment:
+                return int(name[-1]), list(row.paper.values())
     raise AssertionError(f"{experiment} is in no table")
 
 
@@ -230,7 +232,7 @@ def test_help_lists_every_key_and_preset(capsys):
     print_help("depthg.train", "Summary.", ["experiment=camvid"])
     text = capsys.readouterr().out
     assert all(key in text for key in options())
-    assert "experiment=camvid|demo" in text and "python -m depthg.train" in text
+    assert "experiment=camvid|cityscapes_vitb8|" in text and "python -m depthg.train" in text
     assert "[320, 320]" in text, "values are those of the preset"
 
 
