@@ -17,12 +17,17 @@ from depthg.backbones import Backbone, load_backbone
 from depthg.checkpoints import FILE, load_modules, read_checkpoint
 from depthg.cli import check_overrides, stored_settings, to_config
 from depthg.config import Config
+from depthg.device import pick_device
 from depthg.features import DTYPES, FeatureTransform
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 
 CHECKPOINTS = ("last", "best")
-# Where things lie and how they are read; whatever else a run was made with stays as it was.
-MOVABLE = ("data.root", "data.on_error", "depth.root", "backbone.weights", "backbone.batch_size", "cache.dir", "device")
+# Where things lie, how they are read and scored; whatever else a run was made with stays as it was.
+MOVABLE = (
+    "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root",
+    "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.list_train", "data.list_val",
+    "data.n_val", "data.n_test", "val.matching", "val.count", "val.kmeans_samples",
+)  # fmt: skip
 
 
 @dataclass
@@ -86,7 +91,7 @@ class LoadedRun:
 def load_run(
     path: str | Path,
     checkpoint: str = "last",
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     overrides: Sequence[str] = (),
 ) -> LoadedRun:
     """Reads a run folder; no code of it is run, nothing is written, and the backbone is not loaded yet.
@@ -94,7 +99,7 @@ def load_run(
     Args:
         path: the run folder.
         checkpoint: ``last`` or ``best``.
-        device: where the modules go.
+        device: where the modules go; None: the ``device`` of the settings.
         overrides: ``key=value`` for what may differ from the training machine (``MOVABLE``).
 
     Raises:
@@ -115,14 +120,15 @@ def load_run(
     if checkpoint not in CHECKPOINTS:
         raise ValueError(f"checkpoint={checkpoint!r} is not one of {', '.join(CHECKPOINTS)}")
     if checkpoint == "best" and not (folder / FILE).is_file() and (path / "checkpoints/last" / FILE).is_file():
-        raise FileNotFoundError(f"{path} kept no best checkpoint (train with checkpoint.rule=best); use last")
+        raise FileNotFoundError(f"{path} kept no best checkpoint (train with checkpoint.rule=best or both); use last")
     tensors, header = read_checkpoint(folder)
     if header.get("backbone") != config.backbone.name:
         raise ValueError(
             f"{folder / FILE} was trained on features of {header.get('backbone')}, {path / 'config.yaml'} names "
             f"{config.backbone.name}; put the checkpoint and the settings of one run together"
         )
-    device, classes = torch.device(device), tuple(header.get("classes") or ())
+    device = pick_device(config.device if device is None else str(device))
+    classes = tuple(header.get("classes") or ())
     modules = _modules(tensors, header, classes, config, folder / FILE, device)
     with torch.no_grad():
         load_modules(tensors, {name: module for name, module in modules.items() if module is not None}, folder / FILE)

@@ -6,6 +6,7 @@ images, so one matching is made over a whole split and not one per image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 VOID = -1
+BLOCK = 100  # bootstrap samples whose counts are held at a time
 
 
 class Scores(NamedTuple):
@@ -69,6 +71,22 @@ def confusion_matrix(
     counts = count((label + 1) * n_predicted + predicted, minlength=(n_classes + 1) * n_predicted)
     counts = counts.cpu().numpy() if isinstance(counts, torch.Tensor) else counts
     return counts.astype(np.int64).reshape(n_classes + 1, n_predicted)[1:]
+
+
+def image_confusions(
+    predicted: torch.Tensor,  # int64 [B, H, W]
+    label: torch.Tensor,  # int64 [B, H, W], -1 = void
+    n_predicted: int,
+    n_classes: int,
+) -> np.ndarray:  # int64 [B, n_classes, n_predicted]
+    """``confusion_matrix`` of every image of a batch, in one count."""
+    images, cells = len(predicted), n_classes * n_predicted
+    _check_range(predicted.flatten(), "predicted", 0, n_predicted, "is n_predicted the number of clusters?")
+    _check_range(label.flatten(), "label", VOID, n_classes, "map void to -1 and other ids to classes first")
+    place = label * n_predicted + predicted + torch.arange(images, device=label.device).view(-1, 1, 1) * cells
+    place = torch.where(label < 0, images * cells, place)  # void is counted behind the last image
+    counts = torch.bincount(place.flatten(), minlength=images * cells + 1)[:-1]
+    return counts.view(images, n_classes, n_predicted).cpu().numpy()
 
 
 def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -169,6 +187,58 @@ def scores(
         precision=_percent(correct, predicted),
         recall=_percent(correct, labelled),
     )
+
+
+class Intervals(NamedTuple):
+    """Lower and upper ends in percent."""
+
+    accuracy: tuple[float, float]
+    miou: tuple[float, float]
+
+
+def bootstrap_intervals(
+    confusions: np.ndarray,  # int64 [V, n_classes, n_predicted]
+    match: Callable[[np.ndarray], np.ndarray] | None,
+    *,
+    samples: int = 1000,
+    level: float = 95.0,
+    seed: int = 0,
+    drop_unmatched: bool = False,
+    count_absent: bool = False,
+) -> Intervals | None:
+    """Percentile bootstrap over images: how much the scores would move with other images of the same kind.
+
+    V images are drawn from the V with replacement, ``samples`` times, and everything that made the score is repeated on
+    each draw: the counts are added, the clusters are matched **anew**, and classes that do not occur are skipped. The
+    interval holds the central ``level`` percent. It says nothing about other seeds, nor about other cameras.
+
+    Args:
+        confusions: counts per image.
+        match: ``match_hungarian`` or ``match_many_to_one``; None: predicted ids are classes already.
+        samples: number of draws.
+        level: percent inside the interval.
+        seed: of the draws.
+        drop_unmatched, count_absent: as in ``scores``.
+
+    Returns:
+        None when fewer than two images hold a labelled pixel.
+    """
+    labelled = confusions.any(axis=(1, 2))
+    if labelled.sum() < 2 or samples < 1:
+        return None
+    images, rows, columns = confusions.shape
+    rng, flat = np.random.default_rng(seed), confusions.reshape(images, -1).astype(np.float64)
+    found = []
+    for start in range(0, samples, BLOCK):
+        draws = rng.multinomial(images, np.full(images, 1 / images), size=min(BLOCK, samples - start))
+        for counts in (draws @ flat).astype(np.int64).reshape(-1, rows, columns):  # exact below 2^53 pixels
+            if counts.any():
+                result = scores(
+                    counts, match(counts) if match else None, drop_unmatched=drop_unmatched, count_absent=count_absent
+                )
+                found.append((result.accuracy, result.miou))
+    ends = np.percentile(found, [50 - level / 2, 50 + level / 2], axis=0)
+    return Intervals(*(tuple(map(float, ends[:, kind])) for kind in range(2)))
 
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from depthg.config import Config
-from depthg.prepare import Prepared
 from depthg.scoring import READ_OUTS
 
 NAMES = {
@@ -18,14 +18,21 @@ NAMES = {
 }  # fmt: skip
 
 
-def protocol(config: Config, data: Prepared, shifts: tuple) -> dict:
-    """What every number of a run depends on."""
-    depth, guided = config.loss.depth, data.depth is not None
+def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float]) -> dict:
+    """What every number of a run depends on.
+
+    Args:
+        photos: which of the data set's photos and lists were found.
+        guided: whether the run had depth.
+        shifts: b of self, neighbour and negative pairs.
+    """
+    depth = config.loss.depth
     term = f"{depth.relation}, weight {depth.weight:g}" if guided and depth.weight else "off"
     return {
-        "data": config.data.name, "photos": data.dataset.note or "all", "split": config.data.eval_split,
+        "data": config.data.name, "photos": photos or "all", "split": config.data.eval_split,
         "resolution": list(config.data.eval_size),
-        "crop": "scaled to cover, centre crop", "flip": False, "crf": False, "checkpoint": config.checkpoint.rule,
+        "crop": "scaled to cover, centre crop", "flip": False, "crf": False,
+        "checkpoint": "best" if config.checkpoint.rule == "best" else "last",
         "matching": config.val.matching, "count": config.val.count, "seed": config.seed, "mode": config.mode,
         "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
         "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,

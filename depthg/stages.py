@@ -78,6 +78,11 @@ class Stages:
             self._backbone = load_backbone(part.name, weights=part.weights, device=self.device)
         return self._backbone
 
+    @backbone.setter
+    def backbone(self, network: Backbone) -> None:
+        """One that is loaded already."""
+        self._backbone = network
+
     def describe(self, views: Views) -> dict:
         """What identifies a list of views in a cache key."""
         data, split = self.config.data, views.split

@@ -176,7 +176,7 @@ class Trainer:
         metrics = self.scores()[0]
         if metrics:
             self.log.write(self.iteration, {key: value for key, value in metrics.items() if key != "per_class"})
-            if self.config.checkpoint.rule == "best" and metrics["cluster.miou"] > self.best:
+            if self.config.checkpoint.rule != "last" and metrics["cluster.miou"] > self.best:
                 self.best = metrics["cluster.miou"]
                 self.save("best")
         self.seconds["evaluate"] += time.perf_counter() - started
@@ -193,7 +193,9 @@ class Trainer:
             metrics["assignment"] = {name: found.tolist() for name, found in assignments.items()}
             save_figure(confusion_figure(matched, self.data.dataset.classes), self.run / "confusion.png")
         metrics["classes"] = list(self.data.dataset.classes)
-        metrics["protocol"] = protocol(self.config, self.data, self.step.shifts)
+        metrics["protocol"] = protocol(
+            self.config, self.data.dataset.note, self.data.depth is not None, self.step.shifts
+        )
         metrics["environment"] = environment()
         metrics["skipped"] = [*skipped(self.data.dataset.train), *skipped(self.data.evaluation_split)]
         if self.config.val.panels:
@@ -222,8 +224,9 @@ def skipped(split) -> list[str]:
 def check_data(config: Config, data: Prepared, console: Console) -> None:
     """Raises for settings that do not fit the data, and says what a missing depth map means."""
     draw_batch(config, data, 0)  # raises when the batch exceeds the data
-    if config.checkpoint.rule == "best" and data.evaluation.labels is None:
-        raise ValueError("checkpoint.rule=best needs labels to pick a checkpoint by; use checkpoint.rule=last")
+    rule = config.checkpoint.rule
+    if rule != "last" and data.evaluation.labels is None:
+        raise ValueError(f"checkpoint.rule={rule} needs labels to pick a checkpoint by; use checkpoint.rule=last")
     if data.depth is None and (config.loss.depth.weight or config.sampling.method == "fps"):
         console.print("depth.source=none: plain STEGO, with random points and without the depth term")
 

@@ -125,6 +125,7 @@ class SceneDataset:
     name = "scenes"
     classes = CLASSES
     palette = PALETTE
+    note = ""
 
     def __init__(
         self,
