@@ -14,6 +14,8 @@ from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one,
 
 READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
 MATCHINGS = {"hungarian": match_hungarian, "many_to_one": match_many_to_one}
+SAMPLE_IMAGES = 1024  # that vectors are drawn from at most: with streamed features each is a forward pass
+SAMPLE_BLOCK = 64  # images read at a time
 BAND = 2**22  # scores held at a time while maps are up-sampled: 16 MiB
 
 
@@ -73,12 +75,17 @@ def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) 
 
 
 def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tensor:  # [V, h*w, C] -> [count, C]
-    """Random feature vectors, evenly many from every image."""
+    """Random feature vectors, evenly many from every image, or from ``SAMPLE_IMAGES`` of them, evenly spread."""
     images, cells, _ = features.shape
-    each = min(cells, max(1, -(-count // images)))
+    chosen = np.arange(images) if images <= SAMPLE_IMAGES else np.arange(SAMPLE_IMAGES) * images // SAMPLE_IMAGES
+    each = min(cells, max(1, -(-count // len(chosen))))
     generator = np.random.default_rng(seed)
-    rows = [features[i, np.sort(generator.choice(cells, each, replace=False))] for i in range(images)]
-    return torch.from_numpy(np.concatenate(rows)).float()
+    places = [np.sort(generator.choice(cells, each, replace=False)) for _ in chosen]
+    if not isinstance(features, Features):
+        return torch.from_numpy(np.concatenate([features[i, at] for i, at in zip(chosen, places, strict=True)])).float()
+    places = torch.from_numpy(np.stack(places)).split(SAMPLE_BLOCK)
+    blocks = np.split(chosen, range(SAMPLE_BLOCK, len(chosen), SAMPLE_BLOCK))
+    return torch.cat([features.at(some, at) for some, at in zip(blocks, places, strict=True)]).flatten(0, 1)
 
 
 def training_codes(

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import depthg.scoring
+from depthg.features import StoredFeatures
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 from depthg.scoring import EvaluationSet, confusions, predict_ids, sample_rows, summarize
 
@@ -101,3 +102,17 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 200, "MiB; the up-sampled scores alone would be 216"
+
+
+def test_of_many_images_only_some_are_sampled_from_a_cache_as_from_an_array(tmp_path, monkeypatch):
+    monkeypatch.setattr(depthg.scoring, "SAMPLE_IMAGES", 70)
+    array = np.arange(150 * 4).reshape(150, 4, 1).repeat(2, axis=2).astype(np.float16)
+    np.save(tmp_path / "features.npy", array)
+    rows = sample_rows(array, 140, seed=3)
+    assert len(rows) == 140 and torch.equal(
+        rows, sample_rows(StoredFeatures(tmp_path / "features.npy", torch.float16), 140, 3)
+    )
+    images = (rows[:, 0] // 4).int().unique()
+    assert images.tolist() == [i * 150 // 70 for i in range(70)]
+    monkeypatch.setattr(depthg.scoring, "SAMPLE_IMAGES", 150)
+    assert len((sample_rows(array, 140, seed=3)[:, 0] // 4).int().unique()) == 150
