@@ -76,9 +76,10 @@ def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     return quoted
 
 
-def print_help(command: str, summary: str, overrides: Sequence[str] = ()) -> None:
-    """Usage, presets, and every key with the value it has under the given presets."""
+def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts: Sequence[str] = ()) -> None:
+    """Usage, presets, and every key (of some ``parts``) with the value it has under the given presets."""
     values = options(load_config(overrides))
+    values = {key: value for key, value in values.items() if not parts or key.startswith(tuple(parts))}
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"[bold]python -m {command} \\[key=value ...][/bold]\n\n{summary}\n", highlight=False)
     for group in GROUPS:
@@ -102,12 +103,16 @@ def to_config(node) -> Config:
     return validate(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), node)))
 
 
-def run_command(task: Callable[[Config], object], command: str, summary: str) -> None:
-    """Parses ``sys.argv``, composes and checks the settings, runs ``task``; user errors end in one line, status 1."""
+def run_command(task: Callable[[Config], object], command: str, summary: str, parts: Sequence[str] = ()) -> None:
+    """Parses ``sys.argv``, composes and checks the settings, runs ``task``; user errors end in one line, status 1.
+
+    ``parts``: beginnings of the keys that the help shows; all when empty.
+    """
     arguments = sys.argv[1:]
     try:
         if {"-h", "--help"} & set(arguments):
-            print_help(command, summary, [argument for argument in arguments if not argument.startswith("-")])
+            given = [argument for argument in arguments if not argument.startswith("-")]
+            print_help(command, summary, given, parts)
         elif any(argument.startswith("-") for argument in arguments):
             check_overrides(arguments)
             arguments = quote_text(arguments, sweep=True)

@@ -6,6 +6,7 @@ in shards, so that a killed preparation goes on where it was and several process
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from depthg.features import DTYPES, Features, FeatureTransform, StoredFeatures, 
 from depthg.knn import allowed_k
 from depthg.knn_cache import NeighbourWriter
 from depthg.loading import write_views
-from depthg.prepare_summary import SUMMARY, print_summary
+from depthg.prepare_summary import PARTS, SUMMARY, print_summary
 from depthg.scoring import EvaluationSet
 from depthg.stages import Plan, Stages
 
@@ -226,10 +227,8 @@ class Preparation(Stages):
         """Finds or builds everything."""
         self.depth_source, self.pairing  # noqa: B018 (their errors before the long work)
         grid, views = self.grid(self.train_views), self.evaluation_views
-        plans = [plan for plan, *_ in self.feature_plans]
-        self.check_room(
-            plans + ([self.label_plan(v) for v in (self.train_views, views)] if self.dataset.classes else [])
-        )
+        labelled = (self.train_views, views) if self.dataset.classes else ()
+        self.check_room([*(plan for plan, *_ in self.feature_plans), *map(self.label_plan, labelled)])
         depth, normals = self.depth(self.train_views, grid)
         labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
         transform, features, evaluation, folder = self.features()
@@ -258,13 +257,13 @@ def prepare(config: Config) -> Preparation:
     """Finds or builds everything that a configuration needs, and prints a summary."""
     preparation = Preparation(config, pick_device(config.device))
     preparation.run()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    print_summary(preparation.stages, preparation.root, console)
+    if os.environ.get("RANK", "0") == "0":
+        print_summary(preparation.stages, preparation.root, Console(width=None if sys.stdout.isatty() else 140))
     return preparation
 
 
 def main() -> None:
-    run_command(prepare, "depthg.prepare", SUMMARY)
+    run_command(prepare, "depthg.prepare", SUMMARY, PARTS)
 
 
 if __name__ == "__main__":

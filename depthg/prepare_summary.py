@@ -11,6 +11,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Column, Table
 
+from depthg.cache import folder_bytes
+
 SUMMARY = """Computes what training needs and never changes: depth, labels, features of the frozen backbone, neighbours.
 Takes the settings of depthg.train, which does the same when something is missing:
 python -m depthg.prepare experiment=camvid data.root=CAMVID
@@ -19,7 +21,14 @@ Results are kept in cache.dir (default: $DEPTHG_CACHE, else the user cache folde
 again as long as nothing that it depends on changes: photos (names, sizes, times), crops, resolution, backbone and
 weights, precision, mode. A stopped or killed run goes on where it was. Several processes share the work, also on
 several machines with one cache.dir: start the command as often as you like, or with torchrun. features.cache=off keeps
-no features (half a million crops with ViT-S/8 take 300 GB) and runs the backbone in every training step instead."""
+no features (half a million crops with ViT-S/8 take 300 GB) and runs the backbone in every training step instead.
+
+Below: the keys that matter here. Others are taken too, so that a command line of depthg.train can be used as it is."""
+
+PARTS = (
+    "experiment", "mode", "seed", "device", "data.", "backbone.", "features.", "depth.", "loss.depth.relation", "knn.",
+    "head.dropout", "cache.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,3 +54,11 @@ def print_summary(stages: Sequence[Stage], root: Path, console: Console) -> None
     total, seconds = (sum(getattr(stage, name) for stage in stages) for name in ("bytes", "seconds"))
     table.add_row("total", "", "", decimal(total), f"{seconds:.1f}", f"in {escape(str(root))}", style="bold")
     console.print(table)
+    left = [folder for folder in root.glob("*/.*.partial") if folder.is_dir()]
+    if left:
+        size = decimal(sum(map(folder_bytes, left)))
+        console.print(
+            f"unfinished, stopped or still being made with other settings: {len(left)} folders, {size}, in "
+            f"{escape(str(root))}/*/.*.partial. The same settings finish them; those that nobody needs can be deleted.",
+            highlight=False,
+        )

@@ -214,7 +214,7 @@ class Step:
     def anchor_maps(self, views: np.ndarray) -> Tensor:  # [N, h*w, C]
         """Whole maps of the anchors, in memory that the next step uses again."""
         shape = (len(views), *self.data.features.shape[1:])
-        if self.buffer is None or self.buffer.shape != shape:
+        if self.device.type == "cpu" and (self.buffer is None or self.buffer.shape != shape):
             self.buffer = torch.empty(shape)
         return self.data.features.rows(views, self.device, self.buffer)
 
