@@ -193,6 +193,7 @@ class Trainer:
             metrics["assignment"] = {name: found.tolist() for name, found in assignments.items()}
             save_figure(confusion_figure(matched, self.data.dataset.classes), self.run / "confusion.png")
         metrics["classes"] = list(self.data.dataset.classes)
+        metrics["palette"] = self.data.dataset.palette.tolist()
         metrics["protocol"] = protocol(
             self.config, self.data.dataset.note, self.data.depth is not None, self.step.shifts
         )

@@ -133,7 +133,16 @@ def read_image(path: str | Path) -> np.ndarray:  # uint8 [H, W, 3]
     Raises:
         DataError: the file is missing, empty, truncated, too large, or no image.
     """
-    return _decode(path, lambda image: np.array(_upright(_to_rgb(image))))
+    return _decode(path, rgb_array)
+
+
+def rgb_array(image: Image.Image) -> np.ndarray:  # uint8 [H, W, 3]
+    """An opened Pillow image as RGB, upright, by the rules of `read_image`.
+
+    Raises:
+        DataError: its values cannot be turned into 8 bits.
+    """
+    return np.array(_upright(_to_rgb(image)))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
