@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 import stego
@@ -24,6 +25,7 @@ import torch
 from depthg.kernels import LossSettings, reference
 
 from depthg import kernels
+from depthg.compat import ContrastiveCorrelationLoss
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
 MEMORY_LIMIT = 4 << 30  # of the eager tensors, above which they are not run on a CPU
@@ -34,7 +36,8 @@ CONTENDERS = ("depthg", "eager", "compile")
 class Case:
     """``images`` N, ``side`` squared points, C feature and K code channels, R draws; side 0 is NT-Xent on 2N views.
 
-    The points are read from maps of ``cells`` squared cells; with 0 their vectors are given.
+    The points are read from maps of ``cells`` squared cells; with 0 their vectors are given. ``drop_in``: the call of
+    STEGO's class against ``depthg.compat``, random draws included and without depth.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Case:
     codes: int
     cells: int = 28
     draws: int = 5
+    drop_in: bool = False
 
     @property
     def pairs(self) -> int:
@@ -67,6 +71,7 @@ CASES = [
     Case("paper step (ViT-B)", 32, 12, 768, 90),
     Case("dense, N=8", 8, 28, 384, 70),
     Case("dense, N=32", 32, 40, 384, 70, cells=40),
+    Case("STEGO's class, drop-in", 32, 11, 384, 70, drop_in=True),
     Case("points given, N=32, P=121", 32, 11, 384, 70, cells=0),
     Case("points given, N=8, P=784", 8, 28, 384, 70, cells=0),
     Case("NT-Xent, 2N=8192", 4096, 0, 0, 128),
@@ -116,7 +121,10 @@ def loss_calls(case: Case, draw: Callable, device: str, names: tuple[str, ...]) 
     negatives = torch.stack([torch.randperm(n, generator=generator) for _ in offsets])
     negatives = torch.where(negatives == torch.arange(n), (negatives + 1) % n, negatives).to(device)
     maps = [feats, codes, near_feats, near_codes]
-    if case.cells:
+    if case.drop_in:
+        eager, rest = seeded(lambda *x: stego.drop_in(*x, case.draws, side, SETTINGS)), []
+        leaves, ours = maps[1::2], seeded(lambda: replaced_class(case, maps))
+    elif case.cells:
         at, near_at = (torch.rand(n, side, side, 2, generator=generator).to(device) * 2 - 1 for _ in range(2))
         eager, rest = stego.loss_at, [negatives, depth, at, near_at, SETTINGS]
         leaves, ours = maps[1::2], lambda: fused_at(*maps, negatives, depth, at.flatten(1, 2), near_at.flatten(1, 2))
@@ -131,6 +139,27 @@ def loss_calls(case: Case, draw: Callable, device: str, names: tuple[str, ...]) 
         compiled = torch.compile(eager)
         calls["compile"] = (lambda: compiled(*maps, *rest), maps[1::2])
     return calls
+
+
+def seeded(call: Callable) -> Callable:
+    """The call with the same random draws every time."""
+
+    def run(*inputs):
+        torch.manual_seed(0)
+        return call(*inputs)
+
+    return run
+
+
+def replaced_class(case: Case, maps: list[torch.Tensor]) -> torch.Tensor:
+    feats, codes, near_feats, near_codes = maps
+    cfg = SimpleNamespace(
+        pointwise=True, zero_clamp=True, stabalize=False, feature_samples=case.side, neg_samples=case.draws,
+        use_salience=False, pos_intra_shift=SETTINGS.self_shift, pos_inter_shift=SETTINGS.neighbour_shift,
+        neg_inter_shift=SETTINGS.negative_shift,
+    )  # fmt: skip
+    own, _, near, _, far, _ = ContrastiveCorrelationLoss(cfg)(feats, near_feats, None, None, codes, near_codes)
+    return SETTINGS.self_weight * own + SETTINGS.neighbour_weight * near + SETTINGS.negative_weight * far
 
 
 def fused_at(feats, codes, near_feats, near_codes, negatives, depth, at, near_at) -> torch.Tensor:
@@ -232,7 +261,7 @@ def main() -> None:
     if args.memory:
         return print_peak(*args.memory, args.device)
     names = tuple(n for n in CONTENDERS if n != "compile" or not (args.quick or args.no_compile))
-    cases = CASES[4:6] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
+    cases = CASES[5:7] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
     cases = [case for case in cases if args.case in case.name]
     rate = common.measure_matmul(args.device)
     print(common.machine_line(args.device))

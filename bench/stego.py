@@ -47,6 +47,23 @@ def loss_at(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor
     return weighted(read(feats, at), read(codes, at), *near, far, read(depth, at)[:, 0], s)
 
 
+def drop_in(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, draws: int, side: int,
+            s: LossSettings) -> Tensor:  # fmt: skip
+    """What code around STEGO's class computes: random points and pairs, three losses from whole maps, no depth."""
+    n = len(feats)
+    at, near_at = (torch.rand([n, side, side, 2], device=feats.device) * 2 - 1 for _ in range(2))
+    a, z = read(feats, at), read(codes, at)
+    own = term(a, a, z, z, s.self_shift)
+    near = term(a, read(near_feats, near_at), z, read(near_codes, near_at), s.neighbour_shift)
+    far = []
+    for _ in range(draws):
+        i = torch.randperm(n, device=feats.device)
+        i[i == torch.arange(n, device=feats.device)] += 1
+        i = i % n
+        far.append(term(a, read(feats[i], near_at), z, read(codes[i], near_at), s.negative_shift))
+    return s.self_weight * own.mean() + s.neighbour_weight * near.mean() + s.negative_weight * torch.cat(far).mean()
+
+
 def weighted(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, far: Iterable[tuple[Tensor, Tensor]],
              depth: Tensor, s: LossSettings) -> Tensor:  # fmt: skip
     own = term(feats, feats, codes, codes, s.self_shift)

@@ -29,4 +29,7 @@ def test_forward_and_backward(benchmark, case, contender, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_contenders_agree(device):
     loss.check_equal(loss.make_calls(loss.Case("small", 4, 5, 16, 8), device, ("depthg", "eager")))
+    drop_in = loss.Case("small", 4, 5, 16, 8, cells=6, drop_in=True)
+    loss.check_equal(loss.make_calls(drop_in, device, ("depthg", "eager")))
+    loss.check_equal(loss.make_calls(loss.Case("small", 4, 5, 16, 8, cells=0), device, ("depthg", "eager")))
     loss.check_equal(loss.make_calls(loss.Case("small", 16, 0, 0, 8), device, ("depthg", "eager")))

@@ -36,7 +36,8 @@ def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float])
         "matching": config.val.matching, "count": config.val.count, "seed": config.seed, "mode": config.mode,
         "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
         "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,
-        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0, "shifts": list(shifts),
+        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0,
+        "probe_cells": config.probe.cells or "all", "shifts": list(shifts),
     }  # fmt: skip
 
 
