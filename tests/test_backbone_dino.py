@@ -1,6 +1,7 @@
 """DINO and other vision transformers against a written-out ViT; tiny random checkpoints, no download."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -322,3 +323,56 @@ def test_hf_rejects_what_is_no_plain_vit(tmp_path):
         load_backbone(f"hf:{tmp_path / 'resnet'}")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
         load_backbone(f"hf:{tmp_path / 'nothing'}")
+
+
+class Exploit:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["beside", "nested", "in_teacher"])
+def test_a_malicious_pth_runs_no_code(tiny, tmp_path, place):
+    exploit = Exploit(tmp_path / "run")
+    content = {
+        "beside": tiny | {"epoch": exploit},
+        "nested": {"teacher": tiny, "args": argparse.Namespace(hook=[exploit])},
+        "in_teacher": {"teacher": tiny | {"cls_token": exploit}},
+    }[place]
+    torch.save(content, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth is damaged or holds more than tensors, which is not loaded"):
+        load_backbone("dino_tiny", tmp_path / "evil.pth")
+    assert not (tmp_path / "run").exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert (tmp_path / "run").is_dir(), "the file is not what it should be"
+
+
+def test_neither_pickles_nor_code_of_a_folder_run(tiny, tmp_path):
+    folder = save_vit(tmp_path / "vit", tiny)
+    (folder / "model.safetensors").unlink()
+    torch.save({"cls_token": Exploit(tmp_path / "run")}, folder / "pytorch_model.bin")
+    for name in ("dino_tiny", f"hf:{folder}"):
+        with pytest.raises(ValueError, match="vit could not be loaded as"):
+            load_backbone(name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'run')!r})\n")
+    for name, message in (("dino_tiny", "configuration of .*vit cannot be read"), (f"hf:{folder}", "could not be")):
+        with pytest.raises(ValueError, match=message):
+            load_backbone(name, folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_a_torch_file_in_a_folder(tiny, tmp_path):
+    folder = save_vit(tmp_path / "vit", tiny)
+    images = torch.rand(1, 3, 32, 48)
+    expected = load_backbone("dino_tiny", folder)(images)
+    weights = transformers.ViTModel.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert torch.equal(load_backbone("dino_tiny", folder)(images), expected)
