@@ -214,8 +214,9 @@ class CheckpointConfig:
     every: int = option(100, "iterations between two checkpoints (0: only at the end)", low=0)
     rule: str = option(
         "last",
-        "weights reported: last, or best validation cluster mIoU (uses labels; needs val.every)",
-        choices=("last", "best"),
+        "weights reported: last, or best by validation cluster mIoU (uses labels; needs val.every); both: keeps the "
+        "best, reports the last",
+        choices=("last", "best", "both"),
     )
 
 
@@ -310,12 +311,13 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError("loss.depth.pair=crop needs data.crop=five: there is no other crop of the same photo")
     if depth.pair == "crop" and depth.at == "grid":
         raise ValueError("loss.depth.pair=crop needs loss.depth.at=points")
-    if config.checkpoint.rule == "best" and not config.val.every:
-        raise ValueError("checkpoint.rule=best needs val.every: the best checkpoint is picked among evaluations")
+    rule = config.checkpoint.rule
+    if rule != "last" and not config.val.every:
+        raise ValueError(f"checkpoint.rule={rule} needs val.every: the best checkpoint is picked among evaluations")
     if any(len(change) != 2 or change[0] < 0 or change[1] < 1 for change in sampling.schedule):
         raise ValueError(f"sampling.schedule={sampling.schedule} must be a list of [iteration, points per side]")
-    if config.checkpoint.rule == "best" and config.data.eval_split == "test":
-        raise ValueError("checkpoint.rule=best would pick the checkpoint on data.eval_split=test; use val")
+    if rule != "last" and config.data.eval_split == "test":
+        raise ValueError(f"checkpoint.rule={rule} would pick the checkpoint on data.eval_split=test; use val")
     if (config.data.labels is None) != (config.data.classes is None):
         raise ValueError("data.labels=DIR and data.classes=FILE go together: label maps of ids, and the ids' names")
     if config.depth.source == "folder" and not config.depth.root:

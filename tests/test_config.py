@@ -189,6 +189,7 @@ def test_group_files_name_themselves(group):
         ("sampling.transpose=true", "sampling.read=bilinear"),
         ("loss.depth.pair=crop", "data.crop=five"),
         ("checkpoint.rule=best", "val.every"),
+        ("checkpoint.rule=both", "checkpoint.rule=both needs val.every"),
         ("seed=[1", "seed=[1"),
         ("depth.source=folder", "depth.root=DIR"),
         ("knn.draw=31", "exceeds knn.k=30"),

@@ -208,6 +208,17 @@ def test_best_checkpoint_is_kept_reported_and_named_in_the_protocol(root, tmp_pa
     assert read_checkpoint(run / "checkpoints" / "best")[1]["best"] == pytest.approx(best, abs=1e-3)
 
 
+def test_both_checkpoints_are_kept_and_the_last_is_reported(root, tmp_path):
+    last = train(settings(root, "name=a", "val.every=5"))
+    both = train(settings(root, "name=b", "val.every=5", "checkpoint.rule=both"))
+    assert [last[key] for key in KEYS] == [both[key] for key in KEYS]
+    assert both["protocol"]["checkpoint"] == "last"
+    best = max(line["cluster.miou"] for line in read_log(tmp_path / "runs/b/metrics.jsonl") if "cluster.miou" in line)
+    header = read_checkpoint(tmp_path / "runs" / "b" / "checkpoints" / "best")[1]
+    assert header["best"] == pytest.approx(best, abs=1e-3)
+    assert not (tmp_path / "runs" / "a" / "checkpoints" / "best").exists()
+
+
 def test_reinit_moves_the_centroids_to_kmeans_of_the_codes(root, tmp_path):
     train(settings(root, "name=a", "probe.reinit=20"))
     train(settings(root, "name=b", "probe.reinit=0"))
