@@ -1,9 +1,9 @@
 // Weighted sums of map vectors at points on the CPU, and their gradient.
 //
-//   out[n, p, c] = sum_t weights[n, p, t] maps[n, c, cells[n, p, t]]       T = 1: a gather, T = 4: bilinear
-//   d_maps[n, c, cells[n, p, t]] += weights[n, p, t] d_out[n, p, c]
+//   out[m, p, c] = sum_t weights[m, p, t] maps[image[m], c, cells[m, p, t]]       T = 1: a gather, T = 4: bilinear
+//   d_maps[image[m], c, cells[m, p, t]] += weights[m, p, t] d_out[m, p, c]
 //
-// The sums run over t, then p, in order: results do not depend on the number of threads.
+// The sums run over t, then p, then m, in order: results do not depend on the number of threads.
 #pragma once
 
 #include <stdint.h>
@@ -11,10 +11,11 @@
 namespace depthg {
 
 struct MapSamples {
-  int64_t images = 0, channels = 0, points = 0, taps = 0;
+  int64_t rows = 0, channels = 0, points = 0, taps = 0, images = 0;  // rows M read from images N
   int64_t stride_image = 0, stride_channel = 0, stride_cell = 0;  // of the maps, in elements
-  const int64_t* cells = nullptr;                                  // [images, points, taps], in range
-  const float* weights = nullptr;                                  // [images, points, taps]
+  const int64_t* cells = nullptr;                                  // [rows, points, taps], in range
+  const float* weights = nullptr;                                  // [rows, points, taps]
+  const int64_t* image = nullptr;                                  // [rows], in range; null: row m reads image m
 };
 
 void sample_maps(const MapSamples& s, const float* maps, float* out, int threads);

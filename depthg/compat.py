@@ -91,8 +91,8 @@ class ContrastiveCorrelationLoss(nn.Module):
 
     def _negatives(self, maps: Tensor, coords: Tensor, index: Tensor) -> Tensor:  # -> [R N, P, C]
         """Draw r reads image ``index[r, n]`` at the points of n, so every pair has vectors of its own."""
-        draws = [self._read(maps[row], coords) for row in index]
-        return torch.cat(draws) if draws else maps.new_zeros((0, coords.shape[1], maps.shape[1]))
+        points = coords.to(maps.dtype).repeat(len(index), 1, 1)
+        return sample_points(maps, points, index=index.flatten(), align_corners=True, impl=self.impl)
 
 
 def _draw(n: int, device: torch.device) -> Tensor:

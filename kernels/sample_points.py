@@ -49,39 +49,55 @@ def _flat_cells(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 @torch.library.custom_op("depthg::sample_cells", mutates_args=())
 def sample_cells(
     maps: Tensor,  # [N, C, H, W]
-    cells: Tensor,  # [N, P, T] int64
-    weights: Tensor,  # [N, P, T] float32
-) -> Tensor:  # [N, P, C]
-    """Weighted sums of map vectors: C++ for float32 on the CPU, Triton for the rest."""
-    if compiled(maps):
-        cells, weights = cells.contiguous(), weights.contiguous()
+    cells: Tensor,  # [M, P, T] int64
+    weights: Tensor,  # [M, P, T] float32
+    index: Tensor | None,  # [M] int64, the map that each row reads; None: row n reads map n
+    impl: str,
+) -> Tensor:  # [M, P, C]
+    """Weighted sums of map vectors by C++ ("cpu", float32), or without ``index`` by Triton."""
+    if impl == "cpu":
         out = torch.empty(*cells.shape[:2], maps.shape[1])
         maps, stride = _flat_cells(maps)
-        size = (maps.shape[0], maps.shape[1], *cells.shape[1:])
-        native.sample_maps(
-            size, stride, cells.data_ptr(), weights.data_ptr(), maps.data_ptr(), out.data_ptr(), torch.get_num_threads()
-        )
+        cells, weights, index, where = _addresses(cells, weights, index)
+        size = (cells.shape[0], maps.shape[1], *cells.shape[1:], maps.shape[0])
+        native.sample_maps(size, stride, *where, maps.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
     from depthg.kernels.sample_points_triton import read
 
     return read(maps, cells, weights)
 
 
+def _addresses(cells: Tensor, weights: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, list[int]]:
+    """The three tensors, contiguous, and their addresses (0 for None)."""
+    tensors = [None if x is None else x.contiguous() for x in (cells, weights, index)]
+    return *tensors, [0 if x is None else x.data_ptr() for x in tensors]
+
+
 @sample_cells.register_fake
-def _(maps, cells, weights):
+def _(maps, cells, weights, index, impl):
     return maps.new_empty((*cells.shape[:2], maps.shape[1]))
 
 
 @torch.library.custom_op("depthg::sample_cells_backward", mutates_args=())
-def sample_cells_backward(d_out: Tensor, cells: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
+def sample_cells_backward(
+    d_out: Tensor,
+    cells: Tensor,
+    weights: Tensor,
+    index: Tensor | None,
+    images: int,
+    height: int,
+    width: int,
+    impl: str,
+) -> Tensor:
     """Gradient of the maps [N, C, H, W]."""
-    if compiled(d_out):
-        cells, weights, d_out = cells.contiguous(), weights.contiguous(), d_out.contiguous()
-        images, channels, area = d_out.shape[0], d_out.shape[2], height * width
+    if impl == "cpu":
+        d_out, channels, area = d_out.contiguous(), d_out.shape[2], height * width
         d_maps = torch.zeros(images, channels, height, width)
+        cells, weights, index, where = _addresses(cells, weights, index)
+        size = (cells.shape[0], channels, *cells.shape[1:], images)
+        stride = (channels * area, area, 1)
         native.sample_maps_backward(
-            (images, channels, *cells.shape[1:]), (channels * area, area, 1), cells.data_ptr(), weights.data_ptr(),
-            d_out.data_ptr(), d_maps.data_ptr(), torch.get_num_threads(),
+            size, stride, *where, d_out.data_ptr(), d_maps.data_ptr(), torch.get_num_threads()
         )  # fmt: skip
         return d_maps
     from depthg.kernels.sample_points_triton import write
@@ -90,34 +106,33 @@ def sample_cells_backward(d_out: Tensor, cells: Tensor, weights: Tensor, height:
 
 
 @sample_cells_backward.register_fake
-def _(d_out, cells, weights, height, width):
-    return d_out.new_empty((d_out.shape[0], d_out.shape[2], height, width))
+def _(d_out, cells, weights, index, images, height, width, impl):
+    return d_out.new_empty((images, d_out.shape[2], height, width))
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1], inputs[2])
-    ctx.size = inputs[0].shape[2:]
+    ctx.save_for_backward(*inputs[1:4])
+    ctx.rest = (inputs[0].shape[0], *inputs[0].shape[2:], inputs[4])
 
 
 def _backward(ctx, d_out):
-    cells, weights = ctx.saved_tensors
-    return sample_cells_backward(d_out, cells, weights, *ctx.size), None, None
+    return sample_cells_backward(d_out, *ctx.saved_tensors, *ctx.rest), None, None, None, None
 
 
 def _backward_of_backward(ctx, d_maps):
-    cells, weights = ctx.saved_tensors
-    return sample_cells(d_maps, cells, weights), None, None, None, None
+    return sample_cells(d_maps, *ctx.saved_tensors, ctx.impl), None, None, None, None, None, None, None
 
 
 def _setup_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.save_for_backward(*inputs[1:4])
+    ctx.impl = inputs[7]
 
 
 sample_cells.register_autograd(_backward, setup_context=_setup_context)
 sample_cells_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward)
 
 
-def _check(maps: Tensor, points: Tensor) -> None:
+def _check(maps: Tensor, points: Tensor, index: Tensor | None) -> None:
     checks.check_floats(maps=maps)
     checks.check_frozen(points=points)
     if maps.ndim != 4:
@@ -130,8 +145,10 @@ def _check(maps: Tensor, points: Tensor) -> None:
             "points must be int64 cells [N, P] or float coordinates [N, P, 2],"
             f" got {points.dtype} of shape {checks.shape(points)}"
         )
-    if points.shape[0] != maps.shape[0]:
+    if index is None and points.shape[0] != maps.shape[0]:
         raise ValueError(f"maps {checks.shape(maps)} and points {checks.shape(points)} must have the same images")
+    if index is not None:
+        _check_index(maps, points, index)
     if maps.shape[2] * maps.shape[3] == 0 and points.numel():
         raise ValueError(f"maps of shape {checks.shape(maps)} have no cell to read")
     if not cells or torch.compiler.is_compiling() or points.device.type != "cpu" or points.numel() == 0:
@@ -144,10 +161,24 @@ def _check(maps: Tensor, points: Tensor) -> None:
         )
 
 
+def _check_index(maps: Tensor, points: Tensor, index: Tensor) -> None:
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.shape != points.shape[:1]:
+        found = f"{index.dtype} of shape {checks.shape(index)}" if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"index must be int64 [{points.shape[0]}] for points {checks.shape(points)}, got {found}")
+    if index.device != maps.device:
+        raise ValueError(f"index is on {index.device} but maps is on {maps.device}; move them to one device")
+    if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= maps.shape[0]:
+        raise ValueError(f"index holds {low if low < 0 else high}, outside the {maps.shape[0]} images of maps")
+
+
 def sample_points(
     maps: Tensor,  # [N, C, H, W]
     points: Tensor,  # [N, P] int64 flat cells, or [N, P, 2] coordinates (x, y) in [-1, 1]
     *,
+    index: Tensor | None = None,  # [M] int64
     align_corners: bool = True,
     impl: str = "auto",
 ) -> Tensor:  # [N, P, C]
@@ -159,18 +190,22 @@ def sample_points(
     Args:
         maps: ``[N, C, H, W]``, float; channels-last memory makes the gather cheap.
         points: int64 cells ``[N, P]`` in [0, H W) (not checked on CUDA), or float (x, y) ``[N, P, 2]`` in [-1, 1].
+        index: int64 ``[M]``: row m of ``points``, then ``[M, P]`` or ``[M, P, 2]``, reads map ``index[m]`` (not checked
+            on CUDA); None: row n reads map n.
         align_corners: whether -1 and 1 are the centres of the outermost cells (True) or their outer edges.
         impl: "auto", "triton", "cpu" or "eager".
 
     Returns:
-        ``[N, P, C]`` in the dtype of the maps.
+        ``[N, P, C]`` (``[M, P, C]`` with ``index``) in the dtype of the maps.
 
     Raises:
         TypeError: maps are not floating point.
         ValueError: shapes, devices or cells do not fit, points require grad, or ``impl`` cannot run here.
     """
-    _check(maps, points)
+    _check(maps, points, index)
     impl = checks.choose_impl(impl, maps)
+    if index is not None and not (impl == "cpu" and compiled(maps)):
+        maps, index = maps[index], None
     if impl == "eager":
         return reference.sample_points(maps, points, align_corners=align_corners)
     if impl == "cpu" and not compiled(maps):
@@ -180,4 +215,4 @@ def sample_points(
         weights = torch.ones(cells.shape, device=maps.device)
     else:
         cells, weights = corners(points, maps.shape[2], maps.shape[3], align_corners)
-    return sample_cells(maps, cells, weights.float())
+    return sample_cells(maps, cells, weights.float(), index, impl)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from depthg.kernels import reference, sample_points
+from depthg.kernels.sample_points import COMPILED
 from loss_cases import DEVICE, HALVES, IMPLS, vectors
 
 
@@ -50,6 +51,32 @@ def test_half_maps(impl, dtype):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kind", ["cells", "coordinates"])
+def test_index_says_which_map_each_row_reads(impl, channels_last, kind):
+    maps, index = make(n=3, c=19, channels_last=channels_last), torch.tensor([2, 0, 2, 2], device=DEVICE)
+    points = torch.randint(0, 42, (4, 6), device=DEVICE) if kind == "cells" else torch.rand(4, 6, 2, device=DEVICE)
+    ours, upstream = sample_points(maps, points, index=index, impl=impl), vectors(4, 6, 19)
+    (d_ours,) = torch.autograd.grad((ours * upstream).sum(), maps)
+    expected = reference.sample_points(maps[index], points)
+    (d_expected,) = torch.autograd.grad((expected * upstream).sum(), maps)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(d_ours, d_expected)
+    assert not d_ours[1].any()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [([0, 2, 0, 0], "outside the 2 images"), ([0, 1], r"int64 \[4\]"), ([0.0] * 4, "int64"), ([-1, 0, 0, 0], "-1")],
+)
+def test_wrong_index(index, message):
+    with pytest.raises(ValueError, match=message):
+        sample_points(
+            make(), torch.zeros(4, 5, dtype=torch.int64, device=DEVICE), index=torch.tensor(index, device=DEVICE)
+        )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_repeated_cells_add_up(impl):
     maps, cells = make(), torch.full((2, 5), 3, device=DEVICE)
     (grad,) = torch.autograd.grad(sample_points(maps, cells, impl=impl).sum(), maps)
@@ -66,13 +93,19 @@ def test_no_points_and_no_images(impl):
         assert (maps.grad == 0).all()
 
 
-def test_op_checks():
-    if "triton" not in IMPLS:
-        pytest.skip("needs Triton")
+@pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "eager"])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_op_checks(impl, indexed):
+    if impl == "cpu" and not COMPILED:
+        pytest.skip("needs the compiled module")
+    if impl == "triton" and indexed:
+        pytest.skip("Triton takes no index: the maps are gathered before")
     cells, weights = torch.randint(0, 42, (2, 5, 4), device=DEVICE), torch.rand(2, 5, 4, device=DEVICE)
-    torch.library.opcheck(torch.ops.depthg.sample_cells.default, (make(), cells, weights))
+    index = torch.tensor([1, 1], device=DEVICE) if indexed else None
+    torch.library.opcheck(torch.ops.depthg.sample_cells.default, (make(), cells, weights, index, impl))
     d_out = vectors(2, 5, 9, grad=True)
-    torch.library.opcheck(torch.ops.depthg.sample_cells_backward.default, (d_out, cells, weights, 6, 7))
+    arguments = (d_out, cells, weights, index, 2, 6, 7, impl)
+    torch.library.opcheck(torch.ops.depthg.sample_cells_backward.default, arguments)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
