@@ -10,6 +10,7 @@ never through a memory map, where a full disk would be a crash.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -35,7 +36,11 @@ CACHE_VERSION = 2
 POLL_S = 0.1  # between two looks at shards that other processes work on
 MOST_ROWS = 512  # of a shard: small rows may take long to compute
 RESERVE = 64 * 2**20  # bytes of the disk that stay free
-DONE = b"done\n"
+MARKS, DONE = "shards", b"done\n"
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK,
+    errno.ENOSYS,
+}  # fmt: skip
 
 Arrays = Mapping[str, tuple[tuple[int, ...], np.dtype | type]]  # name -> shape, dtype
 
@@ -81,8 +86,9 @@ def cached(
         except OSError as error:
             if is_whole(folder):  # another process finished it first
                 break
-            if error.filename and not str(error.filename).startswith(str(root)):
-                raise  # about the data, not the cache
+            here = str(error.filename).startswith(str(root)) if error.filename else error.errno in DISK_ERRORS
+            if not here:
+                raise  # about the data or the network
             hint = "free some room or set cache.dir to another folder; finished shards stay and are not made again"
             reason = error.strerror or str(error)
             raise _error(error.errno, f"cannot write the {kind} cache in {root}: {reason}; {hint}") from error
@@ -109,12 +115,17 @@ def is_whole(folder: Path) -> bool:
 
 def folder_bytes(folder: Path) -> int:
     """Bytes that the files of a folder take on the disk (holes of unfinished files are not counted)."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # another process may just have finished the cache
+                total += os.stat(os.path.join(path, name)).st_blocks * 512
+    return total
 
 
 def missing_bytes(folder: Path, arrays: Arrays, temporary: Arrays | None = None) -> int:
     """Bytes that are still to be written until the cache ``folder`` is whole."""
-    if is_whole(folder):
+    if is_whole(folder) or (_partial(folder) / MARKS / "finish-0-1").exists():  # all is written
         return 0
     sizes = [array_bytes(*array) for array in (*arrays.values(), *(temporary or {}).values())]
     return max(0, sum(sizes) - folder_bytes(_partial(folder)))
@@ -145,7 +156,7 @@ class Build:
         self.target, self.settings = target, settings
         self.folder = _partial(target)
         self.arrays, self.temporary = dict(arrays), dict(temporary)
-        self._marks = self.folder / "shards"
+        self._marks = self.folder / MARKS
         self._held: set[int] = set()  # file descriptors of locked marks
 
     def open(self) -> bool:
@@ -267,7 +278,7 @@ class Build:
             (self.folder / "settings.json").unlink(missing_ok=True)
             shutil.rmtree(self.target, ignore_errors=True)  # damaged, or is_whole would have found it
             self.folder.rename(self.target)
-            shutil.rmtree(self.target / "shards", ignore_errors=True)
+            shutil.rmtree(self.target / MARKS, ignore_errors=True)
 
 
 def rows_per_shard(row_bytes: int, shard_mb: float, multiple: int = 1) -> int:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from depthg.cache import Arrays, Build, rows_per_shard
-from depthg.features import FeatureTransform, disk_dtype, from_disk, to_disk, transform_stored
+from depthg.features import FeatureTransform, disk_dtype, from_disk, round_maps, to_disk, transform_stored
 from depthg.progress import StageBar
 
 FIT_VIEWS = 2048  # the transform is fitted on at most so many views, evenly spread
@@ -62,8 +62,7 @@ class FeatureWriter:
         with StageBar(f"{text}, projected" if in_raw else text, self.count) as bar:
             for rows in build.shards("features", self.count, self._shard(), bar):
                 at = rows.start
-                parts = self._raw_parts(build, rows) if in_raw else (self._round(m) for m in maps(rows, self.batch))
-                for raw in parts:
+                for raw in self._raw_parts(build, rows) if in_raw else self._rounded(maps(rows, self.batch)):
                     part = transform_stored(raw, self.transform)
                     if self.keep:
                         build.write("features", at, to_disk(part))
@@ -79,7 +78,7 @@ class FeatureWriter:
             for rows in build.shards("raw", len(views), self._shard(), bar):
                 at = rows.start
                 for batch in maps(views[rows.start : rows.stop], self.batch):
-                    build.write("raw", at, to_disk(self._round(batch)))
+                    build.write("raw", at, to_disk(round_maps(batch, self.dtype)))
                     at += len(batch)
                     bar.advance(len(batch))
         everything = range(len(views))
@@ -88,8 +87,8 @@ class FeatureWriter:
             build.file(TRANSFORM, lambda path: save_file(self.transform.state_dict(), path))
         self.transform.load_state_dict(load_file(build.folder / TRANSFORM))
 
-    def _round(self, maps: Tensor) -> Tensor:  # [B, C, h, w] -> [B, h*w, C]
-        return maps.flatten(2).transpose(1, 2).to(self.dtype).cpu().contiguous()
+    def _rounded(self, maps: Iterator[Tensor]) -> Iterator[Tensor]:
+        return (round_maps(part, self.dtype) for part in maps)
 
     def _shard(self) -> int:
         row = self.cells * max(self.channels_in if self.fit else 0, self.transform.channels) * self.dtype.itemsize

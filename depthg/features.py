@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -78,20 +79,27 @@ def stored(maps: Tensor, transform: FeatureTransform, dtype: torch.dtype) -> Ten
     Raises:
         ValueError: a value is NaN, or beyond the range of ``dtype``.
     """
-    rows = maps.flatten(2).transpose(1, 2).to(dtype).cpu()
-    return transform_stored(rows, transform)
+    return transform_stored(round_maps(maps, dtype), transform)
+
+
+def round_maps(maps: Tensor, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, C]
+    """Backbone output with channels last in ``dtype``, checked to be finite, on the CPU."""
+    return _finite(maps.flatten(2).transpose(1, 2).to(dtype).cpu().contiguous())
 
 
 def transform_stored(rows: Tensor, transform: FeatureTransform) -> Tensor:  # [B, h*w, C] -> [B, h*w, D], same dtype
-    """The transform of stored backbone output, checked to be finite."""
-    out = rows.contiguous() if transform.is_identity else transform(rows).to(rows.dtype)
-    if not bool(out.isfinite().all()):
-        name = str(out.dtype).removeprefix("torch.")
+    """The transform of stored backbone output."""
+    return rows if transform.is_identity else _finite(transform(rows).to(rows.dtype))
+
+
+def _finite(rows: Tensor) -> Tensor:
+    if not bool(rows.isfinite().all()):
+        name = str(rows.dtype).removeprefix("torch.")
         raise ValueError(
             f"the backbone gives features that are NaN or beyond the range of {name}; check backbone.weights"
-            + ("" if out.dtype == torch.bfloat16 else ", or use features.dtype=bfloat16")
+            + ("" if rows.dtype == torch.bfloat16 else ", or use features.dtype=bfloat16")
         )
-    return out
+    return rows
 
 
 def disk_dtype(dtype: torch.dtype) -> np.dtype:
@@ -105,8 +113,10 @@ def to_disk(rows: Tensor) -> np.ndarray:
 
 
 def from_disk(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The tensor whose bits an array holds, without a copy."""
-    return torch.from_numpy(array).view(dtype)
+    """The tensor whose bits an array holds, without a copy; not to be written to when the array is read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array).view(dtype)
 
 
 class Features:
@@ -164,7 +174,7 @@ class StoredFeatures(Features):
     """
 
     def __init__(self, path: Path, dtype: torch.dtype):
-        self.array = np.load(path, mmap_mode="c")  # a private map, never written to
+        self.array = np.load(path, mmap_mode="r")  # a writable map, even a private one, may not exceed the memory
         self.maps = from_disk(self.array, dtype)
         super().__init__(tuple(self.maps.shape), dtype)
 

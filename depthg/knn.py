@@ -13,7 +13,7 @@ Equal similarities are ordered by index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -29,20 +29,20 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def unit_vectors(
-    means: Tensor, dropout: float = 0.0, seed: Sequence[int] = (0,), dtype: torch.dtype = torch.float32
+    means: Tensor, dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32, first: int = 0
 ) -> Tensor:  # [V, C] -> [V, C]
-    """Unit vectors of mean features, rounded to ``dtype``.
+    """Unit vectors of the mean features of images ``first`` on, rounded to ``dtype``.
 
     ``dropout`` masks channels first, as the released code does before it averages: a channel of an image is dropped as
-    a whole, so dropping it from the mean is the same.
+    a whole, so dropping it from the mean is the same. The masks depend on ``seed`` and ``first``.
 
     Raises:
         ValueError: a mean is NaN or infinite.
     """
     if not bool(means.isfinite().all()):
-        bad = int((~means.isfinite().all(1)).nonzero()[0])
+        bad = first + int((~means.isfinite().all(1)).nonzero()[0])
         raise ValueError(f"the mean features of image {bad} are not finite; check backbone.weights")
-    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, first]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]) >> 1)
     return normalize(channel_dropout(means[:, None].float(), dropout, generator)[:, 0]).to(dtype)
 

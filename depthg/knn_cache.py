@@ -59,7 +59,7 @@ class NeighbourWriter:
 
     def _vectors(self, rows: range) -> torch.Tensor:
         means = torch.from_numpy(np.array(self.means[rows.start : rows.stop]))
-        return unit_vectors(means, self.dropout, (self.seed, rows.start), self.dtype).to(self.device)
+        return unit_vectors(means, self.dropout, self.seed, self.dtype, rows.start).to(self.device)
 
     def _pair(self, build: Build, number: int, bar: StageBar) -> None:
         a, b = self.pairs[number]

@@ -20,7 +20,7 @@ class StageBar:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"), disable=os.environ.get("RANK", "0") != "0",
         )  # fmt: skip
-        self._task = self._bar.add_task(f"{text:<22}", total=total, note="")
+        self._task = self._bar.add_task(f"{text:<29}", total=total, note="")
 
     def __enter__(self) -> StageBar:
         self._bar.start()

@@ -53,6 +53,10 @@ class Stages:
         self.config, self.device = config, device
         self.root = cache_root(config.cache.dir)
         data = config.data
+        if data.root and self.root.resolve().is_relative_to(Path(data.root).expanduser().resolve()):
+            raise ValueError(
+                f"cache.dir={self.root} lies inside data.root={data.root}, where nothing is written; move it"
+            )
         self.dataset = load_dataset(
             data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
             n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import depthg.cache
-from depthg.cache import Build, cache_key, cached, is_whole, rows_per_shard
+from depthg.cache import Build, cache_key, cached, folder_bytes, is_whole, rows_per_shard
 
 ARRAYS = {"a": ((20, 3), np.int32)}
 TEMPORARY = {"t": ((20,), np.float32)}
@@ -136,6 +136,56 @@ def test_an_error_about_the_data_is_not_blamed_on_the_cache(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="photo"):
         cached(tmp_path, "kind", {}, build, ARRAYS)
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("no weights; get them there"), ConnectionRefusedError(errno.ECONNREFUSED, "refused")]
+)
+def test_an_error_without_a_file_is_not_blamed_on_the_cache(tmp_path, error):
+    def build(build):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        cached(tmp_path, "kind", {}, build, ARRAYS)
+    assert caught.value is error
+
+
+class Killed(BaseException):
+    """Ends a build as a signal would, without clean-up of its own."""
+
+
+@pytest.mark.parametrize("name", ["unlink", "write_text", "rename", "iterdir"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_step_of_the_end_it_is_finished_by_the_next(tmp_path, monkeypatch, name, after):
+    whole = make(tmp_path / "whole")
+    original = getattr(depthg.cache.Path, name)
+
+    def killed(self, *arguments, **keywords):
+        if after:
+            original(self, *arguments, **keywords)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        filler = Filler()
+
+        def build(construction):
+            filler(construction)
+            patch.setattr(depthg.cache.Path, name, killed)
+
+        cached(tmp_path / "cut", "kind", {"x": 1}, build, ARRAYS, TEMPORARY)
+    monkeypatch.setattr(depthg.cache.shutil, "disk_usage", lambda _: Usage(0, 0, 0))  # there is nothing left to write
+    rest = Filler()
+    cut = make(tmp_path / "cut", rest)
+    assert rest.rows == []
+    for path in whole.iterdir():
+        assert (cut / path.name).read_bytes() == path.read_bytes()
+
+
+def test_bytes_of_a_folder_that_vanishes_are_counted_as_far_as_they_are_there(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(10_000))
+    assert folder_bytes(tmp_path) >= 10_000
+    monkeypatch.setattr(depthg.cache.os, "stat", lambda path: exec("raise FileNotFoundError(path)"))
+    assert folder_bytes(tmp_path) == 0 and folder_bytes(tmp_path / "nowhere") == 0
 
 
 def test_rows_per_shard():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from depthg.array_file import create_array
 from depthg.features import (
     DTYPES,
     FeatureTransform,
@@ -97,3 +98,12 @@ def test_features_index_like_an_array(reader):
         found = features[index]
         assert isinstance(found, np.ndarray) and found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected[index])
+
+
+def test_a_cache_larger_than_the_memory_can_be_read(tmp_path):
+    shape = (490_000, 784, 384)  # 295 GB, a hole on the disk
+    create_array(tmp_path / "features.npy", shape, np.dtype(np.float16))
+    features = StoredFeatures(tmp_path / "features.npy", torch.float16)
+    views, cells = np.array([489_999, 0]), torch.tensor([[783], [0]])
+    assert features.shape == shape and features.at(views, cells).abs().sum() == 0
+    assert features[489_998, 5].shape == (384,)

@@ -118,18 +118,18 @@ def test_unit_vectors_are_of_unit_length_and_dropout_masks_channels():
     means = torch.randn(70, 40)
     torch.testing.assert_close(unit_vectors(means), means / means.norm(dim=1, keepdim=True))
     assert unit_vectors(means, dtype=torch.float16).dtype == torch.float16
-    dropped = unit_vectors(means, 0.5, (1, 0))
+    dropped = unit_vectors(means, 0.5, seed=1)
     assert ((dropped == 0).float().mean() - 0.5).abs() < 0.1
     kept = torch.where(dropped == 0, 0.0, means)
     torch.testing.assert_close(dropped, normalize(kept))
-    assert torch.equal(dropped, unit_vectors(means, 0.5, (1, 0)))
-    assert not torch.equal(dropped, unit_vectors(means, 0.5, (2, 0)))
-    assert not torch.equal(dropped, unit_vectors(means, 0.5, (1, 64)))
+    assert torch.equal(dropped, unit_vectors(means, 0.5, seed=1))
+    assert not torch.equal(dropped, unit_vectors(means, 0.5, seed=2))
+    assert not torch.equal(dropped, unit_vectors(means, 0.5, seed=1, first=64))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_vectors_that_are_not_finite_are_named(value):
     means = torch.ones(4, 3)
     means[2, 1] = value
-    with pytest.raises(ValueError, match="image 2 are not finite"):
-        unit_vectors(means)
+    with pytest.raises(ValueError, match="image 102 are not finite"):
+        unit_vectors(means, first=100)

@@ -55,3 +55,10 @@ def test_maps_come_in_batches_in_the_given_order(root):
     parts = list(preparation.maps(preparation.train_views)(np.array([4, 1, 5]), 2))
     assert [len(part) for part in parts] == [2, 1]
     torch.testing.assert_close(torch.cat(parts), whole[[4, 1, 5]], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("where", ["", "/caches/here"])
+def test_the_cache_never_lies_in_the_data(root, where):
+    with pytest.raises(ValueError, match=r"cache\.dir=.* lies inside data\.root="):
+        Preparation(settings(root, f"cache.dir={root}{where}"), CPU)
+    assert not (root / "caches").exists()
