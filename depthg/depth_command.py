@@ -59,7 +59,7 @@ def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]
         DataError: a folder cannot be listed.
         ValueError: `out` is one of the folders.
     """
-    home, found, problems = out.resolve(), {}, []
+    home, found, problems = _real(out), {}, []
     for text in inputs:
         path, searched = Path(text).expanduser(), True
         if path.is_dir():
@@ -68,18 +68,22 @@ def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]
             base, photos, searched = path.parent, [path], False
         else:
             base, photos = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)), _matches(path)
-        if searched and base.resolve() == home:
+        if searched and _real(base) == home:
             raise ValueError(f"--out {show(out)} is the folder of the photos: choose a folder of its own")
-        if searched and home.is_relative_to(base.resolve()):
-            photos = [photo for photo in photos if not photo.resolve().is_relative_to(home)]
+        if searched and home.is_relative_to(_real(base)):
+            photos = [photo for photo in photos if not _real(photo).is_relative_to(home)]
         if not photos:
             problems.append(f"{show(text)}: no photos there ({' '.join(IMAGE_SUFFIXES)})")
         for photo in photos:
             if os.path.lexists(photo):
-                found.setdefault(photo.resolve(), (photo, photo.relative_to(base).as_posix()))
+                found.setdefault(_real(photo), (photo, photo.relative_to(base).as_posix()))
             else:
                 problems.append(f"{show(photo)}: there is no such file or folder")
     return list(found.values()), problems
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a link to itself before Python 3.13
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -100,7 +104,7 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, suffix: str) -> list[Pho
     """
     planned: dict[str, Photo] = {}
     for path, relative in photos:
-        if path.resolve().parent == out.resolve():
+        if _real(path).parent == _real(out):
             raise ValueError(f"--out {show(out)} is the folder of the photo {show(path)}: choose a folder of its own")
         stem = os.path.splitext(relative)[0]
         photo = Photo(path, out / (stem + suffix), out / PREVIEWS / (stem + ".jpg"))

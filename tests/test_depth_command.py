@@ -153,12 +153,13 @@ def test_a_broken_file_is_named_and_the_rest_is_done(networks, photos, tmp_path,
     (photos / "broken.png").write_bytes(b"broken")
     (photos / "empty.jpg").write_bytes(b"")
     os.symlink(tmp_path / "gone.png", photos / "link.png")
+    os.symlink(photos / "loop.png", photos / "loop.png")
     out = tmp_path / "out"
     assert call(photos, tmp_path / "no.jpg", "--out", out, "--model", networks["relative"]) == 1
     text = capsys.readouterr()
-    for name in ("broken.png", "empty.jpg: it is empty", "link.png", "no.jpg: there is no such file"):
+    for name in ("broken.png", "empty.jpg: it is empty", "link.png", "loop.png", "no.jpg: there is no such file"):
         assert name in text.err
-    assert "5 depth maps written" in text.out and "3 photos failed" in text.out
+    assert "5 depth maps written" in text.out and "4 photos failed" in text.out
     assert len(list(out.rglob("*.png"))) == 5
     assert (
         call(tmp_path / "no.jpg", "--out", out, "--model", networks["relative"])

@@ -9,6 +9,7 @@ from PIL import Image
 from depthg.data.base import FileSplit, Subset
 from depthg.data.files import DataError
 from depthg.depth_sources import DatasetDepth, FolderDepth, GroundPlane, depth_source, focal_pixels
+from depthg.depth_units import check_unit, read_made_by, write_unit
 
 SHAPE = (6, 8)
 DEPTH = np.linspace(1, 9, 48, dtype=np.float32).reshape(SHAPE)
@@ -152,6 +153,70 @@ def test_folder_settings(tmp_path):
         depth_source("folder", root=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"metres_per_unit=0 must be above 0"):
         FolderDepth(tmp_path, metres_per_unit=0)
+
+
+def test_the_unit_beside_the_maps_is_read(tmp_path):
+    """Written by python -m depthg.depth; a given unit wins."""
+    split, root = make_split(tmp_path)
+    Image.fromarray(np.rint(DEPTH * 256).astype(np.uint16)).save(root / "a.png")
+    write_unit(root, True, 1 / 256, {"network": "x"})
+    source = depth_source("folder", root=root)
+    assert source.metric is True and np.allclose(source(split, 0), DEPTH, atol=1 / 512)
+    given = depth_source("folder", root=root, metres_per_unit=1 / 128)
+    assert given.metric is None and np.allclose(given(split, 0), 2 * DEPTH, atol=1 / 256)
+    write_unit(root, False, None, {})
+    relative = depth_source("folder", root=root, mapping="none")
+    assert relative.metric is False and relative(split, 0).max() <= 1
+    assert read_made_by(root) == {} and read_made_by(tmp_path) is None
+
+
+BAD_UNITS = ("{", "[]", "{}", '{"metric": 1, "metres_per_unit": null}', '{"metric": true, "metres_per_unit": 0}')
+
+
+@pytest.mark.parametrize("text", BAD_UNITS)
+def test_a_damaged_unit_is_named(tmp_path, text):
+    _, root = make_split(tmp_path)
+    (root / "depth.json").write_text(text)
+    with pytest.raises(DataError, match=r"depth\.json is damaged .*make the maps again with python -m depthg\.depth"):
+        FolderDepth(root)
+
+
+def test_what_a_source_says_for_cache_keys(tmp_path):
+    split, root = make_split(tmp_path)
+    np.save(root / "a.npy", DEPTH)
+    split = Subset(split, [0])
+    before = FolderDepth(root).describe(split)
+    assert before["files"][0].startswith("a.npy ") and before == FolderDepth(root).describe(split)
+    np.save(root / "a.npy", np.pad(DEPTH, 1))
+    write_unit(root, True, None, {})
+    assert FolderDepth(root).describe(split) != before
+    assert DatasetDepth().describe(split) is None and GroundPlane().describe(split) is None
+
+
+def test_sources_and_what_can_use_them(tmp_path):
+    _, root = make_split(tmp_path)
+    unknown = FolderDepth(root)
+    for mapping in ("saturating", "none"):
+        check_unit(unknown, mapping, "euclidean")
+        check_unit(DatasetDepth(), mapping, "product")
+    check_unit(GroundPlane(), "linear", "normals")
+    with pytest.raises(ValueError, match=r"expects values in \[0, 1\], but depth\.source=ground_plane gives metres"):
+        check_unit(GroundPlane(), "none", "product")
+    write_unit(root, False, None, {})
+    for relation in ("product", "centered", "gaussian", "unit"):
+        check_unit(FolderDepth(root), "none", relation)
+    for relation in ("normals", "inclination", "euclidean"):
+        with pytest.raises(
+            ValueError, match=rf"relation={relation} needs depth in metres, but depth\.root=\S*depth gives"
+        ):
+            check_unit(FolderDepth(root), "none", relation)
+    with pytest.raises(ValueError, match=r"depth\.mapping=log needs metres, but depth\.root=\S*depth gives relative"):
+        check_unit(FolderDepth(root), "log", "product")
+
+
+def test_network_source_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json; the depth network takes a folder"):
+        depth_source("model", model=tmp_path)
 
 
 # ---- ground plane
