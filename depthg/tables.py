@@ -16,6 +16,7 @@ import yaml
 READ_OUTS = {"cluster": "clusters", "linear": "linear probe", "kmeans_codes": "k-means on codes"}
 SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
 CHECKPOINTS = ("last", "best")
+NOT_SHOWN = ("seed", "checkpoint", "shifts", "intervals")  # parts of a protocol: told elsewhere, or of one seed
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,11 @@ def markdown(table: PaperTable, results: Sequence[Result], command: str = "") ->
     lines = [f"## {table.title}", "", f"`{command}`", ""] if command else [f"## {table.title}", ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in table.rows:
-        first = [row.method, *([row.model] if quoted else [])]
+        first = [row.method, *([row.model] if quoted else [])]  # only on a row's first line
         for source, seeds, cells in _lines(table, row, results):
             lines.append("| " + " | ".join([*first, source, seeds, *cells]) + " |")
             first = [""] * len(first)
-    lines += ["", "Percent; ours: mean \u00b1 sample standard deviation over the seeds.", ""]
+    lines += ["", "Percent, last and best checkpoint: mean \u00b1 sample standard deviation over the seeds.", ""]
     lines += [f"- {text}" for text in _notes(table, results)]
     return "\n".join(lines) + "\n"
 
@@ -137,24 +138,24 @@ def _lines(table: PaperTable, row: Row, results: Sequence[Result]) -> Iterable[t
         runs = [result for result in results if result.row == row.row and checkpoint in result.metrics]
         if runs:
             cells = [_cell([value_of(row, run.metrics[checkpoint], m) for run in runs]) for m in table.metrics]
-            yield f"ours, {checkpoint}", ", ".join(str(run.seed) for run in runs), cells
+            yield f"ours, {checkpoint}" if row.paper else checkpoint, ", ".join(str(run.seed) for run in runs), cells
 
 
 def _notes(table: PaperTable, results: Sequence[Result]) -> Iterable[str]:
     if table.note:
         yield table.note
-    yield from (f"{row.method}: {row.note}." for row in table.rows if row.note)
+    shown = {result.row for result in results}
+    yield from (f"{row.method}: {row.note}." for row in table.rows if row.note and (row.paper or row.row in shown))
     measured = {(r.row, c): m["protocol"] for r in results for c, m in r.metrics.items() if "protocol" in m}
-    if measured:
-        common = common_items(
-            [{k: v for k, v in p.items() if k not in ("seed", "checkpoint")} for p in measured.values()]
-        )
-        yield "Protocol of ours: " + protocol_text(common) + "."
+    shortened = {key: {k: v for k, v in p.items() if k not in NOT_SHOWN} for key, p in measured.items()}
+    if shortened:
+        common = common_items(list(shortened.values()))
+        yield f"Protocol of ours: {protocol_text(common)}."
         for row in table.rows:
-            own = next((p for (name, _), p in measured.items() if name == row.row), {})
-            rest = {k: v for k, v in own.items() if k not in common and k not in ("seed", "checkpoint", "shifts")}
+            rest = next((p for (name, _), p in shortened.items() if name == row.row), {})
+            rest = {key: value for key, value in rest.items() if key not in common}
             if rest:
-                yield f"{row.method}{f' {row.model}' if row.model else ''}: " + protocol_text(rest) + "."
+                yield f"{row.method}{f', {row.model}' if row.model else ''}: {protocol_text(rest)}."
         if any(checkpoint == "best" for _, checkpoint in measured):
             yield "The best checkpoint is picked by the cluster probe's mIoU on labelled validation images."
     yield from (f"**Failed**: {r.row}, seed {r.seed}: {r.error}" for r in results if r.error)
