@@ -27,6 +27,7 @@ from depthg.evaluation_results import (
     note_in_metrics,
     print_evaluations,
     protocol_of,
+    read_metrics,
     score_all,
     write_evaluation,
 )
@@ -228,6 +229,8 @@ def _run(options: argparse.Namespace) -> None:
     run = load_run(options.run, options.checkpoint, None, overrides)
     request = request_of(options, run.config.data.eval_size)
     folder = options.out or run.path / FOLDER
+    if not options.out:
+        read_metrics(run.path)  # its errors before the long work
     names = [evaluation_name(run, request, *part) for part in product(request.resolutions, request.variants)]
     output_folder(folder, [name + ending for name in names for ending in (".json", ".png")], options.overwrite)
     found = evaluate(run, request)

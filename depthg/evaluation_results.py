@@ -142,8 +142,8 @@ def write_evaluation(folder: Path, found: Evaluation, environment: Mapping, seco
     return path
 
 
-def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
-    """Adds the evaluations to the list ``evaluations`` of the run's ``metrics.json``; nothing else in it changes.
+def read_metrics(run: Path) -> dict:
+    """``metrics.json`` of a run with its list ``evaluations``; a new one when there is none.
 
     Raises:
         ValueError: the file is damaged.
@@ -151,16 +151,30 @@ def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
     path = run / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        kept = [entry for entry in metrics.get("evaluations", []) if run / entry["file"] not in files]
+        noted = metrics.setdefault("evaluations", [])
+        if not all(isinstance(entry["file"], str) for entry in noted):
+            raise ValueError("an evaluation names no file")
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); move it away, then evaluate again") from error
+    return metrics
+
+
+def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
+    """Adds the evaluations to the list ``evaluations`` of the run's ``metrics.json``; nothing else in it changes.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    metrics = read_metrics(run)
+    kept = [entry for entry in metrics["evaluations"] if run / entry["file"] not in files]
     for file, found in files.items():
+        metrics.setdefault("classes", list(found.classes))
         entry = {"file": file.relative_to(run).as_posix(), "protocol": protocol_line(found.protocol),
                  "checkpoint": found.protocol["checkpoint"], "shares": found.shares}  # fmt: skip
         for name, result in found.results.items():
             entry |= {f"{name}.{kind}": result[kind] for kind in ("accuracy", "miou", "intervals", "assignment")}
         kept.append({key: value for key, value in entry.items() if value})
-    write_text(path, json.dumps({"classes": [], **metrics, "evaluations": kept}, indent=1, allow_nan=False))
+    write_text(run / "metrics.json", json.dumps({**metrics, "evaluations": kept}, indent=1, allow_nan=False))
 
 
 # ---- screen

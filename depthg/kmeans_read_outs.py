@@ -19,6 +19,7 @@ from depthg.prepare import Preparation
 from depthg.progress import StageBar
 
 MOST_VIEWS = 2000  # training views that vectors are drawn from, evenly spread
+MOST_CENTROIDS = 500  # of all restarts together; up to 50 clusters have ten restarts, as in training
 
 
 def kmeans_read_outs(
@@ -48,7 +49,8 @@ def kmeans_read_outs(
 
 
 def _fit(vectors: Tensor, k: int, run: LoadedRun) -> Tensor:
-    return cosine_kmeans(vectors.cpu(), k, seed=run.config.seed).to(run.device)
+    restarts = min(10, max(1, MOST_CENTROIDS // k))
+    return cosine_kmeans(vectors, k, seed=run.config.seed, n_init=restarts).to(run.device)
 
 
 def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: int) -> Tensor:  # [rows, C]

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, matched_confusion, scores
+from depthg.metrics import (
+    bootstrap_intervals,
+    confusion_matrix,
+    image_confusions,
+    match_hungarian,
+    match_many_to_one,
+    matched_confusion,
+    scores,
+)
 
 
 def loop_confusion(predicted, label, n_predicted, n_classes):
@@ -217,3 +225,60 @@ def test_matched_confusion_merges_columns_and_keeps_every_pixel():
 def test_scores_refuse_what_they_cannot_read(confusion, assignment, error, message):
     with pytest.raises(error, match=message):
         scores(confusion, assignment)
+
+
+def test_confusions_of_single_images_equal_those_of_their_own():
+    rng = np.random.default_rng(0)
+    predicted, label = rng.integers(0, 5, (4, 6, 7)), rng.integers(-1, 3, (4, 6, 7))
+    label[1] = -1
+    found = image_confusions(torch.from_numpy(predicted), torch.from_numpy(label), 5, 3)
+    assert found.dtype == np.int64 and found.shape == (4, 3, 5)
+    for counts, p, c in zip(found, predicted, label, strict=True):
+        np.testing.assert_array_equal(counts, confusion_matrix(p, c, 5, 3))
+    for p, c, message in (
+        (predicted, label + 2, "label holds the id 4"),
+        (predicted + 1, label, "predicted holds the id 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_confusions(torch.from_numpy(p), torch.from_numpy(c), 5, 3)
+
+
+# ---- intervals
+
+
+def test_intervals_equal_a_bootstrap_written_out():
+    rng = np.random.default_rng(0)
+    confusions = rng.integers(0, 50, (12, 3, 4)) * rng.integers(0, 2, (12, 1, 1))
+    draws = np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), size=60)
+    samples = []
+    for weights in draws:
+        total = sum(int(w) * counts for w, counts in zip(weights, confusions, strict=True))
+        if total.any():
+            samples.append(scores(total, match_hungarian(total), drop_unmatched=True)[:2])
+    found = bootstrap_intervals(confusions, match_hungarian, samples=60, level=80, seed=7, drop_unmatched=True)
+    np.testing.assert_allclose(np.array(found).T, np.percentile(samples, [10, 90], axis=0))
+
+
+def test_interval_of_an_accuracy_is_as_wide_as_theory_says():
+    rng = np.random.default_rng(0)
+    right = rng.binomial(100, rng.beta(6, 4, 400))  # of 100 pixels in each of 400 images
+    confusions = np.zeros((400, 2, 2), np.int64)
+    confusions[:, 0, 0], confusions[:, 0, 1] = right, 100 - right
+    low, high = bootstrap_intervals(confusions, None).accuracy
+    width = 2 * 1.96 * right.std() / np.sqrt(400)
+    assert low < right.mean() < high and high - low == pytest.approx(width, rel=0.1)
+
+
+def test_clusters_are_matched_anew_in_every_sample():
+    confusions = np.array([[[10, 0], [0, 10]]] * 5 + [[[0, 10], [10, 0]]] * 5)  # half of the images disagree
+    assert bootstrap_intervals(confusions, match_hungarian).accuracy[0] >= 50
+    assert bootstrap_intervals(confusions, lambda counts: np.array([0, 1])).accuracy[0] < 40
+
+
+def test_no_interval_from_one_image_or_no_sample():
+    confusions = np.zeros((3, 2, 2), np.int64)
+    confusions[1] = 5
+    assert bootstrap_intervals(confusions, None) is None
+    confusions[2] = 5
+    assert bootstrap_intervals(confusions, None, samples=0) is None
+    assert bootstrap_intervals(confusions, None, samples=5).accuracy == (50, 50)
