@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,7 @@ class ModelDepth(DepthSource):
             "values": "metres, logarithmic" if self.metric else "inverse depth, each picture from 0 to 65535",
         }  # fmt: skip
         if not (folder / "settings.json").is_file():
-            with self._writing():
+            with _writing(self.cache):
                 write_text(folder / "settings.json", json.dumps(settings, indent=1))
         return folder
 
@@ -131,7 +132,7 @@ class ModelDepth(DepthSource):
         for job, prediction in zip(jobs, predictions, strict=True):
             check_finite(prediction, job.name, self.name)
         files = {job.path: encode(found) for job, found in zip(jobs, predictions, strict=True)}  # equal pictures: one
-        with self._writing():
+        with _writing(self.cache):
             list((pool.map if pool else map)(_write, files, files.values()))
         return predictions
 
@@ -143,25 +144,17 @@ class ModelDepth(DepthSource):
             return None
         return decode(levels, self.metric) if levels.dtype == np.uint16 else None
 
-    def _writing(self):
-        return _Writing(self.cache)
 
-
-class _Writing:
+@contextmanager
+def _writing(cache: Path) -> Iterator[None]:
     """Says where and what to do when a map cannot be written."""
-
-    def __init__(self, cache: Path):
-        self.cache = cache
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise OSError(
-                f"cannot write depth maps in {show(self.cache)}: {reason}; make room or set cache.dir to another "
-                f"folder (maps that are finished stay)"
-            ) from error
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write depth maps in {show(cache)}: {error.strerror or error}; make room or set cache.dir to "
+            f"another folder (maps that are finished stay)"
+        ) from error
 
 
 def _first(count: int) -> int:
@@ -191,12 +184,13 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Itera
 
 
 def same_shape(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Batches of at most `batch_size` jobs with inputs of one shape; at most `AHEAD` jobs wait for their like."""
+    """Batches of at most `batch_size` jobs with inputs of one shape; about `AHEAD` jobs at most wait for their like."""
+    limit = max(AHEAD, batch_size)
     waiting: dict[tuple, list[Job]] = {}
     for job in jobs:
         waiting.setdefault(tuple(job.inputs.shape), []).append(job)
         fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-        if len(waiting[fullest]) >= batch_size or sum(map(len, waiting.values())) >= AHEAD:
+        if len(waiting[fullest]) >= batch_size or sum(map(len, waiting.values())) >= limit:
             yield waiting.pop(fullest)
     yield from waiting.values()
 

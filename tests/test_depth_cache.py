@@ -229,6 +229,8 @@ def test_batches_have_one_shape_and_few_wait():
     batches = list(same_shape(iter(jobs), 4))
     assert all(len({job.inputs.shape for job in batch}) == 1 and len(batch) <= 4 for batch in batches)
     assert sorted(int(job.name) for batch in batches for job in batch) == list(range(20))
+    alike = (depthg.depth_cache.Job(None, "", torch.zeros(1), (1, 1)) for _ in range(130))
+    assert [len(batch) for batch in same_shape(alike, 64)] == [64, 64, 2]
     many = (depthg.depth_cache.Job(None, "", torch.zeros(1, i), (1, 1)) for i in range(100))
     waiting = same_shape(many, 4)
     next(waiting)
