@@ -1,24 +1,27 @@
 """The evaluation pass against writing it down: ``python bench/evaluate.py [--json FILE]``.
 
-Both read the same frames, run the same backbone and head, and count both probes. Written down: codes up-sampled to the
-label, cosine and linear scores at every pixel, an arg-max over channels, a confusion matrix per image. `floor` is
-backbone and head alone, already decoded. `read-outs` leaves backbone and head out on both sides. Counts are compared
-before anything is timed: pixels may differ where two classes tie in the last bit.
+Both read the same frames (rendered scenes), run the same backbone and head, and count both probes. Written down: codes
+up-sampled to the label, cosine and linear scores at every pixel, an arg-max over channels, a confusion matrix per image.
+`floor` is backbone and head alone, already decoded; `read-outs` leaves them out on both sides. Counts are compared before
+anything is timed: pixels may differ where two classes tie in the last bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import common
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from depthg.backbones import load_backbone
 from depthg.cli import load_config
+from depthg.data.scenes import SceneDataset
 from depthg.data.transforms import to_float
 from depthg.evaluation_pass import PLAIN, EvaluationPass, probe_read_outs
 from depthg.features import FeatureTransform
@@ -50,12 +53,15 @@ class Row:
 
 
 class Memory:
-    """A split of random photos that lie in memory: what is compared is not the decoding."""
+    """A split of rendered scenes that lie in memory, scaled to one size: what is compared is not the decoding."""
 
     def __init__(self, count: int, size: tuple[int, int], classes: int):
         rng = np.random.default_rng(0)
         self.names = [str(number) for number in range(count)]
-        self.photos = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+        with tempfile.TemporaryDirectory() as cache:
+            scenes = SceneDataset(cache, n_train=1, n_val=count, progress=False).val
+            pictures = [Image.fromarray(scenes.image(number)) for number in range(count)]
+        self.photos = np.stack([np.asarray(picture.resize(size[::-1])) for picture in pictures])
         self.labels = rng.integers(-1, classes, (count, *size))
 
     def __len__(self) -> int:

@@ -169,8 +169,10 @@ def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
     kept = [entry for entry in metrics["evaluations"] if run / entry["file"] not in files]
     for file, found in files.items():
         metrics.setdefault("classes", list(found.classes))
-        entry = {"file": file.relative_to(run).as_posix(), "protocol": protocol_line(found.protocol),
-                 "checkpoint": found.protocol["checkpoint"], "shares": found.shares}  # fmt: skip
+        entry = {
+            "file": file.relative_to(run).as_posix(), "protocol": protocol_line(found.protocol),
+            "checkpoint": found.protocol["checkpoint"], "clusters": found.protocol["clusters"], "shares": found.shares,
+        }  # fmt: skip
         for name, result in found.results.items():
             entry |= {f"{name}.{kind}": result[kind] for kind in ("accuracy", "miou", "intervals", "assignment")}
         kept.append({key: value for key, value in entry.items() if value})

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import copy
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from depthg.cache import cache_key, is_whole
 from depthg.clustering import cosine_kmeans
-from depthg.data.transforms import to_float
 from depthg.evaluation_pass import ReadOut
-from depthg.features import DTYPES, StoredFeatures
+from depthg.features import DTYPES, StoredFeatures, StreamedFeatures
 from depthg.loaded_run import LoadedRun
-from depthg.loading import load_views
 from depthg.prepare import Preparation
 from depthg.progress import StageBar
+from depthg.scoring import SAMPLE_IMAGES, sample_rows
 
-MOST_VIEWS = 2000  # training views that vectors are drawn from, evenly spread
 MOST_CENTROIDS = 500  # of all restarts together; up to 50 clusters have ten restarts, as in training
 
 
@@ -54,24 +51,21 @@ def _fit(vectors: Tensor, k: int, run: LoadedRun) -> Tensor:
 
 
 def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: int) -> Tensor:  # [rows, C]
-    """Random feature vectors, evenly many from every training view: those of ``scoring.sample_rows`` up to
-    ``MOST_VIEWS`` views. They come from the features kept by the training, else the backbone runs."""
-    views = preparation.train_views
-    h, w = preparation.grid(views)
-    numbers = np.arange(min(len(views), MOST_VIEWS)) * len(views) // min(len(views), MOST_VIEWS)
-    each = min(h * w, max(1, -(-count // len(numbers))))
-    rng, dtype = np.random.default_rng(seed), DTYPES[run.config.features.dtype]
-    cells = [np.sort(rng.choice(h * w, each, replace=False)) for _ in numbers]
+    """The feature vectors that ``scoring.sample_rows`` draws at the end of training: from the features that training
+    kept, else from photos through the backbone."""
+    views, dtype = preparation.train_views, DTYPES[run.config.features.dtype]
     folder = preparation.root / "features" / cache_key(preparation.feature_settings)
     if run.header.get("features") == folder.name and is_whole(folder):
-        kept = StoredFeatures(folder / "features.npy", dtype)
-        found = np.concatenate([kept[view, own] for view, own in zip(numbers, cells, strict=True)])
-        return torch.from_numpy(found).float()
-    rows: list[Tensor] = []
-    loaded, size = load_views(views, numbers, "image"), run.config.backbone.batch_size
-    with StageBar("features for k-means", len(numbers)) as bar:
-        while batch := [view.image for view in islice(loaded, size)]:
-            for maps in run.features(to_float(torch.stack(batch).to(run.device))).cpu():
-                rows.append(maps[torch.from_numpy(cells[len(rows)])])
-                bar.advance()
-    return torch.cat(rows)
+        return sample_rows(StoredFeatures(folder / "features.npy", dtype), count, seed)
+    h, w = preparation.grid(views)
+    with StageBar("features for k-means", min(len(views), SAMPLE_IMAGES)) as bar:
+
+        def maps(numbers: Sequence[int], batch: int) -> Iterator[Tensor]:
+            for part in preparation.maps(views)(numbers, batch):
+                yield part
+                bar.advance(len(part))
+
+        transform = copy.deepcopy(run.transform).cpu()
+        shape = (len(views), h * w, transform.channels)
+        streamed = StreamedFeatures(shape, dtype, transform, maps, run.config.backbone.batch_size)
+        return sample_rows(streamed, count, seed)

@@ -66,16 +66,25 @@ class LoadedRun:
 
     @cached_property
     def assignment(self) -> np.ndarray | None:  # int64 [n_clusters], -1 = no class
-        """Class of every cluster as matched when this checkpoint was scored; None when no matching is stored."""
+        """Class of every cluster as matched when this checkpoint was scored, at the end of training or else in the
+        latest evaluation of the cluster probe; None when no matching is stored."""
         try:
             stored = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
-            if stored["protocol"]["checkpoint"] != self.checkpoint:
-                return None
-            found = np.array(stored["assignment"]["cluster"], dtype=np.int64)
-        except (OSError, ValueError, KeyError, TypeError):
+            scored = [
+                (stored.get("protocol", {}).get("checkpoint"), stored.get("assignment", {}).get("cluster")),
+                *(
+                    (entry["checkpoint"], entry.get("cluster.assignment"))
+                    for entry in reversed(stored.get("evaluations", []))
+                    if entry["clusters"]["by"] == "cluster probe"
+                ),
+            ]
+            matchings = [np.array(found, np.int64) for name, found in scored if found and name == self.checkpoint]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        fits = found.shape == (self.n_clusters,) and found.min() >= -1 and found.max() < len(self.classes)
-        return found if fits else None
+        for found in matchings:
+            if found.shape == (self.n_clusters,) and found.min() >= -1 and found.max() < len(self.classes):
+                return found
+        return None
 
     def features(self, images: Tensor) -> Tensor:  # [B, 3, H, W] in [0, 1] -> [B, h*w, C]
         """Features that the head takes, rounded as the training cache rounds them (``features.dtype``)."""

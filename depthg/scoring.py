@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from depthg.features import Features
 from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
+from depthg.upsampling import up_sampled_ids
 
 READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
 MATCHINGS = {"hungarian": match_hungarian, "many_to_one": match_many_to_one}
 SAMPLE_IMAGES = 1024  # that vectors are drawn from at most: with streamed features each is a forward pass
 SAMPLE_BLOCK = 64  # images read at a time
-BAND = 2**22  # scores held at a time while maps are up-sampled: 16 MiB
 
 
 @dataclass
@@ -33,35 +33,14 @@ def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]
     """Arg-max over the last axis of ``[B, h*w, n]`` after bilinear up-sampling to ``size``; int64 ``[B, H, W]``.
 
     Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
-    of a code does not change which centroid is nearest. Of the up-sampled scores only a band of rows exists at a time,
-    channels last, where the arg-max runs over contiguous numbers.
+    of a code does not change which centroid is nearest. Images are done one by one, on the CPU without up-sampled
+    scores.
     """
-    maps = scores_map.transpose(1, 2).unflatten(2, grid)
-    n, (height, width) = maps.shape[1], size
-    rows = max(1, BAND // (n * width))
-    ids = torch.empty(len(maps), height, width, dtype=torch.int64, device=maps.device)
-    for image, target in zip(maps.split(1), ids, strict=True):
-        if rows >= height:
-            target.copy_(_arg_max(image, size))
-            continue
-        low, high, share = row_taps(grid[0], height, maps.device)
-        for start in range(0, height, rows):
-            part = slice(start, start + rows)
-            band = torch.lerp(image[:, :, low[part]], image[:, :, high[part]], share[part, None])
-            target[part] = _arg_max(band, (band.shape[2], width))
-    return ids
-
-
-def _arg_max(maps: Tensor, size: tuple[int, int]) -> Tensor:  # [1, n, h, w] -> int64 [H, W]
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).argmax(-1)
-
-
-def row_taps(cells: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear up-sampling of one axis (align_corners False): ``lerp(x[low], x[high], share)``, each ``[rows]``."""
-    at = ((torch.arange(rows, device=device) + 0.5) * (cells / rows) - 0.5).clamp(min=0)
-    low = at.long().clamp(max=cells - 1)
-    return low, (low + 1).clamp(max=cells - 1), at - low
+    images = scores_map.transpose(1, 2).unflatten(2, grid).split(1)
+    if scores_map.device.type == "cpu":
+        ids = [up_sampled_ids(image[0].detach().numpy(), size) for image in images]
+        return torch.from_numpy(np.stack(ids).astype(np.int64))
+    return torch.cat([F.interpolate(i, size, mode="bilinear", align_corners=False).argmax(1) for i in images])
 
 
 def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, K]

@@ -62,6 +62,14 @@ def test_the_matching_of_the_same_checkpoint_is_found(run):
     stored["protocol"]["checkpoint"] = "best"
     (run / "metrics.json").write_text(json.dumps(stored))
     assert load_run(run).assignment is None
+    entries = [("best", "cluster probe", 1), ("last", "cluster probe", 2), ("last", "k-means on codes", 3)]
+    stored["evaluations"] = [
+        {"checkpoint": checkpoint, "clusters": {"number": 11, "by": by}, "cluster.assignment": [number] * 11}
+        for checkpoint, by, number in entries
+    ]
+    (run / "metrics.json").write_text(json.dumps(stored))
+    assert load_run(run).assignment.tolist() == [2] * 11, "of an evaluation of this checkpoint's cluster probe"
+    del stored["evaluations"]
     stored["protocol"]["checkpoint"], stored["assignment"]["cluster"][0] = "last", 11
     (run / "metrics.json").write_text(json.dumps(stored))
     assert load_run(run).assignment is None, "a class that the run does not have"

@@ -78,21 +78,25 @@ def test_many_to_one_matching_lets_clusters_share_a_class():
     assert summarize(total, ("a", "b"))[0]["cluster.accuracy"] == round(100 * 11 / 15, 3)
 
 
-@pytest.mark.parametrize("size", [(24, 32), (23, 37), (5, 6)])
-@pytest.mark.parametrize("band", [1, 200, 10**6])
-def test_bands_of_rows_equal_the_whole(size, band, monkeypatch):
-    monkeypatch.setattr(depthg.scoring, "BAND", band)
+@pytest.mark.parametrize("size", [(24, 32), (23, 37), (5, 6), (3, 4), (2, 9)])
+def test_ids_equal_those_of_up_sampled_scores(size):
     scores = torch.randn(3, 12, 5)
     maps = scores.transpose(1, 2).unflatten(2, (3, 4))
     expected = F.interpolate(maps, size, mode="bilinear", align_corners=False).argmax(1)
-    assert torch.equal(predict_ids(scores, (3, 4), size), expected)
+    found = predict_ids(scores, (3, 4), size)
+    assert found.dtype == torch.int64 and torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_ids_on_a_gpu():
+    scores = torch.randn(3, 12, 5)
+    assert torch.equal(predict_ids(scores.cuda(), (3, 4), (23, 37)).cpu(), predict_ids(scores, (3, 4), (23, 37)))
 
 
 def test_frames_of_2048_x_1024_with_27_classes_take_little_memory():
     """In a process of its own: pages that were mapped before do not count."""
     code = """
 import resource, torch
-import depthg.scoring
 from depthg.scoring import predict_ids
 scores = torch.randn(1, 128 * 256, 27)
 predict_ids(scores[:, :64], (8, 8), (64, 64))
@@ -101,7 +105,7 @@ predict_ids(scores, (128, 256), (1024, 2048))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 200, "MiB; the up-sampled scores alone would be 216"
+    assert int(done.stdout) < 200, "MiB; the up-sampled scores alone would take 216"
 
 
 def test_of_many_images_only_some_are_sampled_from_a_cache_as_from_an_array(tmp_path, monkeypatch):
