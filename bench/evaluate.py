@@ -1,9 +1,10 @@
 """The evaluation pass against writing it down: ``python bench/evaluate.py [--json FILE]``.
 
 Both read the same frames (rendered scenes), run the same backbone and head, and count both probes. Written down: codes
-up-sampled to the label, cosine and linear scores at every pixel, an arg-max over channels, a confusion matrix per image.
-`floor` is backbone and head alone, already decoded; `read-outs` leaves them out on both sides. Counts are compared before
-anything is timed: pixels may differ where two classes tie in the last bit.
+up-sampled to the label, cosine and linear scores at every pixel, an arg-max over channels, a confusion matrix per
+image.
+`floor` is backbone and head alone, already decoded; `read-outs` leaves them out on both sides. Counts are compared
+before anything is timed: pixels may differ where two classes tie in the last bit.
 """
 
 from __future__ import annotations
