@@ -188,9 +188,7 @@ class Views:
             return resize_nearest(image, window, size)
         top, left, height, width = window.box
         box = (left, top, min(left + width, window.crop[3]), min(top + height, window.crop[2]))
-        return np.asarray(
-            Image.fromarray(window.cut(image)).resize(size[::-1], Image.Resampling.BILINEAR, box=box)
-        )
+        return np.asarray(Image.fromarray(window.cut(image)).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
 
     def _map(self, values: np.ndarray, window: "Window", size: tuple[int, int]) -> np.ndarray:
         channels_last = values.transpose(1, 2, 0)
