@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depthg.kernels.reference import normalize
-
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -45,8 +43,11 @@ class FeatureTransform(nn.Module):
     def _stagewise(self, x: Tensor) -> Tensor:  # [..., C]
         if not self.standardize:
             return x
-        x = (x - self.mean) * self.scale
-        return torch.cat([normalize(stage) for stage in x.split(self.stages, dim=-1)], dim=-1)
+        x = (x - self.mean).mul_(self.scale)
+        for stage in x.split(self.stages, dim=-1):  # in place: passes over memory are what this costs
+            square = (stage * stage).sum(-1, keepdim=True)
+            stage.mul_(torch.where(square > 0, square, torch.inf).rsqrt())  # a zero vector stays zero
+        return x
 
     def forward(self, x: Tensor) -> Tensor:  # [..., C] -> [..., D]
         x = self._stagewise(x.float())

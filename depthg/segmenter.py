@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +27,7 @@ from depthg.upsampling import up_sampled_ids
 from depthg.windows import Photo, as_rgb, blend, cut, layout, scaled
 
 RESIZE = "resize"
-READERS, WRITERS = 2, 2  # threads beside the network's
-AHEAD = 4  # photos that are decoded, and that wait to be finished
+READERS, WRITERS = 4, 4  # threads beside a GPU
 T = TypeVar("T")
 
 
@@ -167,19 +166,35 @@ class Segmenter:
     # ---- the pieces, for callers with files to write
 
     def stream(self, images: Iterable, finish: Callable[[Photo, Maps], T]) -> Iterator[T | DataError]:
-        """``finish(photo, maps)`` of every image in order, or the error of one that cannot be read.
+        """``finish(photo, maps)`` of every image in order, or the error of one that cannot be read."""
+        return (self._side_by_side if self.run.device.type == "cpu" else self._pipelined)(images, finish)
 
-        Threads decode and scale ahead, others run `finish`, while this one runs the network.
-        """
+    def _side_by_side(self, images: Iterable, finish: Callable) -> Iterator:
+        """A thread per core, each with a photo of its own: nothing waits for the slowest part of a layer."""
+        total = torch.get_num_threads()
+        workers = max(1, min(total, len(images) if isinstance(images, Sized) else total))
+
+        def whole(image):
+            photo = self.prepare(image)
+            return finish(photo, *self.maps([photo]))
+
+        try:
+            with ThreadPoolExecutor(workers, "photo", torch.set_num_threads, (total // workers,)) as pool:
+                yield from _ahead(whole, images, pool, workers + 1)
+        finally:
+            torch.set_num_threads(total)  # threads also left their number as the default of later ones
+
+    def _pipelined(self, images: Iterable, finish: Callable) -> Iterator:
+        """Batches through the network here, while threads decode and scale ahead, and others run `finish`."""
         with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
             pending: deque[Future] = deque()
-            for group in self._groups(_ahead(self.prepare, images, readers)):
+            for group in self._groups(_ahead(self.prepare, images, readers, self.batch + READERS)):
                 if isinstance(group, DataError):
-                    pending.append(writers.submit(_same, group))
+                    pending.append(writers.submit(lambda error=group: error))
                 else:
                     pairs = zip(group, self.maps(group), strict=True)
                     pending.extend(writers.submit(finish, photo, maps) for photo, maps in pairs)
-                while len(pending) > AHEAD:
+                while len(pending) > 2 * self.batch:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -229,7 +244,8 @@ class Segmenter:
 
     def _codes(self, windows: list[np.ndarray]) -> Tensor:  # [B, h*w, K]
         pixels = torch.from_numpy(np.stack(windows)).to(self.run.device).permute(0, 3, 1, 2)
-        return self.run.codes(self.run.features(to_float(pixels)))
+        features = self.run.backbone(to_float(pixels)).flatten(2).transpose(1, 2)
+        return self.run.codes(self.run.transform(features))  # not rounded to float16, which the training cache does
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -258,12 +274,8 @@ class Segmenter:
         return np.exp(logs, out=logs)
 
 
-def _same(value: T) -> T:
-    return value
-
-
-def _ahead(function: Callable, items: Iterable, pool: ThreadPoolExecutor) -> Iterator:
-    """Results of ``function`` in order, or its DataError, computed a few items ahead."""
+def _ahead(function: Callable, items: Iterable, pool: ThreadPoolExecutor, ahead: int) -> Iterator:
+    """Results of ``function`` in order, or its DataError, computed up to so many items ahead."""
     futures: deque[Future] = deque()
 
     def outcome(future: Future):
@@ -274,7 +286,7 @@ def _ahead(function: Callable, items: Iterable, pool: ThreadPoolExecutor) -> Ite
 
     for item in items:
         futures.append(pool.submit(function, item))
-        if len(futures) > AHEAD:
+        if len(futures) > ahead:
             yield outcome(futures.popleft())
     while futures:
         yield outcome(futures.popleft())

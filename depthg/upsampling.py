@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 2**19  # scores interpolated at a time: they stay in cache
+BLOCK = 2**18  # scores interpolated at a time: they stay in cache
+WIDE = 2**22  # scores up-sampled along the rows at a time
 
 
 def up_sampled_ids(
@@ -37,21 +38,41 @@ def up_sampled_ids(
     ids = np.take(label[y0], x0, axis=1)
     starts = np.searchsorted(y0, np.arange(h + 1))
     order = np.arange(n, 0, -1, dtype=dtype)[:, None, None]  # the first of equal maps wins
-    for row in np.flatnonzero(mixed.any(1)):
-        columns = np.flatnonzero(mixed[row][x0])
-        left, share = x0[columns], fx[columns]
-        # np.take, because indexing with a list would lay the result out with the maps innermost.
-        top, bottom = (
-            _lerp(np.take(cells, left, 1), np.take(cells, right[left], 1), share)
-            for cells in (scores[:, row], scores[:, below[row]])
-        )
-        step = max(1, BLOCK // max(1, n * len(columns)))
-        for start in range(starts[row], starts[row + 1], step):
-            rows = slice(start, min(start + step, starts[row + 1]))
-            values = _lerp(top[:, None], bottom[:, None], fy[rows, None])  # [n, rows, columns]
-            won = (values >= values.max(0)).view(np.uint8) * order
-            ids[rows, columns] = n - won.max(0)
+    band = max(1, WIDE // (n * size[1]))
+    for first in range(0, h, band):
+        cells = scores[:, first : min(first + band + 1, h)]
+        wide = np.take(cells, x0, 2) + np.take(np.take(cells, right, 2) - cells, x0, 2) * fx  # [n, rows of cells, W]
+        steps = wide[:, 1:] - wide[:, :-1]
+        for row in range(first, min(first + band, h)):
+            columns = np.flatnonzero(mixed[row, x0])
+            if len(columns) and starts[row] < starts[row + 1]:
+                flat = row + 1 == h  # nothing lies below the last row
+                tops = np.take(wide[:, row - first], columns, 1)
+                step = None if flat else np.take(steps[:, row - first], columns, 1)
+                _fill(ids, columns, (starts[row], starts[row + 1]), tops, step, fy, order)
     return ids
+
+
+def _fill(
+    ids: np.ndarray,
+    columns: np.ndarray,  # [P]
+    rows: tuple[int, int],
+    tops: np.ndarray,  # [n, P]
+    step: np.ndarray | None,  # [n, P]
+    fy: np.ndarray,
+    order: np.ndarray,
+) -> None:
+    """Arg-max of ``tops + fy * step`` at some columns of the rows between two rows of cells."""
+    n = len(tops)
+    block = max(1, BLOCK // tops.size)
+    for start in range(*rows, block):
+        stop = min(start + block, rows[1])
+        values = tops[:, None]
+        if step is not None:
+            values = step[:, None] * fy[start:stop, None]
+            values += tops[:, None]
+        won = (values >= values.max(0)).view(np.uint8) * order
+        ids[start:stop, columns] = n - won.max(0)
 
 
 def taps(cells: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,10 +80,3 @@ def taps(cells: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     at = np.maximum((np.arange(pixels) + 0.5) * (cells / pixels) - 0.5, 0)
     low = np.minimum(at.astype(np.int64), cells - 1)
     return low, (at - low).astype(np.float32)
-
-
-def _lerp(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
-    values = high - low
-    values = values * share
-    values += low
-    return values

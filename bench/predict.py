@@ -1,0 +1,183 @@
+"""Segmenting photos against the time of the backbone alone on the same photos: ``python bench/predict.py``.
+
+    python bench/predict.py [--device cpu|cuda] [--json FILE] [--quick] [--photos N] [--size HxW] [--folder DIR]
+
+Runs have random weights of the real sizes, so their maps are rougher than trained ones and up-sampling them costs more.
+Milliseconds per photo, wall clock, of
+- backbone: the network alone, on photos that are decoded and scaled already, 8 windows at a time;
+- backbone, side by side: the same with a thread per core, each with a photo of its own; the shares are over the faster
+  of the two;
+- segmenter: `Segmenter.predict_many` on decoded photos: scaling, network, head, probe, ids at the photo's size;
+- command: what `python -m depthg.predict` does after it has loaded the run: reading JPEGs, the above, writing the id
+  PNG and the overlay JPEG of each photo (in threads beside the network).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import common
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from depthg.backbone_dino import DINO
+from depthg.backbones import load_backbone
+from depthg.checkpoints import save_checkpoint, write_text
+from depthg.config import Config
+from depthg.convert import convert
+from depthg.data.files import IMAGE_SUFFIXES, image_size, list_files, read_image
+from depthg.data.transforms import to_float
+from depthg.features import FeatureTransform
+from depthg.heads import ClusterProbe, SegmentationHead
+from depthg.predict import plan, predict_files
+from depthg.segmenter import Segmenter
+from depthg.windows import cut
+
+CODES, CLUSTERS = 70, 27
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    backbone: str
+    network_size: str
+    contender: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    over_backbone: float
+
+
+def write_dino(folder: Path) -> Path:
+    """A run on DINO ViT-S/8, converted from a checkpoint of random weights laid out as STEGO's."""
+    width, layers = DINO["dino_vits8"].embed_dim, 12
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 785, width), "patch_embed.proj.weight": (width, 3, 8, 8)}
+    shapes |= {name: (width,) for name in ("patch_embed.proj.bias", "norm.weight", "norm.bias")}
+    for block in (f"blocks.{i}." for i in range(layers)):
+        for name, (d_out, d_in) in {
+            "attn.qkv": (3, 1),
+            "attn.proj": (1, 1),
+            "mlp.fc1": (4, 1),
+            "mlp.fc2": (1, 4),
+        }.items():
+            shapes |= {f"{block}{name}.weight": (d_out * width, d_in * width), f"{block}{name}.bias": (d_out * width,)}
+        shapes |= {f"{block}{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+    shapes = {f"net.model.{name}": shape for name, shape in shapes.items()}
+    for name, d_out, d_in in (("1.0", CODES, width), ("2.0", width, width), ("2.2", CODES, width)):
+        shapes |= {f"net.cluster{name}.weight": (d_out, d_in, 1, 1), f"net.cluster{name}.bias": (d_out,)}
+    shapes["cluster_probe.clusters"] = (CLUSTERS, CODES)
+    torch.manual_seed(0)
+    state = {name: torch.randn(shape) / max(1, shape[-1]) ** 0.5 for name, shape in shapes.items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"cfg": {"arch": "dino"}}}, folder / "stego.ckpt")
+    return convert(folder / "stego.ckpt", folder / "dino_vits8")
+
+
+def write_efficientnet(folder: Path) -> Path:
+    """A run on EfficientNet-Lite0 with a random head, laid out as the CamVid preset's."""
+    backbone, run = load_backbone("efficientnet_lite0"), folder / "efficientnet_lite0"
+    config = Config(n_classes=CLUSTERS)
+    config.backbone.standardize, config.backbone.pca, config.head.dim = True, 128, CODES
+    torch.manual_seed(0)
+    transform = FeatureTransform(backbone.stages, 128)
+    transform.basis.normal_()
+    modules = {"transform": transform, "head": SegmentationHead(128, CODES), "cluster": ClusterProbe(CODES, CLUSTERS)}
+    header = {"backbone": "efficientnet_lite0", "stages": list(backbone.stages), "classes": []}
+    write_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    save_checkpoint(run / "checkpoints" / "last", modules, {}, header)
+    return run
+
+
+def write_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """JPEGs with structure at many scales and some noise."""
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for number in range(count):
+        image = np.zeros((*size, 3), np.float32)
+        for cells in (4, 16, 64):
+            part = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+            image += np.asarray(part.resize(size[::-1], Image.Resampling.BICUBIC), np.float32) / 3
+        image += rng.normal(0, 4, image.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / "photos" / f"{number:03d}.jpg", quality=90)
+    return folder / "photos"
+
+
+def measure(run: Path, photos: list[Path], out: Path, device: str, window: str | int, rounds: int) -> list[Row]:
+    segmenter = Segmenter.load(run, device=device, window=window)
+    arrays = [read_image(path) for path in photos]
+    prepared = [segmenter.prepare(array) for array in arrays]
+    targets = plan([(path, path.name) for path in photos], out, "jpg", False)
+
+    windows = [window for photo in prepared for window in cut(photo.pixels, photo.plan)]
+    batches = [torch.from_numpy(np.stack(windows[i : i + 8])) for i in range(0, len(windows), 8)]
+    single = [torch.from_numpy(np.stack(cut(photo.pixels, photo.plan))) for photo in prepared]
+
+    def network(pixels):
+        segmenter.run.backbone(to_float(pixels.to(device).permute(0, 3, 1, 2)))
+
+    def side_by_side():
+        total = torch.get_num_threads()
+        with ThreadPoolExecutor(total, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(network, single))
+        torch.set_num_threads(total)
+
+    calls = {
+        "backbone": lambda: [network(batch) for batch in batches],
+        **({"backbone, side by side": side_by_side} if device == "cpu" else {}),
+        "segmenter": lambda: [found.ids for found in segmenter.predict_many(arrays)],
+        "command": lambda: predict_files(segmenter, targets),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            time.sleep(common.REST_S)
+            milliseconds = common.time_once(call, "cpu") / len(photos)
+            if number:  # the first round warms up
+                samples[name].append(milliseconds)
+    timings = {name: common.summary(values) for name, values in samples.items()}
+    n_windows = len(prepared[0].plan.corners)
+    size = " x ".join(map(str, prepared[0].plan.size)) + f", {n_windows} windows" * (n_windows > 1)
+    rows = []
+    for name, timing in timings.items():
+        over = timing.median / min(t.median for other, t in timings.items() if "backbone" in other) - 1
+        name_of = segmenter.run.config.backbone.name
+        rows.append(Row(name_of, size, name, timing.median, timing.p20, timing.p80, over))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the table and the machine to this file")
+    parser.add_argument("--quick", action="store_true", help="few photos and repeats")
+    parser.add_argument("--photos", type=int, default=16, help="synthetic photos")
+    parser.add_argument("--size", default="720x960", help="of the synthetic photos, HxW")
+    parser.add_argument("--folder", type=Path, help="photos of your own instead")
+    args = parser.parse_args()
+    size = tuple(int(n) for n in args.size.split("x"))
+    count, rounds = (2, 2) if args.quick else (args.photos, 7)
+    print(common.machine_line(args.device))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        given = list_files(args.folder, IMAGE_SUFFIXES, recursive=True)[:count] if args.folder else None
+        photos = given or list_files(write_photos(folder, count, size))
+        sizes = sorted({image_size(path) for path in photos})
+        runs = {"efficientnet_lite0": write_efficientnet, "dino_vits8": write_dino}
+        for name, write in runs.items():
+            run = write(folder)
+            rows += measure(run, photos, folder / "out", args.device, "resize", rounds)
+            if name == "efficientnet_lite0":
+                rows += measure(run, photos, folder / "out", args.device, 224, rounds)
+    print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in rows]))
+    if args.json:
+        common.write_json(args.json, device=args.device, rows=rows, photos=len(photos), sizes=sizes)
+
+
+if __name__ == "__main__":
+    main()
