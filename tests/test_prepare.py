@@ -109,6 +109,22 @@ def test_five_crops_are_five_views_of_each_photo(root):
     assert (data.labels[5] == np.where(corner == 11, -1, corner)).all()
 
 
+def test_crops_of_one_photo_are_neighbours_only_where_that_is_allowed(root):
+    for exclude, same in (("true", False), ("false", True)):
+        data = Preparation(settings(root, "data.crop=five", f"knn.exclude_same_photo={exclude}"), CPU).run()
+        assert data.neighbours.shape == (30, 25 if exclude == "true" else 29)
+        own = np.arange(30)[:, None] == data.neighbours
+        assert not own.any() and (data.photos[data.neighbours] == data.photos[:, None]).any() == same
+
+
+def test_dropout_before_averaging_changes_the_neighbours(root):
+    plain, dropped, again = (
+        Preparation(settings(root, "data.crop=five", f"knn.dropout={on}", "head.dropout=0.5"), CPU).run().neighbours
+        for on in ("false", "true", "true")
+    )
+    assert (dropped == again).all() and not (plain == dropped).all()
+
+
 def test_without_depth_there_are_no_depth_arrays(root):
     data = Preparation(settings(root, "depth.source=none"), CPU).run()
     assert data.depth is None and data.normals is None and data.example(0).maps == {}

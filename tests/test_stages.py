@@ -62,3 +62,10 @@ def test_the_cache_never_lies_in_the_data(root, where):
     with pytest.raises(ValueError, match=r"cache\.dir=.* lies inside data\.root="):
         Preparation(settings(root, f"cache.dir={root}{where}"), CPU)
     assert not (root / "caches").exists()
+
+
+def test_size_of_the_shards(root):
+    for given, labels, features in (("64", 512, 512), ("0.02", 2, 1)):
+        preparation = Preparation(settings(root, f"cache.shard_mb={given}", "backbone.batch_size=1"), CPU)
+        assert preparation.rows_per_shard(2 * 64 * 64) == labels
+        assert preparation.feature_plans[0][2]._shard() == min(features, 64 * 2**20 // (64 * 472 * 2))
