@@ -15,11 +15,11 @@ from depthg.checkpoints import write_text
 from depthg.metrics import confusion_matrix, scores
 from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
+from depthg.run_folder import SCORES_FILE
 from depthg.scoring import codes_of, predict_ids
 
 ROWS_PER_SHEET = 4
 RANKS = ("best", "median", "worst")
-SCORES_FILE = "images.csv"
 BATCH = 16
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,6 +65,7 @@ def panel_sheet(
     n_clusters: int | None = None,
     metric: bool | None = None,
     tile: int = 256,
+    titles: Mapping[str, str] | None = None,
 ) -> Image.Image:
     """A row per example: image | depth | label | clusters | linear, with column titles and one legend below.
 
@@ -79,6 +80,7 @@ def panel_sheet(
         metric: depth is in metres (drawn on a logarithmic scale with its range written down); None: when a value
             exceeds 1.
         tile: width of a tile in pixels.
+        titles: other words above the columns, by field of :class:`Example`.
 
     Raises:
         ValueError: no example, a map of the wrong shape, or ids without a colour.
@@ -88,7 +90,7 @@ def panel_sheet(
     key = _key(examples, tuple(classes), palette, assignment, n_clusters)
     fields = [field for field in COLUMNS if any(getattr(example, field) is not None for example in examples)]
     scale = depth_scale([e.depth for e in examples if e.depth is not None], metric)
-    rows = [_row(example, fields, key, scale, tile) for example in examples]
+    rows, words = [_row(example, fields, key, scale, tile) for example in examples], COLUMNS | dict(titles or {})
     width = 2 * MARGIN + len(fields) * (tile + GAP) - GAP
     legend = _legend(_entries(examples, key), key, scale, width)
     head = MARGIN + round(1.6 * TITLE)
@@ -96,7 +98,7 @@ def panel_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, field in enumerate(fields):
         centre = MARGIN + i * (tile + GAP) + tile / 2
-        draw.text((centre, head - TITLE / 2), COLUMNS[field], INK, _font(min(TITLE, tile // 7)), anchor="ms")
+        draw.text((centre, head - TITLE / 2), words[field], INK, _font(min(TITLE, tile // 7)), anchor="ms")
     y = head
     for row in rows:
         sheet.paste(row, (MARGIN, y))

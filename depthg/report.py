@@ -1,83 +1,89 @@
 """``report.html`` of a run: one file with every picture inside, without scripts, that opens offline.
 
-``python -m depthg.report RUN`` builds it again from what lies in the run folder.
+``python -m depthg.report RUN`` builds it again from what lies in the run folder; ``RUN_A RUN_B`` makes a page that
+compares two runs (``comparison``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from depthg.checkpoints import write_text
-from depthg.figures import PARTS, READ_OUTS, available_curves, confusion_figure, curves_figure, iou_figure
-from depthg.report_page import (
-    MINUS,
-    PAGE,
-    SMALLEST,
-    figure,
-    image,
-    is_number,
-    pairs,
-    percent,
-    picture_width,
-    section,
-    sheet,
-    table,
-    text,
-    words,
-)
-from depthg.run_folder import read_log
+from depthg.cli import USER_ERRORS
+from depthg.outputs import output_folder
+from depthg.report_page import MINUS, PAGE, is_number, pairs, percent, section, table, text, words
+from depthg.report_sections import (
+    class_section,
+    curve_section,
+    evaluation_table,
+    image_line,
+    memory_line,
+    pictures,
+    score_table,
+    settings_section,
+    time_table,
+)  # fmt: skip
+from depthg.run_folder import SCORES_FILE, read_log
 
-ABOUT = {
-    "cluster": "learned without labels; one cluster for one class, matched over the whole split",
-    "linear": "trained on labels: shows what the codes hold, not an unsupervised result",
-    "kmeans_codes": "cosine k-means on the learned codes, same matching",
-    "kmeans_features": "cosine k-means on the frozen backbone features, same matching: the starting point",
-}
-OPEN_SHEETS, MOST_SHEETS = 2, 12
 KNOWN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "confusion.png", "panels")
 
 
-def write_report(run: Path | str) -> Path:
+def write_report(run: Path | str, out: Path | None = None, overwrite: bool = False) -> Path:
     """Write ``run/report.html`` from the files of a run folder; what is absent is left out.
 
     Args:
-        run: folder with any of config.yaml, metrics.jsonl, metrics.json, panels/*.png, confusion.png.
+        run: folder with any of config.yaml, metrics.jsonl, metrics.json, images.csv, panels/*.png, confusion.png.
+        out: another file to write.
+        overwrite: whether ``out`` may exist; the run's own report is always made anew.
 
     Returns:
         The path of the report.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds none of these files.
-        ValueError: config.yaml or metrics.json is damaged.
+        FileExistsError: ``out`` exists.
+        OSError: it cannot be written.
+        ValueError: config.yaml, metrics.json or images.csv is damaged.
     """
     run = Path(run)
     if not any((run / name).exists() for name in KNOWN_FILES):
         found = "has none of " + ", ".join(KNOWN_FILES) if run.is_dir() else "does not exist"
         raise FileNotFoundError(f"{run} {found}; pass the folder of a run, such as runs/NAME")
-    config = _mapping(run / "config.yaml", yaml.safe_load, yaml.YAMLError)
-    metrics = _mapping(run / "metrics.json", json.loads, ValueError)
-    records = read_log(run / "metrics.jsonl")
+    config, metrics, records = read_run(run)
     sections = [
         _headline(metrics, config, records),
-        section("Pictures", _pictures(run / "panels")),
-        section("Scores", _score_table(metrics)),
-        section("Classes", _classes(run, metrics)),
-        section("Curves", _curves(records)),
-        section("Time", _time(metrics.get("seconds"))),
-        section("Settings", _settings(config)),
+        section("Pictures", pictures(run / "panels") + image_line(run / SCORES_FILE)),
+        section("Scores", score_table(metrics)),
+        section("Evaluations", evaluation_table(metrics.get("evaluations"))),
+        section("Classes", class_section(run, metrics)),
+        section("Curves", curve_section(records)),
+        section("Time and memory", time_table(metrics.get("seconds")) + memory_line(metrics.get("memory"))),
+        section("Settings", settings_section(config)),
         section("Environment", table((words(k), text(v)) for k, v in pairs(metrics.get("environment")))),
     ]
     name = escape(run.resolve().name)
     page = PAGE.format(title=name, subtitle=_subtitle(config), body="\n".join(filter(None, sections)))
-    write_text(run / "report.html", page)
-    return run / "report.html"
+    path = run / "report.html" if out is None else out
+    output_folder(path.parent, (path.name,), overwrite or out is None)
+    write_text(path, page)
+    return path
+
+
+def read_run(run: Path) -> tuple[dict, dict, list[dict]]:
+    """Settings, metrics and log of a run folder; empty where a file is absent.
+
+    Raises:
+        ValueError: config.yaml or metrics.json is damaged.
+    """
+    config = _mapping(run / "config.yaml", yaml.safe_load, yaml.YAMLError)
+    return config, _mapping(run / "metrics.json", json.loads, ValueError), read_log(run / "metrics.jsonl")
 
 
 def _mapping(path: Path, parse, error: type[Exception]) -> dict:
@@ -153,114 +159,12 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     return known + [f"{words(key)} {text(value)}" for key, value in protocol.items() if key not in phrases]
 
 
-def _pictures(folder: Path) -> str:
-    """The panel sheets, the first ones open."""
-    sheets = sorted(folder.glob("*.png"))
-    if not sheets:
-        return ""
-    shown = [sheet(path) for path in sheets[:MOST_SHEETS]]
-    body = "".join(shown[:OPEN_SHEETS])
-    if any(picture_width(path) * SMALLEST > 350 for path in sheets[:MOST_SHEETS]):
-        body += '<p class="hint swipe">Swipe a sheet sideways to see all columns.</p>'
-    if shown[OPEN_SHEETS:]:
-        hidden = "".join(shown[OPEN_SHEETS:])
-        body += f"<details><summary>{len(shown) - OPEN_SHEETS} more</summary>{hidden}</details>"
-    if len(sheets) > MOST_SHEETS:
-        body += f'<p class="hint">{len(sheets) - MOST_SHEETS} further sheets lie in the folder panels.</p>'
-    return body
-
-
 def _plain(value: float) -> str:
     return f"{value:.3f}".replace("-", MINUS)
 
 
 def _difference(value: float) -> str:
     return f"+{value:.1f} over" if value >= 0 else f"{-value:.1f} below"
-
-
-def _score_table(metrics: Mapping) -> str:
-    """Accuracy and mIoU of the four read-outs."""
-    rows = []
-    for key, name in READ_OUTS.items():
-        values = [metrics.get(f"{key}.{kind}") for kind in ("accuracy", "miou")]
-        if any(map(is_number, values)):
-            cells = "".join(f"<td>{escape(percent(value))}</td>" for value in values)
-            about = f"<small>{escape(ABOUT[key])}</small>"
-            rows.append(f'<tr class="{key}"><th scope="row">{escape(name)}{about}</th>{cells}</tr>')
-    if not rows:
-        return ""
-    head = '<tr><th scope="col">Read-out</th><th scope="col">Accuracy %</th><th scope="col">mIoU %</th></tr>'
-    return f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
-
-
-def _classes(run: Path, metrics: Mapping) -> str:
-    """Bars and numbers per class, and the confusion matrix."""
-    parts = []
-    per_class = {
-        key: dict(values) for key, values in pairs(metrics.get("per_class")) if key in READ_OUTS and pairs(values)
-    }
-    if per_class:
-        parts.append(figure("IoU per class", lambda theme: iou_figure(per_class, theme)))
-    classes, confusion = metrics.get("classes") or [], metrics.get("confusion") or []
-    n = len(classes)
-    if n and len(confusion) == n and {len(row) for row in confusion} in ({n}, {n + 1}):
-        size = "wide big" if n > 12 else ""
-        draw = lambda theme: confusion_figure(np.array(confusion), classes, theme)  # noqa: E731
-        parts.append(figure("Confusion of the cluster probe", draw, size))
-    elif (run / "confusion.png").is_file():
-        parts.append(f'<figure class="sheet">{image(run / "confusion.png", "Confusion matrix")}</figure>')
-    body = f'<div class="grid">{"".join(parts)}</div>' if parts else ""
-    return body + (_class_table(per_class) if per_class else "")
-
-
-def _class_table(per_class: Mapping[str, Mapping]) -> str:
-    """IoU numbers behind the bars."""
-    names = list(dict.fromkeys(name for values in per_class.values() for name in values))
-    head = "".join(f'<th scope="col">{escape(READ_OUTS[key])}</th>' for key in per_class)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th>'
-        + "".join(f"<td>{escape(percent(values.get(name)))}</td>" for values in per_class.values())
-        + "</tr>"
-        for name in names
-    )
-    table = f'<table><thead><tr><th scope="col">IoU %</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<details><summary>Numbers</summary><div class="wide">{table}</div></details>'
-
-
-def _curves(records: Sequence[Mapping]) -> str:
-    """A chart per part of the log."""
-    parts = available_curves(records)
-    charts = [figure(PARTS[p][0], lambda theme, p=p: curves_figure(records, [p], theme), caption=False) for p in parts]
-    return f'<div class="grid">{"".join(charts)}</div>' if charts else ""
-
-
-def _time(seconds: object) -> str:
-    """Seconds per part as bars."""
-    values = {key: value for key, value in pairs(seconds) if is_number(value)}
-    most = max(values.values(), default=0) or 1
-    rows = "".join(
-        f'<tr class="{"total" if key == "total" else ""}"><th scope="row">{escape(words(key))}</th>'
-        f'<td>{value:.1f} s</td><td class="bar"><i style="width:{100 * max(value, 0) / most:.1f}%"></i></td></tr>'
-        for key, value in values.items()
-    )
-    return f'<table class="time"><tbody>{rows}</tbody></table>' if rows else ""
-
-
-def _settings(config: Mapping) -> str:
-    """Every setting, one fold per group."""
-    top = [(key, text(value)) for key, value in config.items() if not isinstance(value, dict)]
-    folds = [("run", top)] if top else []
-    folds += [(str(key), list(_flatten(value))) for key, value in config.items() if isinstance(value, dict)]
-    return "".join(f"<details><summary>{escape(n)}</summary>{table(rows)}</details>" for n, rows in folds if rows)
-
-
-def _flatten(value: Mapping, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """``{"a": {"b": 1}}`` -> ("a.b", "1")."""
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _flatten(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", text(item)
 
 
 def _subtitle(config: Mapping) -> str:
@@ -281,14 +185,31 @@ def _subtitle(config: Mapping) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m depthg.report RUN [RUN ...]``."""
-    parser = argparse.ArgumentParser(prog="python -m depthg.report", description="Build report.html of run folders.")
-    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, such as runs/NAME")
-    for run in parser.parse_args(arguments).run:
-        try:
-            print(write_report(run))
-        except (FileNotFoundError, ValueError) as error:
-            parser.exit(1, f"error: {error}\n")
+    """``python -m depthg.report RUN``, or ``RUN_A RUN_B`` for a comparison."""
+    parser = argparse.ArgumentParser(
+        prog="python -m depthg.report",
+        description="One run: builds its report.html again. Two runs on the same data: a page that compares them.",
+    )
+    parser.add_argument("run", nargs="+", type=Path, help="one or two folders of runs, such as runs/NAME")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write here (default: RUN/report.html, or beside RUN_A)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing comparison or --out")
+    parser.add_argument("--no-pictures", action="store_true", help="compare without data and checkpoints")
+    options = parser.parse_args(arguments)
+    try:
+        if len(options.run) > 2:
+            raise ValueError(f"one run, or two to compare; got {len(options.run)}")
+        if len(options.run) == 2:
+            from depthg.comparison import write_comparison
+
+            path = write_comparison(*options.run, options.out, options.overwrite, not options.no_pictures)
+        else:
+            path = write_report(options.run[0], options.out, options.overwrite)
+        print(path)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

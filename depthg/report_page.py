@@ -14,6 +14,7 @@ from depthg.figures import DARK, LIGHT, svg_bytes
 
 SMALLEST = 0.56  # scale below which a sheet scrolls: tiles of about 145 pixels
 MINUS, DASH = "\u2212", "\u2013"
+SWIPE = '<p class="hint swipe">Swipe a sheet sideways to see all columns.</p>'
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --faint: #5b626b; --paper: #ffffff; --card: #f4f6f8; --line: #dfe3e8;
@@ -49,6 +50,12 @@ img { display: block; width: 100%; height: auto; }
 .sheet { background: #fff; border-radius: 12px; border: 1px solid var(--line); }
 .sheet + .sheet, details .sheet { margin-top: 14px; }
 .sheet img { margin: 0 auto; }
+.warning { background: #fff3d6; color: #5c4300; border-radius: 12px; padding: 12px 16px; }
+.compare td, .compare thead th + th { text-align: right; white-space: nowrap; padding: 7px 0 7px 14px; }
+.compare td.gain { font-weight: 650; }
+.caption { font-weight: 600; font-size: .95rem; margin: 18px 0 6px; } h2 + .caption { margin-top: 0; }
+.evaluations td { white-space: nowrap; } .evaluations .about { white-space: normal; border-bottom: 0; padding-bottom: 0;
+  color: var(--faint); font-size: .86rem; line-height: 1.35; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--faint); font-size: .85rem; font-weight: 500; }
@@ -107,17 +114,23 @@ def figure(title: str, draw, size: str = "", caption: bool = True) -> str:
     return f'<figure>{text}<div class="{size}">{picture}</div></figure>'
 
 
-def image(path: Path, alt: str, style: str = "") -> str:
-    return f'<img src="{data_address(path.read_bytes(), "png")}" alt="{escape(alt)}" style="{escape(style)}">'
+def image(path: Path, alt: str) -> str:
+    return f'<img src="{data_address(path.read_bytes(), "png")}" alt="{escape(alt)}">'
 
 
-def sheet(path: Path) -> str:
-    """A panel sheet, never enlarged; on a narrow screen it scrolls sideways before its tiles get too small."""
-    width = picture_width(path)
-    size = f"max-width:{width}px;min-width:{round(SMALLEST * width)}px"
-    return (
-        f'<div class="wide sheet">{image(path, f"Example pictures {path.stem}: photo and segmentations", size)}</div>'
+def sheet(path: Path, caption: str = "") -> str:
+    """A panel sheet of a run."""
+    return sheet_of(
+        path.read_bytes(), picture_width(path), f"Example pictures {path.stem}: photo and segmentations", caption
     )
+
+
+def sheet_of(png: bytes, width: int, alt: str, caption: str = "") -> str:
+    """A wide picture, never enlarged; on a narrow screen it scrolls sideways before its tiles get too small."""
+    size = f"max-width:{width}px;min-width:{round(SMALLEST * width)}px"
+    words = f'<div class="caption">{escape(caption)}</div>' if caption else ""
+    picture = f'<img src="{data_address(png, "png")}" alt="{escape(alt)}" style="{size}">'
+    return f'{words}<div class="wide sheet">{picture}</div>'
 
 
 def picture_width(path: Path) -> int:

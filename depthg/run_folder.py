@@ -23,6 +23,9 @@ except ImportError:  # Windows
     resource = None
 
 
+SCORES_FILE = "images.csv"  # accuracy and mIoU of every evaluation image
+
+
 def run_name(config: Config) -> str:
     """``name``, or one made of the experiment, data set, mode and seed."""
     return config.name or f"{config.experiment}-{config.data.name}-{config.mode}-seed{config.seed}"

@@ -74,6 +74,18 @@ def test_maps_keep_their_pixels_and_their_orientation():
     np.testing.assert_array_equal(sheet[top : top + 40, left : left + 40], PALETTE[clusters])
 
 
+def test_columns_can_be_titled_otherwise():
+    settings = {"classes": CLASSES, "palette": PALETTE, "tile": TILE}
+    plain, named = (panel_sheet([example()], titles=t, **settings) for t in (None, {"linear": "With depth"}))
+    different = (np.array(plain) != np.array(named)).any(2)
+    rows, columns = np.nonzero(different)
+    assert rows.max() < MARGIN + 35 and columns.min() >= MARGIN + 4 * (TILE + GAP) - GAP, (
+        "the last column's title alone"
+    )
+    same = panel_sheet([example()], titles={"linear": "Linear probe"}, **settings)
+    assert same.tobytes() == plain.tobytes()
+
+
 def test_columns_without_content_are_left_out():
     assert columns_of(panel_sheet([example(label=None, linear=None)], n_clusters=3, tile=TILE)) == 3
     bare = example(label=None, linear=None, depth=None)

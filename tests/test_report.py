@@ -143,6 +143,40 @@ def test_panels_are_the_files_of_the_run(plain_figures, tmp_path):
     assert sum(a.startswith("data:image/png") for a in many.addresses) == 12 and "3 further sheets" in many.text
 
 
+def test_best_median_and_worst_sheets_are_named_in_this_order_and_all_open(plain_figures, tmp_path):
+    run = full_run(tmp_path / "run", panels=0)
+    (run / "panels").mkdir()
+    for name in ("worst", "best", "median"):
+        Image.new("RGB", (4, 6)).save(run / "panels" / f"{name}.png")
+    (run / "images.csv").write_text("name,accuracy,miou\na,50.0,20.0\nb,60.0,30.0\nc,,\nd,70.0,40.0\n")
+    page = Page(write_report(run))
+    places = [page.text.index(title) for title in ("Best images", "Images around the median", "Worst images")]
+    assert places == sorted(places) and "more" not in page.text
+    assert "over 3 images: median 30, eight in ten between 22 and 38" in page.text
+    (run / "images.csv").write_text("name,accuracy\na,50.0\n")
+    with pytest.raises(ValueError, match=r"images\.csv is damaged"):
+        write_report(run)
+
+
+def test_evaluations_stand_with_their_protocol_and_intervals(plain_figures, tmp_path):
+    entry = {
+        "protocol": "x val, 3 images; flip; CRF", "cluster.accuracy": 61.25, "cluster.miou": 20.0,
+        "cluster.intervals": {"accuracy": [60.0, 62.0], "miou": [18.0, 22.5]}, "linear.accuracy": 70.0,
+    }  # fmt: skip
+    clusters_only = {"protocol": "no labels here", "shares": {"cluster": [1.0]}}
+    metrics = full_metrics() | {"evaluations": [entry, clusters_only]}
+    page = Page(write_report(make_run(tmp_path / "run", metrics=metrics)))
+    for part in ("Evaluations", "x val, 3 images; flip; CRF", "61.2 [60.0, 62.0]", "20.0 [18.0, 22.5]", "70.0"):
+        assert part in page.text, part
+    assert "no labels here" not in page.text
+
+
+def test_peak_memory_is_shown(plain_figures, tmp_path):
+    metrics = full_metrics() | {"memory": {"resident_mib": 1536, "gpu_mib": 512}}
+    page = Page(write_report(make_run(tmp_path / "run", metrics=metrics)))
+    assert "At most 1.50 GiB of memory (resident, with mapped files) and 0.50 GiB on the GPU." in page.text
+
+
 def test_a_run_without_labels_has_no_scores_and_no_nan(tmp_path):
     records = [{"iteration": i, "loss": -0.1 * i} for i in range(3)]
     metrics = {key: full_metrics()[key] for key in ("protocol", "seconds", "environment")} | {"classes": []}
@@ -243,9 +277,22 @@ def test_command_line_rebuilds_a_report(plain_figures, tmp_path, capsys):
     assert main([str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     assert "old" != (run / "report.html").read_text()
-    with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "nowhere")])
-    assert stop.value.code == 1 and "error: " in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_another_file_is_written_only_where_nothing_is(plain_figures, tmp_path, capsys):
+    run, out = full_run(tmp_path / "run"), tmp_path / "new" / "page.html"
+    assert main([str(run), "--out", str(out)]) == 0
+    assert "Protocol" in out.read_text() and not (run / "report.html").exists()
+    out.write_text("mine")
+    assert main([str(run), "--out", str(out)]) == 1
+    assert out.read_text() == "mine" and "--overwrite" in capsys.readouterr().err
+    assert main([str(run), "--out", str(out), "--overwrite"]) == 0 and out.read_text() != "mine"
+    assert main([str(run), "--out", "/proc/none/page.html"]) == 1
+    assert "cannot write in /proc/none" in capsys.readouterr().err
+    assert main([str(run)] * 3) == 1 and "got 3" in capsys.readouterr().err
 
 
 def test_sheets_are_never_enlarged_and_a_broken_one_is_named(plain_figures, tmp_path):
