@@ -264,7 +264,8 @@ def test_zero_iterations_evaluate_the_untrained_head(root):
 def test_user_errors_are_one_line_and_status_one(run_module, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()
-    Image.new("RGB", (64, 64)).save(tmp_path / "one" / "a.png")
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64)).save(tmp_path / "one" / f"{name}.png")
     finished = run_module("depthg.train", *arguments)
     assert finished.returncode == 1
     assert finished.stderr.startswith("error: ") and message in finished.stderr
