@@ -230,8 +230,8 @@ def test_processes_report_their_last_line(tmp_path, monkeypatch):
         run_command([python, "-c", "import os; os.kill(os.getpid(), 9)"])
     with pytest.raises(KeyboardInterrupt):
         run_command([python, "-c", "raise SystemExit(130)"])
-    job = Job("row", 0, tmp_path / "row-seed0", ("device=tpu9",))
-    monkeypatch.setattr(depthg.jobs, "commands", lambda *_: [[python, "-m", "depthg.train", "device=tpu9"]])
+    job, where = Job("row", 0, tmp_path / "row-seed0", ("device=tpu9",)), f"runs_dir={tmp_path}"
+    monkeypatch.setattr(depthg.jobs, "commands", lambda *_: [[python, "-m", "depthg.train", "device=tpu9", where]])
     assert "train: device='tpu9'" in run_job(job)
     assert "device='tpu9'" in (tmp_path / "errors" / "row-seed0.txt").read_text()
     assert not job.folder.exists()
