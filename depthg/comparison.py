@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def name_sides(a: Side, b: Side) -> tuple[Side, Side]:
         labels = (a.path.name, b.path.name)
     else:
         labels = tuple("/".join(side.path.parts[-2:]) for side in (a, b))
-    return tuple(Side(s.path, s.config, s.metrics, s.records, s.images, n) for s, n in zip((a, b), labels, strict=True))
+    return replace(a, label=labels[0]), replace(b, label=labels[1])
 
 
 def _pictures(a: Side, b: Side) -> str:

@@ -108,12 +108,11 @@ def cluster_vectors(step: Step, use_codes: bool) -> Tensor:  # [V, R, C]
     rng = np.random.default_rng(step.config.seed)
     views = np.unique(step.data.photos, return_index=True)[1]
     views = np.sort(rng.permutation(views)[:CLUSTER_IMAGES])
-    each = max(1, CLUSTER_ROWS // len(views))
+    each, n_cells = max(1, CLUSTER_ROWS // len(views)), step.data.features.shape[1]
     found = []
     for block in np.array_split(views, -(-len(views) // 32)):
-        maps = step.rows(step.data.features, block)
-        cells = torch.from_numpy(rng.random(maps.shape[:2]).argsort(1)[:, :each].copy()).to(maps.device)
-        vectors = step.gather(maps, cells)
+        cells = torch.from_numpy(rng.random((len(block), n_cells)).argsort(1)[:, :each].copy())
+        vectors = step.vectors(block, cells.to(step.device))
         with torch.no_grad():
             found.append((step.model.head(vectors) if use_codes else vectors).cpu())
     return torch.cat(found)
@@ -230,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="weights of the run")
     parser.add_argument("--most-clusters", type=int, default=20, metavar="K", help="try 2 to K clusters (default 20)")
     try:
-        command(parser.parse_args(arguments))
+        command(parser.parse_intermixed_args(arguments))
     except KeyboardInterrupt:
         return 130
     except USER_ERRORS as error:

@@ -122,7 +122,7 @@ def markdown(table: PaperTable, results: Sequence[Result], command: str = "") ->
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in table.rows:
         first = [row.method, *([row.model] if quoted else [])]  # only on a row's first line
-        for source, seeds, cells in _lines(table, row, results):
+        for source, seeds, cells in _lines(table, row, results, "ours, " if quoted else ""):
             lines.append("| " + " | ".join([*first, source, seeds, *cells]) + " |")
             first = [""] * len(first)
     lines += ["", "Percent, last and best checkpoint: mean \u00b1 sample standard deviation over the seeds.", ""]
@@ -130,7 +130,7 @@ def markdown(table: PaperTable, results: Sequence[Result], command: str = "") ->
     return "\n".join(lines) + "\n"
 
 
-def _lines(table: PaperTable, row: Row, results: Sequence[Result]) -> Iterable[tuple[str, str, list[str]]]:
+def _lines(table: PaperTable, row: Row, results: Sequence[Result], prefix: str) -> Iterable[tuple[str, str, list[str]]]:
     """Source, seeds and cells of every line of a row."""
     if row.paper:
         yield "paper", "", [_cell([row.paper[metric]]) for metric in table.metrics]
@@ -138,7 +138,7 @@ def _lines(table: PaperTable, row: Row, results: Sequence[Result]) -> Iterable[t
         runs = [result for result in results if result.row == row.row and checkpoint in result.metrics]
         if runs:
             cells = [_cell([value_of(row, run.metrics[checkpoint], m) for run in runs]) for m in table.metrics]
-            yield f"ours, {checkpoint}" if row.paper else checkpoint, ", ".join(str(run.seed) for run in runs), cells
+            yield prefix + checkpoint, ", ".join(str(run.seed) for run in runs), cells
 
 
 def _notes(table: PaperTable, results: Sequence[Result]) -> Iterable[str]:

@@ -321,7 +321,7 @@ def test_markdown_has_means_spreads_and_protocols():
     assert "| A | S/8 | paper |  | 50.0 | 20.0 | – |" in lines  # noqa: RUF001
     assert "|  |  | ours, last | 0, 1 | 51.5 ± 2.1 | 25.8 ± 1.1 | 1.0 ± 0.0 |" in lines
     assert "|  |  | ours, best | 0 | 52.0 | 26.0 | 1.0 |" in lines
-    assert "| B | S/8 | last | 0 | 7.0 | 6.0 | – |" in lines, "read from k-means; no linear probe"  # noqa: RUF001
+    assert "| B | S/8 | ours, last | 0 | 7.0 | 6.0 | – |" in lines, "read from k-means; no linear probe"  # noqa: RUF001
     assert "| C | S/8 | paper |  | 1.0 | 2.0 | 3.0 |" in lines
     assert "- Protocol of ours: data: x." in lines
     assert "- A, S/8: crf: false." in lines and "- B, S/8: crf: true." in lines
