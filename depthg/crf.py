@@ -33,7 +33,10 @@ def check_available() -> None:
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"the CRF needs pydensecrf2: python -m pip install 'depthg[crf]' ({error})") from error
+        raise ImportError(
+            "the CRF needs pydensecrf2: python -m pip install 'depthg[crf]' (a C++ compiler and Python up to 3.12; "
+            f"{error})"
+        ) from error
 
 
 def refine(
