@@ -155,12 +155,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the table and the machine to this file")
     parser.add_argument("--quick", action="store_true", help="few photos and repeats")
-    parser.add_argument("--photos", type=int, default=16, help="synthetic photos")
+    parser.add_argument("--photos", type=int, default=8, help="synthetic photos")
     parser.add_argument("--size", default="720x960", help="of the synthetic photos, HxW")
     parser.add_argument("--folder", type=Path, help="photos of your own instead")
     args = parser.parse_args()
     size = tuple(int(n) for n in args.size.split("x"))
-    count, rounds = (2, 2) if args.quick else (args.photos, 7)
+    count, rounds = (2, 2) if args.quick else (args.photos, 5)
     print(common.machine_line(args.device))
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -249,12 +249,11 @@ def describe(run: Path, found: Config, classes: int) -> str:
     """What was converted, and what to do with it."""
     extra = f", {found.n_classes - classes} of them extra" if classes and found.n_classes > classes else ""
     weights = "" if found.backbone.weights else "; its backbone is not in the checkpoint and will be loaded by name"
-    root = "data=folder data.root=DIR" if found.data.name == "folder" else "data.root=DIR"
     return (
         f"{show(run)}: {found.backbone.name}, {found.head.dim} code channels, {found.n_classes} clusters{extra}, "
         f"{f'linear probe of {classes} classes' if classes else 'no linear probe'}{weights}\n"
         f"next: python -m depthg.predict {show(run)} PHOTOS --out DIR\n"
-        f"      python -m depthg.evaluate {show(run)} {root}"
+        f"      python -m depthg.evaluate {show(run)} data.root=DIR"
     )
 
 

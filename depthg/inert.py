@@ -100,13 +100,13 @@ def _content(record: Record) -> Any:
     """The part of a record that holds settings."""
     state = record.state
     if isinstance(state, tuple) and len(state) == 2:  # (__dict__, __slots__)
-        state = state[0] or state[1]
+        state = next((part for part in state if isinstance(part, dict) and part), None)
     if isinstance(state, dict):
         for key in ("_content", "_val"):
             if key in state:
                 return state[key]
     for found in (dict(record.pairs), record.items, state, list(record.args)):
-        if found:
+        if found is not None and not (isinstance(found, (dict, list)) and not found):
             return found
     return str(record.kind)
 
@@ -118,6 +118,7 @@ def checked_key(value: Any, depth: int = 0) -> Any:
             raise UnpickleError("damaged pickle (a key of too many parts)")
         for part in value:
             checked_key(part, depth + 1)
+    hash(value)
     return value
 
 

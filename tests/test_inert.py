@@ -5,6 +5,7 @@ import pathlib
 import pickle
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from depthg.inert import Global, Record, UnpickleError, is_hostile, plain
@@ -32,6 +33,11 @@ def test_what_holds_no_settings_is_named():
     assert plain(read_pickle(pickle.dumps(pathlib.PurePosixPath("x/y"), 2))) == ["x", "y"]
     assert plain(Record(kind, state=(None, {"slot": 3}))) == {"slot": 3}
     assert plain(({1}, (2.5,))) == [[1], [2.5]]
+    assert (
+        plain(Record(kind, state=torch.ones(3))) == "Tensor" and plain(Record(kind, state=(torch.ones(3), {}))) == "a.B"
+    )
+    with pytest.raises(UnpickleError):
+        read_pickle(b"cx\ny\n)R}}s.")  # a dictionary as the key of a record
 
 
 def test_values_that_explode_when_written_out_are_refused():
