@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -231,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_intermixed_args(given)
     try:
-        return 0 if reproduce(options, " ".join(["python -m depthg.reproduce", *given])) else 1
+        return 0 if reproduce(options, shlex.join(["python", "-m", "depthg.reproduce", *given])) else 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

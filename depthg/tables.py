@@ -146,17 +146,19 @@ def _notes(table: PaperTable, results: Sequence[Result]) -> Iterable[str]:
         yield table.note
     shown = {result.row for result in results}
     yield from (f"{row.method}: {row.note}." for row in table.rows if row.note and (row.paper or row.row in shown))
-    measured = {(r.row, c): m["protocol"] for r in results for c, m in r.metrics.items() if "protocol" in m}
-    shortened = {key: {k: v for k, v in p.items() if k not in NOT_SHOWN} for key, p in measured.items()}
-    if shortened:
-        common = common_items(list(shortened.values()))
+    measured = {}  # of a row's last checkpoint, or of what there is
+    for result in results:
+        for metrics in result.metrics.values():
+            own = {key: value for key, value in metrics.get("protocol", {}).items() if key not in NOT_SHOWN}
+            measured.setdefault(result.row, own)
+    if measured:
+        common = common_items(list(measured.values()))
         yield f"Protocol of ours: {protocol_text(common)}."
         for row in table.rows:
-            rest = next((p for (name, _), p in shortened.items() if name == row.row), {})
-            rest = {key: value for key, value in rest.items() if key not in common}
+            rest = {key: value for key, value in measured.get(row.row, {}).items() if key not in common}
             if rest:
                 yield f"{row.method}{f', {row.model}' if row.model else ''}: {protocol_text(rest)}."
-        if any(checkpoint == "best" for _, checkpoint in measured):
+        if any("best" in result.metrics for result in results):
             yield "The best checkpoint is picked by the cluster probe's mIoU on labelled validation images."
     yield from (f"**Failed**: {r.row}, seed {r.seed}: {r.error}" for r in results if r.error)
 

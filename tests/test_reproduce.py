@@ -310,7 +310,7 @@ def metrics(accuracy, **protocol):
 
 def test_markdown_has_means_spreads_and_protocols():
     results = [
-        Result("a", 0, "f0", {"last": metrics(50.0), "best": metrics(52.0)}),
+        Result("a", 0, "f0", {"last": metrics(50.0), "best": metrics(52.0, checkpoint="best", data="unlike")}),
         Result("a", 1, "f1", {"last": metrics(53.0)}),
         Result("b", 0, "g", {"last": metrics(1.0, crf=True)}),
         Result("b", 1, "h", error="out of memory"),
