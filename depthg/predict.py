@@ -83,7 +83,7 @@ def write_outputs(
     segmenter: Segmenter, target: Target, photo: Photo, ids: np.ndarray, probabilities: np.ndarray | None
 ) -> None:
     """Writes the files of one photo, each whole or not at all."""
-    image = Image.fromarray(ids)
+    image = Image.fromarray(ids.astype(np.uint8, copy=False))
     image.putpalette(segmenter.colours.tobytes())
     write_whole(target.ids, lambda partial: image.save(partial, format="PNG"))
     if target.overlay is not None:

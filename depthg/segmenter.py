@@ -178,6 +178,14 @@ class Segmenter:
             photo = self.prepare(image)
             return finish(photo, *self.maps([photo]))
 
+        if workers == 1:  # all threads work on it
+            for image in images:
+                try:
+                    result = whole(image)
+                except DataError as error:
+                    result = error
+                yield result
+            return
         try:
             with ThreadPoolExecutor(workers, "photo", torch.set_num_threads, (total // workers,)) as pool:
                 yield from _ahead(whole, images, pool, workers + 1)

@@ -6,10 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from miniature import settings, write_camvid
 from PIL import Image
+from safetensors.torch import save_file
 
 from depthg import predict
+from depthg.checkpoints import read_checkpoint
 from depthg.predict import Segmenter, main, overlay
 from depthg.train import train
 
@@ -220,6 +224,23 @@ def test_clusters_without_a_matching_are_numbered(run, photos, tmp_path, capsys)
     assert "named by number" in capsys.readouterr().out
     legend = read(tmp_path / "o")
     assert not legend["named"] and legend["ids"][2]["name"] == "cluster 2" and legend["ids"][2]["class"] is None
+
+
+@pytest.mark.parametrize("clusters", [256, 257])
+def test_most_clusters_of_a_palette(run, photos, tmp_path, capsys, clusters):
+    """A run with as many clusters as a palette has colours, and one more."""
+    shutil.copytree(run, tmp_path / "copy")
+    folder = tmp_path / "copy" / "checkpoints" / "last"
+    tensors, header = read_checkpoint(folder)
+    tensors["model.cluster.centroids"] = torch.randn(clusters, 8, generator=torch.Generator().manual_seed(0))
+    save_file(tensors, folder / "checkpoint.safetensors", metadata={"depthg": json.dumps(header)})
+    settings = yaml.safe_load((tmp_path / "copy" / "config.yaml").read_text())
+    (tmp_path / "copy" / "config.yaml").write_text(yaml.safe_dump({**settings, "n_classes": clusters}))
+    status = call(tmp_path / "copy", photos / "a.jpg", "--out", tmp_path / "o")
+    assert status == (clusters > 256) and (status == 0 or "256 colours" in capsys.readouterr().err)
+    if not status:
+        ids = np.array(Image.open(tmp_path / "o" / "ids" / "a.png"))
+        assert (ids == Segmenter.load(tmp_path / "copy").predict(photos / "a.jpg").ids).all() and ids.max() > 128
 
 
 def test_a_full_disk_leaves_whole_files_only(run, photos, tmp_path, monkeypatch, capsys):
