@@ -54,8 +54,7 @@ img { display: block; width: 100%; height: auto; }
 .compare td, .compare thead th + th { text-align: right; white-space: nowrap; padding: 7px 0 7px 14px; }
 .compare td.gain { font-weight: 650; }
 .caption { font-weight: 600; font-size: .95rem; margin: 18px 0 6px; } h2 + .caption { margin-top: 0; }
-.evaluations td { white-space: nowrap; } .evaluations .about { white-space: normal; border-bottom: 0; padding-bottom: 0;
-  color: var(--faint); font-size: .86rem; line-height: 1.35; }
+.about { color: var(--faint); font-size: .9rem; margin: 22px 0 4px; } h2 + .about { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--faint); font-size: .85rem; font-weight: 500; }

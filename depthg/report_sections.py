@@ -98,8 +98,7 @@ def score_table(metrics: Mapping) -> str:
             rows.append(f'<tr class="{key}"><th scope="row">{escape(name)}{about}</th>{cells}</tr>')
     if not rows:
         return ""
-    head = '<tr><th scope="col">Read-out</th><th scope="col">Accuracy %</th><th scope="col">mIoU %</th></tr>'
-    return f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    return _score_rows(rows)
 
 
 def class_section(run: Path, metrics: Mapping) -> str:
@@ -143,33 +142,34 @@ def curve_section(records: Sequence[Mapping]) -> str:
     return f'<div class="grid">{"".join(charts)}</div>' if charts else ""
 
 
-def evaluation_table(evaluations: object) -> str:
+def evaluation_section(evaluations: object) -> str:
     """Scores of ``python -m depthg.evaluate`` with their intervals, each under its protocol."""
-    rows = []
+    blocks = []
     for entry in evaluations if isinstance(evaluations, list) else []:
-        cells = [
-            _with_interval(entry, f"{key}.{kind}") for key in ("cluster", "linear") for kind in ("accuracy", "miou")
-        ]
-        if any(cell != DASH for cell in cells):
-            about = escape(text(entry.get("protocol")))
-            rows.append(f'<tr><td class="about" colspan="4">{about}</td></tr><tr>{"".join(map(_cell, cells))}</tr>')
-    if not rows:
+        rows = []
+        for key in READ_OUTS:
+            cells = [_with_interval(entry, key, kind) for kind in ("accuracy", "miou")]
+            if any(cells):
+                inner = "".join(f"<td>{cell or DASH}</td>" for cell in cells)
+                rows.append(f'<tr class="{key}"><th scope="row">{escape(READ_OUTS[key])}</th>{inner}</tr>')
+        if rows:
+            blocks.append(f'<p class="about">{escape(text(entry.get("protocol")))}</p>{_score_rows(rows)}')
+    note = '<p class="hint">Below a score: its 95% interval over images.</p>'
+    return "".join(blocks) + note if blocks else ""
+
+
+def _score_rows(rows: Sequence[str]) -> str:
+    head = '<tr><th scope="col">Read-out</th><th scope="col">Accuracy %</th><th scope="col">mIoU %</th></tr>'
+    return f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _with_interval(entry: Mapping, key: str, kind: str) -> str:
+    """A score with its 95% interval below; empty where there is none."""
+    ends = (entry.get(f"{key}.intervals") or {}).get(kind) or ()
+    if not is_number(entry.get(f"{key}.{kind}")):
         return ""
-    names = ("Cluster accuracy %", "mIoU %", "Linear accuracy %", "mIoU %")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f'<table class="evaluations"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-
-
-def _cell(text: str) -> str:
-    return f"<td>{escape(text)}</td>"
-
-
-def _with_interval(entry: Mapping, key: str) -> str:
-    """``61.3 [59.0, 63.1]``."""
-    kind, score = key.split(".")
-    ends = (entry.get(f"{kind}.intervals") or {}).get(score) or ()
-    value = percent(entry.get(key))
-    return f"{value} [{percent(ends[0])}, {percent(ends[1])}]" if len(ends) == 2 and value != DASH else value
+    interval = f"<small>{percent(ends[0])} to {percent(ends[1])}</small>" if len(ends) == 2 else ""
+    return percent(entry[f"{key}.{kind}"]) + interval
 
 
 def memory_line(memory: object) -> str:

@@ -166,7 +166,12 @@ def test_evaluations_stand_with_their_protocol_and_intervals(plain_figures, tmp_
     clusters_only = {"protocol": "no labels here", "shares": {"cluster": [1.0]}}
     metrics = full_metrics() | {"evaluations": [entry, clusters_only]}
     page = Page(write_report(make_run(tmp_path / "run", metrics=metrics)))
-    for part in ("Evaluations", "x val, 3 images; flip; CRF", "61.2 [60.0, 62.0]", "20.0 [18.0, 22.5]", "70.0"):
+    for part in (
+        "Evaluations",
+        "x val, 3 images; flip; CRF",
+        "Cluster probe 61.2 60.0 to 62.0 20.0 18.0 to 22.5",
+        "Linear probe 70.0 \u2013",
+    ):
         assert part in page.text, part
     assert "no labels here" not in page.text
 
