@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from depthg.checkpoints import write_text
-from depthg.metrics import confusion_matrix, scores
+from depthg.metrics import image_confusions, scores
 from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
 from depthg.run_folder import SCORES_FILE
@@ -42,18 +42,15 @@ def segment(data: Prepared, head: torch.nn.Module, read_outs: Mapping, views: Se
     return {name: ids.cpu().numpy() for name, ids in maps.items()}
 
 
-def image_confusions(data: Prepared, head: torch.nn.Module, cluster: torch.nn.Module) -> np.ndarray:
+def split_confusions(data: Prepared, head: torch.nn.Module, cluster: torch.nn.Module) -> np.ndarray:
     """Confusion matrix of every evaluation image: int64 ``[V, n_classes, n_clusters]``."""
     n_images, n_classes, found = len(data.evaluation.features), len(data.dataset.classes), []
     for start in range(0, n_images, BATCH):
         views = np.arange(start, min(start + BATCH, n_images))
         ids = segment(data, head, {"cluster": (True, cluster)}, views)["cluster"]
-        labels = np.asarray(data.evaluation.labels[views]).astype(np.int64)
-        found += [
-            confusion_matrix(image, label, len(cluster.centroids), n_classes)
-            for image, label in zip(ids, labels, strict=True)
-        ]
-    return np.stack(found)
+        labels = torch.from_numpy(np.asarray(data.evaluation.labels[views]).astype(np.int64))
+        found.append(image_confusions(torch.from_numpy(ids), labels, len(cluster.centroids), n_classes))
+    return np.concatenate(found)
 
 
 def image_scores(confusions: np.ndarray, assignment: np.ndarray) -> ImageScores:
@@ -137,7 +134,7 @@ def write_panels(
         starts = range(0, len(views), ROWS_PER_SHEET)
         sheets = {f"{n:02d}": views[start : start + ROWS_PER_SHEET] for n, start in enumerate(starts)}
     else:
-        found = image_scores(image_confusions(data, head, cluster), assignment)
+        found = image_scores(split_confusions(data, head, cluster), assignment)
         write_image_scores(run / SCORES_FILE, data.evaluation_split.names, found)
         sheets = ranked_views(found.miou, count)
         notes = {

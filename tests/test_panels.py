@@ -9,7 +9,7 @@ from miniature import settings, write_camvid
 
 import depthg.panels
 from depthg.heads import ClusterProbe, SegmentationHead
-from depthg.panels import RANKS, image_confusions, image_scores, ranked_views, spread_views, write_panels
+from depthg.panels import RANKS, image_scores, ranked_views, split_confusions, spread_views, write_panels
 from depthg.prepare import Preparation
 
 
@@ -34,7 +34,7 @@ def test_scores_of_single_images_by_hand():
 
 def test_single_images_add_up_to_the_split(data):
     head, cluster = modules(data)
-    found = image_confusions(data, head, cluster)
+    found = split_confusions(data, head, cluster)
     assert found.shape == (5, 11, 13)
     labelled = (np.asarray(data.evaluation.labels) >= 0).sum((1, 2))
     np.testing.assert_array_equal(found.sum((1, 2)), labelled)
@@ -69,7 +69,7 @@ def test_sheets_and_scores_of_a_labelled_split(data, tmp_path, monkeypatch):
     monkeypatch.setattr(depthg.panels, "panel_sheet", lambda rows, **kw: drawn.append(rows) or original(rows, **kw))
     write_panels(tmp_path, data, {"cluster": (True, cluster)}, head, assignment, 4)
     assert sorted(path.name for path in (tmp_path / "panels").iterdir()) == ["best.png", "median.png", "worst.png"]
-    found = image_scores(image_confusions(data, head, cluster), assignment)
+    found = image_scores(split_confusions(data, head, cluster), assignment)
     with open(tmp_path / "images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == data.evaluation_split.names
