@@ -43,7 +43,7 @@ from depthg.scoring import READ_OUTS
 
 MAX_CLUSTERS = 1000
 ABOUT = f"""Scores a trained run: cluster probe, linear probe, and k-means on codes and on raw features as baselines,
-each with a 95%% interval. With no option: as at the end of training. --flip --crf is the paper's test time.
+each with a 95% interval. With no option: as at the end of training. --flip --crf is the paper's test time.
 Writes RUN/{FOLDER}/*.json and *.png, and the list "evaluations" of RUN/metrics.json."""
 
 
@@ -88,7 +88,8 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     for part in product(resolutions, request.variants):
         own = {name: counts[(*part, name)] for name in READ_OUTS if (*part, name) in counts}
         found.append(_evaluation(run, request, preparation.dataset.note, *part, own, classes))
-    return found
+    skipped = tuple(getattr(split, "skipped", ()))
+    return [dataclasses.replace(evaluation, skipped=skipped) for evaluation in found]
 
 
 def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, variant: Variant) -> str:

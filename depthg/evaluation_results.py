@@ -34,6 +34,7 @@ class Evaluation:
     classes: tuple[str, ...]
     results: dict[str, dict]
     shares: dict[str, list[float]]
+    skipped: tuple[str, ...] = ()  # what data.on_error=skip left out, a line per photo
 
 
 def protocol_of(
@@ -55,6 +56,7 @@ def protocol_line(protocol: Mapping) -> str:
 
 
 def protocol_parts(protocol: Mapping) -> list[str]:
+    """The parts of :func:`protocol_line`."""
     size, clusters = protocol["resolution"], protocol["clusters"]
     size = size if isinstance(size, str) else f"{size[0]} x {size[1]} centre crop"
     matching = protocol["matching"].replace("_", " ")
@@ -62,7 +64,8 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
     restart = protocol["probe_reinit"]
     return [
-        f"{protocol['data']} {protocol['split']}, {protocol['images']} images", size,
+        f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
+        *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
         "flip" if protocol["flip"] else "no flip", "CRF" if protocol["crf"] else "no CRF",
         f"{protocol['checkpoint']} checkpoint", given, pixels, f"{protocol['backbone']}, mode {protocol['mode']}",
         f"{protocol['iterations']} iterations, seed {protocol['seed']}",
@@ -133,7 +136,7 @@ def write_evaluation(folder: Path, found: Evaluation, environment: Mapping, seco
     content = {
         "protocol": found.protocol, "protocol_line": protocol_line(found.protocol), "classes": list(found.classes),
         "results": found.results, "shares": found.shares, "environment": dict(environment),
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 2), "skipped": list(found.skipped),
     }  # fmt: skip
     if found.results:
         confusion = np.array(found.results["cluster"]["confusion"])

@@ -156,6 +156,19 @@ def test_all_protocols_in_one_command(run):
     assert len(list((run / "other").glob("*.json"))) == 4 and metrics_of(run)["evaluations"] == entries
 
 
+def test_photos_that_were_left_out_are_listed(trained, tmp_path):
+    root = shutil.copytree(trained.parent.parent / "camvid", tmp_path / "camvid")
+    (root / "val" / "001.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="skipped 1 of 3"):
+        run = load_run(
+            trained, overrides=[f"data.root={root}", "data.on_error=skip", f"cache.dir={tmp_path / 'cache'}"]
+        )
+        found = evaluate(run, QUICK)[0]
+    assert found.protocol["images"] == 2 and len(found.skipped) == 1 and "001.png" in found.skipped[0]
+    with pytest.raises(ValueError, match=r"001\.png"):
+        evaluate(load_run(trained, overrides=[f"data.root={root}"]), QUICK)
+
+
 def test_options_become_the_request():
     def made(*arguments):
         return request_of(parser().parse_args(["RUN", *arguments]), [64, 96])
