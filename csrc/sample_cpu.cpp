@@ -1,5 +1,4 @@
-// Reading maps at points, see sample.h. Maps with adjacent channels are read row by row, others plane by plane, each plane
-// while it lies in the L1 cache.
+// Reading maps at points, see sample.h. Maps with adjacent channels are read in whole rows, others in blocks of channels.
 #include "sample.h"
 
 #include <algorithm>
