@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -12,19 +14,73 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FILE = "checkpoint.safetensors"
+PARTIAL = re.compile(r"\..+\.(\d+)")  # names that write_whole gives to unfinished files
 
 
 def write_whole(path: Path, write) -> None:
-    """Calls ``write(temporary_path)``, flushes it to disk and renames it to ``path``: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Calls ``write(temporary_path)``, flushes it to disk and renames it to ``path``: whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` is intact.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        flush_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that became read-only must not hide the first error
+            partial.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Returns when renames in a folder are on the disk; systems that cannot open folders do it on their own."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_error(path: Path, error: Exception) -> OSError:
+    """An error of the same type and number that names the file and the way out."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):  # safetensors keeps it in the text
+        number = int(found[1])
+    reason = getattr(error, "strerror", None) or (os.strerror(number) if number else str(error))
+    text = f"cannot write {path}: {reason}; free some room or make the folder writable. What was there before is intact"
+    raised = (type(error) if isinstance(error, OSError) else OSError)(text)
+    raised.errno = number
+    return raised
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what :func:`write_whole` left below ``folder`` when its process was killed."""
+    for path in folder.rglob(".*"):
+        owner = PARTIAL.fullmatch(path.name)
+        if owner and not _runs(int(owner[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number exists on this machine."""
+    if process == os.getpid():
+        return False  # it had the number of this one, before
+    if os.name == "nt":  # where the call below would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else; the number is none
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import platform
 import shutil
 import sys
@@ -14,14 +16,19 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from depthg import __version__
-from depthg.checkpoints import write_text
+from depthg.checkpoints import PARTIAL, remove_partials, write_error, write_text
 from depthg.config import Config
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: nothing keeps two trainings apart
+    fcntl = None
 
+LOCK_FILE = ".lock"
 
 SCORES_FILE = "images.csv"  # accuracy and mIoU of every evaluation image
 
@@ -32,13 +39,24 @@ def run_name(config: Config) -> str:
 
 
 def check_run(config: Config) -> Path:
-    """The folder that a new run will use; nothing is changed yet.
+    """The folder that a new or resumed run will use; nothing is changed yet.
 
     Raises:
-        FileExistsError: it holds something already and ``overwrite`` is off, or it is no run folder.
+        FileExistsError: another process trains in it, or, for a new run, it holds something already and ``overwrite``
+            is off, or it is no run folder.
     """
-    path = Path(config.runs_dir).expanduser() / run_name(config)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    RunLock(run_path(config)).check()
+    return _checked_path(config)
+
+
+def run_path(config: Config) -> Path:
+    """Where the run lies or will lie."""
+    return Path(config.resume or Path(config.runs_dir) / run_name(config)).expanduser()
+
+
+def _checked_path(config: Config) -> Path:
+    path = run_path(config)
+    if not config.resume and path.exists() and (not path.is_dir() or _content(path)):
         if not config.overwrite:
             raise FileExistsError(
                 f"{path} exists; continue with resume={path}, replace it with overwrite=true, or choose another name="
@@ -48,15 +66,89 @@ def check_run(config: Config) -> Path:
     return path
 
 
+def _content(run: Path) -> list[Path]:
+    """What lies in a folder, but for what a process that was killed at its first step leaves."""
+    rest = [path for path in run.iterdir() if path.name != LOCK_FILE and not PARTIAL.fullmatch(path.name)]
+    return sorted(rest, key=lambda path: path.name == "config.yaml")  # without it the others are no run
+
+
 def create_run(config: Config) -> Path:
     """The run folder with its ``config.yaml``: an emptied one for a new run, the existing one with ``resume``."""
-    path = Path(config.resume).expanduser() if config.resume else check_run(config)
-    if not config.resume:
-        shutil.rmtree(path, ignore_errors=True)
+    path = _checked_path(config)
     path.mkdir(parents=True, exist_ok=True)
+    remove_partials(path)
+    for old in [] if config.resume else _content(path):
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     stored = dataclasses.replace(config, resume=None, overwrite=False)
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(stored)))
     return path
+
+
+class RunLock:
+    """One process at a time trains in a run folder. The system drops the lock of a process that ends, however it ends.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path):
+        self.path, self.descriptor = run / LOCK_FILE, None
+
+    def check(self) -> None:
+        """Raises FileExistsError when another process trains here."""
+        if fcntl and self.path.is_file():
+            with open(self.path, "rb") as file:
+                self._take(file.fileno(), fcntl.LOCK_SH)
+
+    def take(self) -> RunLock:
+        """Holds the folder, which is made if need be, until ``drop`` or the end of the process.
+
+        Raises:
+            FileExistsError: another process trains here.
+            OSError: the folder cannot be written.
+        """
+        while self.descriptor is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise write_error(self.path.parent, error) from error
+            try:
+                if fcntl:
+                    self._take(descriptor, fcntl.LOCK_EX)
+                    if not self._names(descriptor):
+                        continue  # the process that held it has just dropped it, and the file with it
+                self.descriptor = descriptor
+            finally:
+                if self.descriptor is None:
+                    os.close(descriptor)
+        os.ftruncate(self.descriptor, 0)
+        os.write(self.descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+        return self
+
+    def _names(self, descriptor: int) -> bool:
+        """Whether the open file is the one that lies there now."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _take(self, descriptor: int, kind: int) -> None:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            raise FileExistsError(
+                f"{owner} trains in {self.path.parent}; wait for it, stop it, or choose another name="
+            ) from error
+
+    def drop(self) -> None:
+        """Lets others train here."""
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):  # a folder that is gone or read-only by now
+                self.path.unlink()
+            os.close(self.descriptor)
+            self.descriptor = None
 
 
 class MetricLog:

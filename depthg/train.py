@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from depthg.checkpoints import load_modules, load_optimizers, read_checkpoint, save_checkpoint, write_text
+from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint, write_text
 from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
@@ -22,10 +22,10 @@ from depthg.panels import write_panels
 from depthg.prepare import Preparation, Prepared
 from depthg.report import write_report
 from depthg.results import print_metrics, protocol
-from depthg.run_folder import MetricLog, check_run, create_run, environment, peak_memory
+from depthg.run_folder import MetricLog, RunLock, check_run, create_run, environment, peak_memory, run_path
 from depthg.scoring import confusions, sample_rows, summarize, training_codes
 from depthg.step import Model, Step, draw_batch, seed_of
-from depthg.stopping import StopRequest
+from depthg.stopping import StopRequest, terminate_as_interrupt
 
 SUMMARY = """Trains STEGO + DepthG on frozen features, without labels, and evaluates the segmentation.
 With no argument: the embedded demo on procedural RGB-D scenes.
@@ -35,15 +35,16 @@ On your own photos: data=folder data.root=DIR n_classes=12"""
 class Trainer:
     """One run: data, model, optimisers and the run folder. Nothing is written before the settings proved possible."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, lock: RunLock | None = None):
         started = time.perf_counter()
         self.console, self.config = Console(), config
-        if not config.resume:
-            check_run(config)
+        check_run(config)
         self.device = pick_device(config.device)
         preparation = Preparation(config, self.device)
         self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
         check_data(config, self.data, self.console)
+        if lock is not None:
+            lock.take()
         self.run = create_run(config)
         torch.manual_seed(seed_of(config.seed, "weights"))
         classes = self.data.dataset.classes
@@ -80,7 +81,7 @@ class Trainer:
     def restore(self) -> bool:
         """Continues from ``checkpoints/last``; False when the run was killed before its first checkpoint."""
         folder = self.run / "checkpoints" / "last"
-        if not folder.is_dir():
+        if not (folder / FILE).is_file():
             return False
         tensors, header = read_checkpoint(folder)
         if header["features"] != self.data.features_key:
@@ -250,17 +251,24 @@ class _Speed(TextColumn):
 
 def train(config: Config) -> dict:
     """Trains and evaluates one configuration; returns what ``metrics.json`` holds."""
-    trainer = Trainer(config)
-    try:
-        trainer.train()
-        metrics = trainer.evaluate()
-        print_metrics(metrics, trainer.run, trainer.console)
-        return metrics
-    except KeyboardInterrupt:
-        trainer.console.print(f"stopped; continue with: python -m depthg.train resume={trainer.run}")
-        raise
-    finally:
-        trainer.log.close()
+    lock, trainer, console = RunLock(run_path(config)), None, Console()
+    with terminate_as_interrupt():
+        try:
+            trainer = Trainer(config, lock)
+            trainer.train()
+            metrics = trainer.evaluate()
+            print_metrics(metrics, trainer.run, trainer.console)
+            return metrics
+        except KeyboardInterrupt:
+            if trainer is None:
+                console.print("stopped before the training; what is prepared is kept for when you start it again")
+            else:
+                console.print(f"stopped; continue with: python -m depthg.train resume={trainer.run}")
+            raise
+        finally:
+            if trainer is not None:
+                trainer.log.close()
+            lock.drop()
 
 
 def main() -> None:
