@@ -145,3 +145,39 @@ def scalar(value: float | Tensor, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to(device=device, dtype=torch.float64).reshape(())
     return torch.full((), float(value), dtype=torch.float64, device=device)
+
+
+def check_terms(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional) -> None:
+    """The tensors of ``depthg_loss`` fit each other; ``optional`` are the negative bank, depth and the other crop."""
+    far_feats, far_codes, depth, codes_depth, depth_other = optional
+    check_floats(
+        codes=codes, feats=feats, feats_neighbour=feats_neighbour, codes_neighbour=codes_neighbour,
+        feats_negative=far_feats, codes_negative=far_codes, depth=depth, codes_depth=codes_depth,
+        depth_other=depth_other,
+    )  # fmt: skip
+    check_frozen(
+        feats=feats, feats_neighbour=feats_neighbour, feats_negative=far_feats, depth=depth, depth_other=depth_other
+    )
+    check_sides("feats", feats, "codes", codes)
+    check_sides("feats_neighbour", feats_neighbour, "codes_neighbour", codes_neighbour)
+    check_channels("feats", feats, "feats_neighbour", feats_neighbour)
+    check_codes("codes", codes, "codes_neighbour", codes_neighbour)
+    if (far_feats is None) != (far_codes is None):
+        raise ValueError("feats_negative and codes_negative are one bank: pass both or neither")
+    if far_feats is not None:
+        check_sides("feats_negative", far_feats, "codes_negative", far_codes)
+        check_channels("feats", feats, "feats_negative", far_feats)
+        check_channels("codes", codes, "codes_negative", far_codes)
+    bank = codes if far_codes is None else far_codes
+    check_pairing("codes", codes, "the negative bank", bank, negatives, "negatives")
+    if depth is None:
+        if codes_depth is not None or depth_other is not None:
+            raise ValueError("codes_depth and depth_other need depth, the depth at the anchors' points")
+        return
+    if codes_depth is not None and depth_other is None:
+        raise ValueError("codes_depth needs depth_other, the depth at the points of the other crop")
+    check_relation("depth", depth, codes, settings.relation)
+    if codes_depth is not None:
+        check_codes("codes", codes, "codes_depth", codes_depth)
+    if depth_other is not None:
+        check_relation("depth_other", depth_other, codes if codes_depth is None else codes_depth, settings.relation)

@@ -29,7 +29,7 @@ SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
 
 def _cpu(
     feats, codes, feats_near, codes_near, negatives, feats_far, codes_far, depth, codes_depth, depth_other,
-    shifts, relation, bandwidth, center, clamp, max_similarity, d_codes, d_near, d_far, d_depth,
+    shifts, relation, bandwidth, center, clamp, max_similarity, means, d_codes, d_near, d_far, d_depth,
 ):  # fmt: skip
     """Losses and mean similarities of the terms; the gradient buffers (zeros, None when not wanted) are added to."""
     dtype = working_dtype(feats, codes, depth)
@@ -42,7 +42,8 @@ def _cpu(
     def at(term):
         return None if d_codes is None else d_codes[term]
 
-    target, pairs, _ = feature_term(anchor, anchor, shifts[SELF], None, center, at(SELF), at(SELF))
+    means = _split(means, len(negatives))
+    target, pairs, _ = feature_term(anchor, anchor, shifts[SELF], None, center, at(SELF), at(SELF), means[SELF])
     own, guide, similar = [target], None, []
     if depth is not None:
         other = anchor if codes_depth is None else make_bank(codes_depth, None, dtype)
@@ -62,7 +63,7 @@ def _cpu(
         if negatives.shape[0] == 0 and term == NEGATIVE:
             losses.append(0.0)
             continue
-        target, pairs, _ = feature_term(anchor, bank, shifts[term], index_b, center, at(term), d_b)
+        target, pairs, _ = feature_term(anchor, bank, shifts[term], index_b, center, at(term), d_b, means[term])
         run_pass([target], anchor.codes, bank.codes, pairs, scratch, **options)
         losses.append(target.total)
     pair_pass_native.kept.release()
@@ -81,7 +82,7 @@ def _cpu(
 
 def _triton(
     feats, codes, feats_near, codes_near, negatives, feats_far, codes_far, depth, codes_depth, depth_other,
-    shifts, relation, bandwidth, center, clamp, max_similarity, d_codes, d_near, d_far, d_depth,
+    shifts, relation, bandwidth, center, clamp, max_similarity, means, d_codes, d_near, d_far, d_depth,
 ):  # fmt: skip
     """As ``_cpu``; the buffers of the terms are overwritten."""
     from depthg.kernels import terms_triton as launch
@@ -94,8 +95,10 @@ def _triton(
     def at(term):
         return None if d_codes is None else d_codes[term]
 
+    means = _split(means, len(negatives))
+
     def feature_term(bank, term, pairs, **more):
-        bias = launch.feature_bias(anchor, bank, shifts[term], pairs, center)
+        bias = launch.feature_bias(anchor, bank, shifts[term], pairs, center, means[term])
         return launch.Term(anchor, bank, pairs, bias, **options, **more)
 
     other = anchor if codes_depth is None else launch.make_bank(codes_depth)
@@ -119,6 +122,11 @@ def _triton(
     similar = [mean_product(anchor.codes.mean, bank.codes.mean, pairs) for bank, pairs in sides]
     losses = torch.stack([own_loss, near_loss, far_loss, *guide_loss])
     return losses, torch.stack([s.mean() if s.numel() else s.sum() for s in similar]).float()
+
+
+def _split(means: Tensor | None, draws: int) -> tuple[Tensor | None, ...]:
+    """Means of F of self, neighbour and negatives; None where they are to be computed."""
+    return (None, None, None) if means is None else means.split([1, 1, draws])
 
 
 def _buffer(like: Tensor | None, needed: bool, dtype: torch.dtype, terms: int = 1) -> Tensor | None:
@@ -147,6 +155,7 @@ def depthg_loss_op(
     max_similarity: float | None,
     needs: list[bool],
     impl: str,
+    feature_means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses [T], mean similarities [T] and the gradients at unit codes of anchors [T, N, P, K] and the other sides.
 
@@ -165,7 +174,7 @@ def depthg_loss_op(
         run = _cpu if impl == "cpu" else _triton
         losses, similarities = run(
             feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
-            depth, codes_depth, depth_other, shifts, relation, bandwidth, center, clamp, max_similarity,
+            depth, codes_depth, depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, feature_means,
             d_codes, *(None if d is None else d[0] for d in d_others),
         )  # fmt: skip
     gradients = [codes.new_empty(0, dtype=dtype) if d is None else d for d in (d_codes, *d_others)]
@@ -175,7 +184,7 @@ def depthg_loss_op(
 @depthg_loss_op.register_fake
 def _(
     feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative, depth, codes_depth,
-    depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, needs, impl,
+    depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, needs, impl, feature_means=None,
 ):  # fmt: skip
     dtype = working_dtype(feats, codes, depth)
     terms = 3 if depth is None else 4
@@ -195,7 +204,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, g_losses, g_similarities, *g_gradients):
     codes, codes_neighbour, codes_negative, codes_depth, *d_terms = ctx.saved_tensors
-    grads = [None] * 18
+    grads = [None] * 19
     upstream = (g_losses, *(None if g_losses is None else g_losses[t : t + 1] for t in (NEIGHBOUR, NEGATIVE, DEPTH)))
     positions = (1, 3, 6, 8)
     for position, x, d, g in zip(
@@ -207,43 +216,6 @@ def _backward(ctx, g_losses, g_similarities, *g_gradients):
 
 
 depthg_loss_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _check(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional) -> None:
-    far_feats, far_codes, depth, codes_depth, depth_other = optional
-    checks.check_floats(
-        codes=codes, feats=feats, feats_neighbour=feats_neighbour, codes_neighbour=codes_neighbour,
-        feats_negative=far_feats, codes_negative=far_codes, depth=depth, codes_depth=codes_depth,
-        depth_other=depth_other,
-    )  # fmt: skip
-    checks.check_frozen(
-        feats=feats, feats_neighbour=feats_neighbour, feats_negative=far_feats, depth=depth, depth_other=depth_other
-    )
-    checks.check_sides("feats", feats, "codes", codes)
-    checks.check_sides("feats_neighbour", feats_neighbour, "codes_neighbour", codes_neighbour)
-    checks.check_channels("feats", feats, "feats_neighbour", feats_neighbour)
-    checks.check_codes("codes", codes, "codes_neighbour", codes_neighbour)
-    if (far_feats is None) != (far_codes is None):
-        raise ValueError("feats_negative and codes_negative are one bank: pass both or neither")
-    if far_feats is not None:
-        checks.check_sides("feats_negative", far_feats, "codes_negative", far_codes)
-        checks.check_channels("feats", feats, "feats_negative", far_feats)
-        checks.check_channels("codes", codes, "codes_negative", far_codes)
-    bank = codes if far_codes is None else far_codes
-    checks.check_pairing("codes", codes, "the negative bank", bank, negatives, "negatives")
-    if depth is None:
-        if codes_depth is not None or depth_other is not None:
-            raise ValueError("codes_depth and depth_other need depth, the depth at the anchors' points")
-        return
-    if codes_depth is not None and depth_other is None:
-        raise ValueError("codes_depth needs depth_other, the depth at the points of the other crop")
-    checks.check_relation("depth", depth, codes, settings.relation)
-    if codes_depth is not None:
-        checks.check_codes("codes", codes, "codes_depth", codes_depth)
-    if depth_other is not None:
-        checks.check_relation(
-            "depth_other", depth_other, codes if codes_depth is None else codes_depth, settings.relation
-        )
 
 
 def depthg_loss(
@@ -259,6 +231,7 @@ def depthg_loss(
     depth: Tensor | None = None,  # [N, P] or [N, P, D]
     codes_depth: Tensor | None = None,  # [N, Q'', K], the other crop; default the anchors
     depth_other: Tensor | None = None,  # [N, Q''] or [N, Q'', D]
+    feature_means: Tensor | None = None,  # [2 + R]
     impl: str = "auto",
 ) -> DepthGLoss:
     """All terms of Eq. 7 in one call, without a correlation tensor in memory.
@@ -279,6 +252,8 @@ def depthg_loss(
             None leaves the depth term out.
         codes_depth: codes of another crop of the same images ``[N, Q'', K]``; default the anchors.
         depth_other: depth at the points of that crop.
+        feature_means: ``[2 + R]`` float, the means of F that centring adds to self, neighbour and every draw, where the
+            images are only a part of the batch (see ``feature_means.py``); default those of the given images.
         impl: "auto", "triton", "cpu" or "eager".
 
     Returns:
@@ -292,13 +267,19 @@ def depthg_loss(
     DepthG Eq. 7.
     """
     optional = (feats_negative, codes_negative, depth, codes_depth, depth_other)
-    _check(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional)
+    checks.check_terms(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional)
+    if feature_means is not None and feature_means.shape != (2 + len(negatives),):
+        raise ValueError(
+            f"feature_means must be [{2 + len(negatives)}] (self, neighbour, {len(negatives)} draws), got "
+            f"{checks.shape(feature_means)}"
+        )
     impl = checks.choose_impl(impl, feats, codes, feats_neighbour, codes_neighbour, *optional)
     s = settings
     if impl == "eager":
         return reference.depthg_loss(
             feats, codes, feats_neighbour, codes_neighbour, negatives, s, feats_negative=feats_negative,
             codes_negative=codes_negative, depth=depth, codes_depth=codes_depth, depth_other=depth_other,
+            feature_means=feature_means,
         )  # fmt: skip
     shifts = (s.self_shift, s.neighbour_shift, s.negative_shift, s.depth_shift)
     grad = torch.is_grad_enabled()
@@ -306,7 +287,7 @@ def depthg_loss(
     losses, similarities, *_ = depthg_loss_op(
         feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
         depth, codes_depth, depth_other, torch.stack([checks.scalar(x, codes.device) for x in shifts]),
-        s.relation, s.bandwidth, s.center, s.clamp, s.max_similarity, needs, impl,
+        s.relation, s.bandwidth, s.center, s.clamp, s.max_similarity, needs, impl, feature_means,
     )  # fmt: skip
     weights = (s.self_weight, s.neighbour_weight, s.negative_weight, s.depth_weight)
     terms = [CorrelationTerm(*pair) for pair in zip(losses.unbind(), similarities.detach().unbind(), strict=True)]

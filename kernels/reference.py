@@ -68,19 +68,33 @@ def correlation(
     index_b: Tensor | None = None,  # [R, N] int64
     center: bool = False,
     cosine: bool = True,
+    mean: Tensor | None = None,  # [R]
 ) -> Tensor:  # [R, N, P, Q]
     """Correlation tensor, Eq. 1: ``F[r, n, p, q] = cos(a[n, p], b[index_b[r, n], q])``.
 
     ``index_b`` defaults to the identity (R = 1). ``center`` subtracts the mean over q from every row and adds the mean
-    of the whole draw r: ``F - mean_q F + mean_npq F``. Without ``cosine`` the vectors are taken as they are: depth
-    ``[N, P, 1]`` gives Eq. 5.
+    of the whole draw r: ``F - mean_q F + mean_npq F``; ``mean`` takes the place of the last one where the images are
+    only some of the draw's. Without ``cosine`` the vectors are taken as they are: depth ``[N, P, 1]`` gives Eq. 5.
     """
     index_b = torch.arange(a.shape[0], device=a.device)[None] if index_b is None else index_b
     a, b = (normalize(a), normalize(b)) if cosine else (a, b)
     value = torch.einsum("npc,rnqc->rnpq", a, b[index_b])
     if center and value.numel():
-        value = value - value.mean(3, keepdim=True) + value.mean((1, 2, 3), keepdim=True)
+        whole = value.mean((1, 2, 3)) if mean is None else mean.to(value.dtype)
+        value = value - value.mean(3, keepdim=True) + whole[:, None, None, None]
     return value
+
+
+def feature_means(
+    feats: Tensor,  # [N, P, C] anchors
+    feats_neighbour: Tensor,  # [N, Q, C]
+    negatives: Tensor,  # [R, N] int64, rows of the negative bank
+    feats_negative: Tensor | None = None,  # [M, Q', C], default the anchors
+) -> Tensor:  # [2 + R]
+    """Means of F over images and both axes, which centring adds: self, neighbour, and every draw of negatives."""
+    bank = feats if feats_negative is None else feats_negative
+    pairs = (feats, None), (feats_neighbour, None), (bank, negatives)
+    return torch.cat([correlation(feats, other, index_b=index).mean((1, 2, 3)) for other, index in pairs])
 
 
 def _weighted_similarity(
@@ -177,15 +191,26 @@ def depthg_loss(
     depth: Tensor | None = None,  # [N, P] or [N, P, D]
     codes_depth: Tensor | None = None,  # [N, Q'', K], the other crop; default the anchors
     depth_other: Tensor | None = None,  # [N, Q''] or [N, Q'', D]
+    feature_means: Tensor | None = None,  # [2 + R]
 ) -> DepthGLoss:
-    """All terms of Eq. 7 in one call: ``sum_i weight_i * loss_i`` over self, neighbour, negatives and depth."""
+    """All terms of Eq. 7 in one call: ``sum_i weight_i * loss_i`` over self, neighbour, negatives and depth.
+
+    ``feature_means`` are what centring adds, see the function of that name; default those of the given images.
+    """
     s = settings
     feats_negative = feats if feats_negative is None else feats_negative
     codes_negative = codes if codes_negative is None else codes_negative
-    flags = {"center": s.center, "clamp": s.clamp, "max_similarity": s.max_similarity}
-    own = correlation_loss(feats, feats, codes, codes, s.self_shift, **flags)
-    near = correlation_loss(feats, feats_neighbour, codes, codes_neighbour, s.neighbour_shift, **flags)
-    far = correlation_loss(feats, feats_negative, codes, codes_negative, s.negative_shift, index_b=negatives, **flags)
+    means = [None] * 3 if feature_means is None else feature_means.split([1, 1, len(negatives)])
+
+    def term(other, other_codes, shift, mean, index_b=None):
+        with torch.no_grad():
+            target = correlation(feats, other, index_b=index_b, center=s.center, mean=mean)
+        similarity = correlation(codes, other_codes, index_b=index_b)
+        return _weighted_similarity(target, similarity, shift, s.clamp, s.max_similarity)
+
+    own = term(feats, codes, s.self_shift, means[0])
+    near = term(feats_neighbour, codes_neighbour, s.neighbour_shift, means[1])
+    far = term(feats_negative, codes_negative, s.negative_shift, means[2], negatives)
     total = s.self_weight * own.loss + s.neighbour_weight * near.loss + s.negative_weight * far.loss
     guide = None
     if depth is not None:

@@ -38,11 +38,15 @@ def mean_product(mean_a: Tensor, mean_b: Tensor, index_b: Tensor | None) -> Tens
     return (mean_a.double() * mean_b.double()).sum(2).mean(1)
 
 
-def constants(a: Vectors, b: Vectors, shift: float, index_b: Tensor | None, center: bool) -> Tensor:  # [R]
-    """What every target of a draw is raised by: the mean of F over the draw, minus the shift."""
+def constants(
+    a: Vectors, b: Vectors, shift: float, index_b: Tensor | None, center: bool, mean: Tensor | None = None
+) -> Tensor:  # [R]
+    """What every target of a draw is raised by: the mean of F over the draw (given or computed), minus the shift."""
     draws = 1 if index_b is None else index_b.shape[0]
     constant = torch.full((draws,), -shift, dtype=torch.float64)
-    return (constant + mean_product(a.mean, b.mean, index_b) if center else constant).to(a.x.dtype)
+    if center:
+        constant += mean_product(a.mean, b.mean, index_b) if mean is None else mean.double()
+    return constant.to(a.x.dtype)
 
 
 def identity_pairs(count: int, weights: list[float | Tensor] | None = None, dtype: torch.dtype | None = None) -> Pairs:
@@ -89,12 +93,13 @@ def feature_term(
     center: bool,
     d_a: Tensor | None,
     d_b: Tensor | None,
+    mean: Tensor | None = None,  # [R] mean of F over each draw, where these images are not all of it
 ) -> tuple[FeatureTarget, Pairs, bool]:
     """The target, pairs and symmetry of one feature correlation term."""
     same, (n, p), (m, q) = a is b, a.feats.x.shape[:2], b.feats.x.shape[:2]
     draws = 1 if index_b is None else index_b.shape[0]
     target = FeatureTarget(-1 / (draws * n * p * q), d_a, d_b, a=a.feats, b=b.feats)
-    constant = constants(a.feats, b.feats, shift, index_b, center)
+    constant = constants(a.feats, b.feats, shift, index_b, center, mean)
     if index_b is not None:
         return target, drawn_pairs(index_b, m, constant, same, center), False
     share = 0.5 if same else 1.0  # a symmetric target takes half of its row means from either side

@@ -120,13 +120,17 @@ def identity_index(n: int, device: torch.device) -> Tensor:
     return torch.arange(n, device=device)[None]
 
 
-def feature_bias(a: Bank, b: Bank, shift: Tensor, index: Tensor, center: bool) -> Tensor:
-    """Constant and row mean of the centred, shifted target of every pair and point of side a."""
+def feature_bias(a: Bank, b: Bank, shift: Tensor, index: Tensor, center: bool, mean: Tensor | None = None) -> Tensor:
+    """Constant and row mean of the centred, shifted target of every pair and point of side a.
+
+    ``mean`` ``[R]`` is that of F over each draw, where these images are not all of it.
+    """
     (draws, n), (p, c) = index.shape, a.feats.x.shape[1:]
     constant = -shift.float().expand(draws)
     if not center:
         return constant[:, None, None].expand(draws, n, p).contiguous()
-    constant = (constant + mean_product(a.feats.mean, b.feats.mean, index).float()).contiguous()
+    mean = mean_product(a.feats.mean, b.feats.mean, index) if mean is None else mean
+    constant = (constant + mean.float()).contiguous()
     out = torch.empty((draws, n, p), dtype=torch.float32, device=index.device)
     x = a.feats.x
     tiles.bias_kernel[(draws * n, triton.cdiv(p, POINTS))](

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from depthg.kernels import LossSettings, correlation_loss, depthg_loss, pair_pass_native, reference
+from depthg.kernels.feature_means import feature_means
 from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
 
 KEYS = ("feats_negative", "codes_negative", "depth", "codes_depth", "depth_other")
@@ -248,6 +249,7 @@ def test_second_derivative_raises():
         ({"codes_neighbour": torch.rand(2, 6, 3)}, r"feats_neighbour \(2, 5, 4\) and codes_neighbour \(2, 6, 3\)"),
         ({"feats": torch.rand(2, 6, 4, requires_grad=True)}, "feats requires grad"),
         ({"depth": torch.rand(2, 5)}, r"depth must be \[2, 6\]"),
+        ({"feature_means": torch.rand(2)}, r"feature_means must be \[3\]"),
     ],
 )
 def test_wrong_inputs(change, message):
@@ -257,3 +259,39 @@ def test_wrong_inputs(change, message):
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
         depthg_loss(**inputs)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_given_means_of_f_take_the_place_of_the_computed_ones(impl):
+    tensors, negatives = make(3, 37, 21, 19, 7, 2, bank=True)
+    means = reference.feature_means(tensors[0], tensors[2], negatives, tensors[4])
+    ours = feature_means(tensors[0], tensors[2], negatives, tensors[4])
+    torch.testing.assert_close(ours, means.double(), atol=1e-7, rtol=1e-5)
+    more = {"feature_means": means + torch.tensor([0.3, -0.2, 0.1, 0.4], device=DEVICE)}
+    found = run(depthg_loss, tensors, negatives, SETTINGS, torch.float32, impl=impl, **more)
+    eager = run(reference.depthg_loss, tensors, negatives, SETTINGS, torch.float32, **more)
+    assert_close_as_eager(
+        found, eager, run(reference.depthg_loss, tensors, negatives, SETTINGS, torch.float64, **more), torch.float32
+    )
+    plain = run(depthg_loss, tensors, negatives, SETTINGS, torch.float32, impl=impl)
+    own = run(depthg_loss, tensors, negatives, SETTINGS, torch.float32, impl=impl, feature_means=ours)
+    torch.testing.assert_close(own[0], plain[0])
+    assert not torch.allclose(found[0], plain[0], atol=1e-3)
+
+
+def test_halves_of_a_batch_with_the_means_of_the_whole_give_its_loss():
+    tensors, negatives = make(4, 20, 20, 9, 6, 3)
+    feats, codes, near, near_codes, depth = *tensors[:4], tensors[6]
+    whole = depthg_loss(feats, codes, near, near_codes, negatives, SETTINGS, depth=depth)
+    half = [
+        depthg_loss(
+            feats[s], codes[s], near[s], near_codes[s], negatives[:, s], SETTINGS, depth=depth[s],
+            feats_negative=feats, codes_negative=codes, feature_means=feature_means(feats, near, negatives),
+        ).total
+        for s in (slice(0, 2), slice(2, 4))
+    ]  # fmt: skip
+    leaves = [codes, near_codes]
+    torch.testing.assert_close(sum(half) / 2, whole.total)
+    expected = torch.autograd.grad(whole.total, leaves)
+    for x, y in zip(torch.autograd.grad(sum(half) / 2, leaves), expected, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-7, rtol=1e-5)
