@@ -140,14 +140,18 @@ class BuildExtension(build_ext):
         for isa in ISA_FLAGS if x86 else ["baseline"]:
             flags = [*ISA_FLAGS[isa], f"-DFPS_ISA={isa}"]
             steps.compile("cxx", "csrc/fps_simd.cpp", flags, name=f"fps_simd_{isa}")
-            fma = ["-mfma"] if isa == "avx2" else []
+            fma = [] if isa == "baseline" else ["-mfma"]
             steps.compile(
                 "cxx", "csrc/pairs_simd.cpp", [*ISA_FLAGS[isa], *fma, f"-DPAIRS_ISA={isa}"], name=f"pairs_simd_{isa}"
             )
+            flags = [*ISA_FLAGS[isa], f"-DUPSAMPLE_ISA={isa}"]
+            steps.compile("cxx", "csrc/upsample_simd.cpp", flags, name=f"upsample_simd_{isa}")
         steps.compile("cxx", "csrc/fps_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/sample_cpu.cpp")
+        steps.compile("cxx", "csrc/upsample_cpu.cpp")
+        steps.compile("cxx", "csrc/upsample_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/knn_cpu.cpp")
         steps.compile("cxx", "csrc/knn_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/thread_pool.cpp")

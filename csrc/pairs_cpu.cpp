@@ -25,8 +25,9 @@ RunPairs pick() {
   const auto may_use = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && may_use("avx512")) return run_pairs_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && may_use("avx2")) return run_pairs_avx2;
+  const bool fma = __builtin_cpu_supports("fma");
+  if (avx512 && fma && may_use("avx512")) return run_pairs_avx512;
+  if (__builtin_cpu_supports("avx2") && fma && may_use("avx2")) return run_pairs_avx2;
 #endif
   return run_pairs_baseline;
 }

@@ -31,6 +31,7 @@ constexpr int kLanes = 4, kMaxVectors = 3;
 constexpr int kRows[kMaxVectors + 1] = {0, 8, 6, 4};
 #endif
 typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
+typedef float HalfVec __attribute__((vector_size(kLanes * 2), aligned(4)));
 typedef int Mask __attribute__((vector_size(kLanes * 4)));
 
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
@@ -42,17 +43,32 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
   return a * b + c;
 #endif
 }
+inline HalfVec multiply_add(HalfVec a, HalfVec b, HalfVec c) {
+#if defined(__AVX512F__)
+  return (HalfVec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline HalfVec first_half(Vec v) {
+  HalfVec h;
+  memcpy(&h, &v, sizeof h);
+  return h;
+}
+inline HalfVec load_half(const float* p) { return *reinterpret_cast<const HalfVec*>(p); }
+inline void store_half(float* p, HalfVec v) { *reinterpret_cast<HalfVec*>(p) = v; }
 
-constexpr int kColumns = 2;                        // vectors of a tile of F and S
+constexpr int kColumns = 2;                        // vectors of a tile of F and S, one at an image's end
 constexpr int64_t kTileWidth = kColumns * kLanes;  // divides kPanel
-constexpr int64_t kDepth = 128;                    // of a gradient's contraction, so that B stays in the L1 cache
+constexpr int64_t kDepth = 128;                   // of a gradient's contraction, so that B stays in the L1 cache
 
-template <int MR, int NV>
+// C[m][n] += sum_k a[m, k] b[k, n] for MR rows and NV vectors; with HALF also for half a vector more, in `tail`.
+template <bool HALF, int MR, int NV>
 inline __attribute__((always_inline)) void product(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
-                                                   int64_t depth, Vec (&c)[MR][NV]) {
+                                                   int64_t depth, Vec (&c)[MR][NV], HalfVec (&tail)[MR]) {
   for (int64_t k = 0; k < depth; ++k, a += a_k, b += b_k) {
     __builtin_prefetch(a + 16 * a_k);
     __builtin_prefetch(b + 16 * b_k);
@@ -60,11 +76,14 @@ inline __attribute__((always_inline)) void product(const float* a, int64_t a_row
     Vec row[NV];
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n) row[n] = load(b + n * kLanes);
+    HalfVec last{};
+    if (HALF) last = load_half(b + NV * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       const Vec x = splat(a[m * a_row]);
 #pragma GCC unroll 8
       for (int n = 0; n < NV; ++n) c[m][n] = multiply_add(x, row[n], c[m][n]);
+      if (HALF) tail[m] = multiply_add(first_half(x), last, tail[m]);
     }
   }
 }
@@ -94,9 +113,10 @@ inline float sum_lanes(Vec v) {
 }
 
 // Value and stored W V' of one row of the tile.
+template <int NV>
 inline __attribute__((always_inline)) void finish(const PairPass& s, const TileJob& t, Vec w, Vec similarity, int n, float* out,
                                                   Vec* total) {
-  if (t.columns < kTileWidth) w *= first_columns(t.columns - n * kLanes);
+  if (t.columns < NV * kLanes) w *= first_columns(t.columns - n * kLanes);
   Vec value = similarity;
   Vec slope = w;
   if (s.clamp) {
@@ -113,87 +133,105 @@ inline __attribute__((always_inline)) void finish(const PairPass& s, const TileJ
   store(out, slope);
 }
 
-template <int MR>
+template <int MR, int NV>
 void tile(const PairPass& s, TileJob& t) {
-  Vec similarity[MR][kColumns] = {};
-  product<MR, kColumns>(t.codes_a, 1, kPanel, t.codes_b, kPanel, s.k, similarity);
+  Vec similarity[MR][NV] = {};
+  HalfVec none[MR];
+  product<false>(t.codes_a, 1, kPanel, t.codes_b, kPanel, s.k, similarity, none);
   if (t.feats_a) {
-    Vec f[MR][kColumns] = {};
-    product<MR, kColumns>(t.feats_a, 1, kPanel, t.feats_b, kPanel, s.c, f);
-    Vec total[kColumns] = {};
+    Vec f[MR][NV] = {};
+    product<false>(t.feats_a, 1, kPanel, t.feats_b, kPanel, s.c, f, none);
+    Vec total[NV] = {};
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
-      for (int n = 0; n < kColumns; ++n) {
+      for (int n = 0; n < NV; ++n) {
         const Vec bias = t.row_bias[m] + load(t.column_bias + n * kLanes);
         const Vec w = multiply_add(splat(t.scale), f[m][n], bias);
-        finish(s, t, w, similarity[m][n], n, t.out + m * t.out_row + n * kLanes, &total[n]);
+        finish<NV>(s, t, w, similarity[m][n], n, t.out + m * t.out_row + n * kLanes, &total[n]);
       }
     }
-    for (int n = 0; n < kColumns; ++n) t.value[0] += static_cast<double>(t.times) * sum_lanes(total[n]);
+    for (int n = 0; n < NV; ++n) t.value[0] += static_cast<double>(t.times) * sum_lanes(total[n]);
   }
   if (t.depth_a) {
-    Vec total[kColumns] = {};
+    Vec total[NV] = {};
     for (int m = 0; m < MR; ++m) {
-      for (int n = 0; n < kColumns; ++n) {
+      for (int n = 0; n < NV; ++n) {
         Vec w = splat(-s.shift);
         for (int64_t d = 0; d < s.d; ++d) {
           w = multiply_add(splat(t.depth_a[d * kPanel + m]), load(t.depth_b + d * kPanel + n * kLanes), w);
         }
-        finish(s, t, w, similarity[m][n], n, t.out_depth + m * t.out_row + n * kLanes, &total[n]);
+        finish<NV>(s, t, w, similarity[m][n], n, t.out_depth + m * t.out_row + n * kLanes, &total[n]);
       }
     }
-    for (int n = 0; n < kColumns; ++n) t.value[1] += static_cast<double>(t.times) * sum_lanes(total[n]);
+    for (int n = 0; n < NV; ++n) t.value[1] += static_cast<double>(t.times) * sum_lanes(total[n]);
   }
 }
 
 using TileFunction = void (*)(const PairPass&, TileJob&);
-constexpr TileFunction kTiles[] = {nullptr,  tile<1>, tile<2>, tile<3>, tile<4>,  tile<5>,
-                                   tile<6>, tile<7>, tile<8>, tile<9>, tile<10>, tile<11>};
+#define PAIRS_TILES(NV)                                                                                         \
+  {nullptr,     tile<1, NV>, tile<2, NV>, tile<3, NV>, tile<4, NV>,  tile<5, NV>,                               \
+   tile<6, NV>, tile<7, NV>, tile<8, NV>, tile<9, NV>, tile<10, NV>, tile<11, NV>}
+constexpr TileFunction kTiles[][12] = {PAIRS_TILES(1), PAIRS_TILES(kColumns)};
 
 // ---- gradients ----------------------------------------------------------------------------------------------------
 
-template <int MR, int NV>
+// Adds a b to MR rows of NV vectors of `out`; with HALF the last vector has only its first half.
+template <bool HALF, int MR, int NV>
 void gradient_tile(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, int64_t depth, float* out) {
-  Vec c[MR][NV];
+  constexpr int kFull = NV - HALF;
+  Vec c[MR][kFull];
+  HalfVec tail[MR];
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) c[m][n] = load(out + m * b_k + n * kLanes);
+    for (int n = 0; n < kFull; ++n) c[m][n] = load(out + m * b_k + n * kLanes);
+    if (HALF) tail[m] = load_half(out + m * b_k + kFull * kLanes);
   }
-  product<MR, NV>(a, a_row, a_k, b, b_k, depth, c);
+  product<HALF>(a, a_row, a_k, b, b_k, depth, c, tail);
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) store(out + m * b_k + n * kLanes, c[m][n]);
+    for (int n = 0; n < kFull; ++n) store(out + m * b_k + n * kLanes, c[m][n]);
+    if (HALF) store_half(out + m * b_k + kFull * kLanes, tail[m]);
   }
 }
 
 using GradientTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, float*);
-#define PAIRS_ROWS(NV)                                                                                              \
-  {nullptr,               gradient_tile<1, NV>, gradient_tile<2, NV>, gradient_tile<3, NV>,                         \
-   gradient_tile<4, NV>, gradient_tile<5, NV>, gradient_tile<6, NV>, gradient_tile<7, NV>,                          \
-   gradient_tile<8, NV>, gradient_tile<9, NV>, gradient_tile<10, NV>, gradient_tile<11, NV>}
-constexpr GradientTile kGradients[][12] = {PAIRS_ROWS(1), PAIRS_ROWS(1), PAIRS_ROWS(2), PAIRS_ROWS(3)
+#define PAIRS_ROWS(HALF, NV)                                                                                        \
+  {nullptr,                     gradient_tile<HALF, 1, NV>, gradient_tile<HALF, 2, NV>,  gradient_tile<HALF, 3, NV>, \
+   gradient_tile<HALF, 4, NV>, gradient_tile<HALF, 5, NV>, gradient_tile<HALF, 6, NV>,  gradient_tile<HALF, 7, NV>, \
+   gradient_tile<HALF, 8, NV>, gradient_tile<HALF, 9, NV>, gradient_tile<HALF, 10, NV>, gradient_tile<HALF, 11, NV>}
+constexpr GradientTile kGradients[][12] = {{}, PAIRS_ROWS(false, 1), PAIRS_ROWS(false, 2), PAIRS_ROWS(false, 3)
 #if defined(__AVX512F__)
-                                               , PAIRS_ROWS(4), PAIRS_ROWS(5)
+                                               , PAIRS_ROWS(false, 4), PAIRS_ROWS(false, 5)
 #endif
 };
+#if defined(__AVX512F__)  // where half a vector takes half the time
+constexpr bool kHalves = true;
+constexpr GradientTile kHalfGradients[][12] = {
+    {}, {}, PAIRS_ROWS(true, 2), PAIRS_ROWS(true, 3), PAIRS_ROWS(true, 4), PAIRS_ROWS(true, 5)};
+#else
+constexpr bool kHalves = false;
+constexpr const GradientTile (*kHalfGradients)[12] = kGradients;
+#endif
 
-// out[m, :] += sum_k a[m, k] b[k, :], rows of b and out `width` floats long.
-void add_product(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t width, int64_t rows, int64_t depth,
-                 float* out) {
+// out[m, :] += sum_k a[m, k] b[k, :], rows of b and out `width` floats long, of which the first `used` matter.
+void add_product(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t width, int64_t used, int64_t rows,
+                 int64_t depth, float* out) {
   const int vectors = static_cast<int>(width / kLanes);
   const int chunks = (vectors + kMaxVectors - 1) / kMaxVectors;
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t deep = depth - k < kDepth ? depth - k : kDepth;
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int first = vectors * chunk / chunks, count = vectors * (chunk + 1) / chunks - first;
+      const bool half = kHalves && count > 1 && used <= (first + count) * kLanes - kLanes / 2;
+      const GradientTile* tiles = half ? kHalfGradients[count] : kGradients[count];
       const int64_t groups = (rows + kRows[count] - 1) / kRows[count];
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t m = rows * group / groups, high = rows * (group + 1) / groups - m;
-        kGradients[count][high](a + m * a_row + k * a_k, a_row, a_k, b + k * width + first * kLanes, width, deep,
-                                out + m * width + first * kLanes);
+        tiles[high](a + m * a_row + k * a_k, a_row, a_k, b + k * width + first * kLanes, width, deep,
+                    out + m * width + first * kLanes);
       }
     }
   }
@@ -233,6 +271,7 @@ void fill_block(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64
       if (s.feats_b) t.feats_b = s.feats_b + (j * panels_q + panel) * s.c * kPanel + column;
       if (s.depth_b) t.depth_b = s.depth_b + (j * panels_q + panel) * s.d * kPanel + column;
       t.column_bias = work.column_bias + q;
+      const TileFunction* tiles = kTiles[t.columns > kLanes];
       for (int64_t p = first; p < first + rows && p < s.p;) {
         const int64_t inside = p % kPanel, left = kPanel - inside < s.p - p ? kPanel - inside : s.p - p;
         const int64_t groups = (left + kRows[kColumns] - 1) / kRows[kColumns], high = (left + groups - 1) / groups;
@@ -244,7 +283,7 @@ void fill_block(const PairPass& s, int64_t e, int64_t first, int64_t rows, int64
         t.times = s.symmetric && panel > p / kPanel ? 2.0f : 1.0f;
         t.out = work.block[0] + (p - first) * t.out_row + q;
         t.out_depth = work.block[1] + (p - first) * t.out_row + q;
-        kTiles[high](s, t);
+        tiles[high](s, t);
         p += high;
       }
     }
@@ -260,12 +299,12 @@ void add_gradients(const PairPass& s, int64_t e, int64_t first, int64_t rows, in
   const int64_t k = pad_to(s.k, kPad), width = pad_to(s.q, kPanel), start = from * kPanel;
   const float* a = s.rows_a + (s.i[e] * s.p + first) * k;
   const float* b = s.rows_b + s.j[e] * s.q * k;
-  if (d_a) add_product(block + start, width, 1, b + start * k, k, rows, s.q - start, d_a + first * k);
+  if (d_a) add_product(block + start, width, 1, b + start * k, k, s.k, rows, s.q - start, d_a + first * k);
   if (s.symmetric) {
     const int64_t after = start + kPanel;
-    if (after < s.q) add_product(block + after, 1, width, a, k, s.q - after, rows, d_a + after * k);
+    if (after < s.q) add_product(block + after, 1, width, a, k, s.k, s.q - after, rows, d_a + after * k);
   } else if (d_b) {
-    add_product(block, 1, width, a, k, s.q, rows, d_b);
+    add_product(block, 1, width, a, k, s.k, s.q, rows, d_b);
   }
 }
 
