@@ -8,6 +8,7 @@
 #include "knn_bindings.h"
 #include "pairs_bindings.h"
 #include "sample.h"
+#include "upsample_bindings.h"
 
 namespace py = pybind11;
 using depthg::Clouds;
@@ -45,7 +46,9 @@ depthg::MapSamples map_samples(std::array<int64_t, 5> size, std::array<int64_t, 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Farthest point sampling, correlation losses, sampling of maps and k-NN on raw pointers; use depthg.kernels instead.";
+  m.doc() =
+      "Farthest point sampling, correlation losses, sampling and up-sampling of maps and k-NN on raw pointers; use depthg.kernels "
+      "instead.";
 
   py::class_<Clouds>(m, "Clouds", "Arguments of one call; `strides` are in elements.")
       .def(py::init([](Address data, int dtype, int64_t batch, int64_t points, int64_t dims, int64_t stride0, int64_t stride1,
@@ -57,6 +60,7 @@ PYBIND11_MODULE(_C, m) {
 
   depthg::bind_pairs(m);
   depthg::bind_knn(m);
+  depthg::bind_upsample(m);
   m.def("fps_cpu_isa", &depthg::fps_cpu_isa);
   m.def("cpu_vector_operations", &depthg::cpu_vector_operations, py::call_guard<py::gil_scoped_release>());
   m.def("fps_cpu_scratch_bytes", &depthg::fps_cpu_scratch_bytes);

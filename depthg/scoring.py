@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from depthg import processes
 from depthg.features import Features
 from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
-from depthg.upsampling import up_sampled_ids
+from depthg.upsampling import eager_ids, up_sampled_ids
 
 READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
 MATCHINGS = {"hungarian": match_hungarian, "many_to_one": match_many_to_one}
@@ -36,11 +36,11 @@ def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]
     of a code does not change which centroid is nearest. Images are done one by one, on the CPU without up-sampled
     scores.
     """
-    images = scores_map.transpose(1, 2).unflatten(2, grid).split(1)
-    if scores_map.device.type == "cpu":
-        ids = [up_sampled_ids(image[0].detach().numpy(), size) for image in images]
-        return torch.from_numpy(np.stack(ids).astype(np.int64))
-    return torch.cat([F.interpolate(i, size, mode="bilinear", align_corners=False).argmax(1) for i in images])
+    images = scores_map.detach().transpose(1, 2).unflatten(2, grid)
+    found = torch.empty(len(images), *size, dtype=torch.int64, device=images.device)
+    for image, ids in zip(images, found, strict=True):
+        ids.copy_(torch.from_numpy(up_sampled_ids(image.numpy(), size)) if image.is_cpu else eager_ids(image, size))
+    return found
 
 
 def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, K]
@@ -78,9 +78,12 @@ def training_codes(
 def confusions(
     data: EvaluationSet, head: torch.nn.Module, read_outs: dict, n_classes: int, device: torch.device, batch: int = 16
 ) -> dict[str, np.ndarray]:
-    """One confusion matrix per read-out over a whole split; a read-out is ``(uses_codes, function of vectors)``."""
+    """One confusion matrix per read-out over a whole split; a read-out is ``(uses_codes, function of vectors)``.
+
+    Processes take batches in turn, and all get the sum.
+    """
     total: dict[str, np.ndarray] = {}
-    for start in range(0, len(data.features), batch):
+    for start in range(batch * processes.rank(), len(data.features), batch * processes.count()):
         features = data.features[start : start + batch]
         label = torch.from_numpy(np.array(data.labels[start : start + batch])).to(device)
         codes = codes_of(head, features, device)
@@ -91,7 +94,8 @@ def confusions(
             ids = predict_ids(value, data.grid, data.size)
             counted = confusion_matrix(ids, label, value.shape[-1], n_classes)
             total[name] = total.get(name, 0) + counted
-    return total
+    parts = processes.collect(total)  # a process may have had none
+    return {name: sum(part[name] for part in parts if name in part) for name in read_outs}
 
 
 def summarize(

@@ -1,5 +1,9 @@
 """Arg-max at full size against PyTorch's up-sampling."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,50 +11,150 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import depthg.upsampling
 from depthg.upsampling import up_sampled_ids
+
+needs_extension = pytest.mark.skipif(depthg.upsampling.pick("auto") != "cpp", reason="depthg._C is not compiled")
+IMPLS = [pytest.param("cpp", marks=needs_extension), "eager"]
 
 
 def reference(scores, size):
+    """Ids in float64, and where the largest score is clearly the largest."""
     maps = F.interpolate(torch.from_numpy(scores).double()[None], size, mode="bilinear", align_corners=False)[0]
     top = maps.topk(min(2, len(maps)), 0).values
     clear = torch.ones(size, dtype=torch.bool) if len(maps) == 1 else top[0] - top[1] > 1e-5
     return maps.argmax(0).numpy(), clear.numpy()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 60), st.integers(1, 60),
+    st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 150), st.integers(1, 150),
     st.integers(0, 2**32), st.booleans(),
 )  # fmt: skip
-def test_equals_the_arg_max_of_up_sampled_scores(n, h, w, height, width, seed, smooth):
+def test_equals_the_arg_max_of_up_sampled_scores(impl, n, h, w, height, width, seed, smooth):
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(n, h, w)).astype(np.float32)
     if smooth:  # large areas of one id
         scores = np.cumsum(np.cumsum(scores, 1), 2).astype(np.float32)
-    ids = up_sampled_ids(scores, (height, width))
+    ids = up_sampled_ids(scores, (height, width), impl=impl)
     expected, clear = reference(scores, (height, width))
     assert ids.shape == (height, width) and ids.dtype == np.uint8
     assert (ids == expected)[clear].all()
 
 
-def test_photo_sized_maps_of_many_classes():
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "cells, size",
+    [
+        ((28, 36), (720, 960)),  # up, in vectors that overlap
+        ((40, 53), (41, 52)),  # hardly at all
+        ((60, 90), (7, 200)),  # down along one side, up along the other
+        ((130, 140), (33, 17)),  # down
+        ((5, 7), (5, 7)),  # as it is
+        ((1, 1), (3, 70)),
+        ((9, 1), (1, 1)),
+    ],
+)
+def test_odd_sizes(impl, cells, size):
+    scores = np.random.default_rng(0).normal(size=(27, *cells)).astype(np.float32)
+    expected, clear = reference(scores, size)
+    assert (up_sampled_ids(scores, size, impl=impl) == expected)[clear].all() and clear.mean() > 0.99
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_photo_sized_maps_of_many_classes(impl):
     scores = F.interpolate(torch.randn(1, 300, 4, 5), (20, 30), mode="bicubic")[0].numpy()
-    ids = up_sampled_ids(scores, (333, 517))
+    ids = up_sampled_ids(scores, (333, 517), impl=impl)
     expected, clear = reference(scores, (333, 517))
     assert ids.dtype == np.uint16 and ids.max() > 255 and clear.mean() > 0.99
     assert (ids == expected)[clear].all()
+    assert up_sampled_ids(scores[:255], (9, 9), impl=impl).dtype == np.uint8
+    assert up_sampled_ids(scores[:256], (9, 9), impl=impl).dtype == np.uint16
 
 
-def test_ties_go_to_the_lowest_id_and_the_layout_does_not_matter():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ties_go_to_the_lowest_id(impl):
     scores = np.zeros((3, 2, 2), np.float32)
     scores[1:, 1, 1] = 1
-    assert up_sampled_ids(scores, (4, 4)).tolist() == [[0] * 4, [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
-    other = np.random.default_rng(0).normal(size=(6, 7, 5)).astype(np.float64)
-    assert (up_sampled_ids(other.transpose(2, 0, 1), (40, 30)) == up_sampled_ids(
-        np.ascontiguousarray(other.transpose(2, 0, 1)), (40, 30))).all()  # fmt: skip
+    expected = [[0] * 4, [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+    assert up_sampled_ids(scores, (4, 4), impl=impl).tolist() == expected
+    twice = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32).repeat(2, axis=0)
+    assert (up_sampled_ids(twice, (61, 83), impl=impl) % 2 == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_taken_as_torch_takes_it(impl, value):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(6, 9, 8)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.03] = value
+    size = (50, 70)  # no pixel lies on a cell, where torch's weights of zero make NaN of infinity
+    expected = F.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear")[0].argmax(0).numpy()
+    found = up_sampled_ids(scores, size, impl=impl)
+    assert (found != expected).mean() < 1e-3 and len(np.unique(found)) == 6
+    assert up_sampled_ids(np.full((3, 2, 2), value, np.float32), (5, 5), impl=impl).max() == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_layout_does_not_matter(impl):
+    scores = np.random.default_rng(0).normal(size=(6, 7, 5))
+    expected = up_sampled_ids(scores.astype(np.float32), (40, 90), impl=impl)
+    last = np.ascontiguousarray(scores.transpose(1, 2, 0), np.float32).transpose(2, 0, 1)
+    wide = np.zeros((6, 14, 15), np.float32)
+    wide[:, ::2, ::3] = scores
+    reverse = np.ascontiguousarray(scores[::-1, ::-1, ::-1], np.float32)[::-1, ::-1, ::-1]
+    packed = np.zeros(scores.shape, [("byte", "u1"), ("score", "f4")])  # not aligned
+    packed["score"] = scores
+    for other in (scores, last, wide[:, ::2, ::3], reverse, packed["score"]):
+        assert (up_sampled_ids(other, (40, 90), impl=impl) == expected).all()
+
+
+@needs_extension
+def test_threads_do_not_change_ids():
+    scores, before = np.random.default_rng(0).normal(size=(30, 37, 41)).astype(np.float32), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found.append(up_sampled_ids(scores, (301, 517)))
+    finally:
+        torch.set_num_threads(before)
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
+@needs_extension
+def test_every_instruction_set_gives_the_same_ids():
+    """In processes of their own: the set is chosen once."""
+    code = """
+import hashlib, numpy as np
+from depthg.upsampling import up_sampled_ids
+rng, found = np.random.default_rng(0), hashlib.sha256()
+for n, cells, size in ((27, (20, 30), (300, 413)), (300, (9, 8), (70, 65)), (5, (60, 70), (31, 20))):
+    scores = rng.normal(size=(n, *cells)).astype(np.float32)
+    scores[0, 2, 3] = np.nan
+    found.update(up_sampled_ids(scores, size).tobytes())
+print(found.hexdigest())
+"""
+    found = set()
+    for name in ("baseline", "avx2", "avx512"):  # what the machine lacks falls back to baseline
+        environment = {**os.environ, "DEPTHG_ISA": name}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_without_the_extension(monkeypatch):
+    monkeypatch.setattr(depthg.upsampling, "native", None)
+    scores = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    assert (up_sampled_ids(scores, (20, 30)) == reference(scores, (20, 30))[0]).mean() > 0.99
+    with pytest.raises(ValueError, match="impl='cpp' is not possible here; use eager"):
+        up_sampled_ids(scores, (20, 30), impl="cpp")
 
 
 def test_impossible_sizes():
-    for shape, size in (((0, 2, 2), (4, 4)), ((2, 2, 0), (4, 4)), ((2, 2, 2), (0, 4))):
+    for shape, size in (((0, 2, 2), (4, 4)), ((2, 2, 0), (4, 4)), ((2, 2, 2), (0, 4)), ((2, 2), (4, 4))):
         with pytest.raises(ValueError, match="cannot be up-sampled"):
             up_sampled_ids(np.zeros(shape, np.float32), size)
+    with pytest.raises(ValueError, match="impl='cuda'"):
+        up_sampled_ids(np.zeros((2, 2, 2), np.float32), (4, 4), impl="cuda")

@@ -1,0 +1,10 @@
+// Adds the arg-max of score maps at another size to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace depthg {
+
+void bind_upsample(pybind11::module_& m);
+
+}  // namespace depthg

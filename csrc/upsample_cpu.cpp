@@ -1,0 +1,73 @@
+// Arg-max of score maps at another size on the CPU: taps, threads and dispatch. The work itself is in upsample_simd.cpp.
+#include "upsample_cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "parallel.h"
+
+namespace depthg {
+namespace {
+
+constexpr int64_t kAlignment = 16;  // floats
+constexpr int64_t kTasks = 4;       // per thread at least, where there are rows enough
+constexpr int64_t kWork = 1 << 19;  // scores that are worth one more thread
+
+// The best instruction set of this machine, or a lower one that the environment variable DEPTHG_ISA names (for tests).
+UpsamplePart pick() {
+#if defined(FPS_X86)
+  const char* wanted = std::getenv("DEPTHG_ISA");
+  const auto may_use = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && may_use("avx512")) return upsample_part_avx512;
+  if (__builtin_cpu_supports("avx2") && may_use("avx2")) return upsample_part_avx2;
+#endif
+  return upsample_part_baseline;
+}
+
+class Axis {
+ public:
+  Axis(int64_t cells, int64_t pixels) : cell_(pixels), lower_(pixels + kSpare), upper_(pixels + kSpare) {
+    const double scale = static_cast<double>(cells) / static_cast<double>(pixels);
+    for (int64_t n = 0; n < pixels; ++n) {
+      const double at = std::max((static_cast<double>(n) + 0.5) * scale - 0.5, 0.0);
+      cell_[n] = std::min(static_cast<int64_t>(at), cells - 1);
+      upper_[n] = static_cast<float>(at - static_cast<double>(cell_[n]));
+      lower_[n] = 1.0f - upper_[n];
+    }
+  }
+  Taps taps() const { return {cell_.data(), lower_.data(), upper_.data()}; }
+
+ private:
+  std::vector<int64_t> cell_;
+  std::vector<float> lower_, upper_;
+};
+
+}  // namespace
+
+void upsample_argmax(const ScoreMaps& s, int threads) {
+  static const UpsamplePart run_part = pick();
+  const Axis rows(s.rows, s.height), columns(s.columns, s.width);
+  threads = static_cast<int>(std::clamp<int64_t>(threads, 1, 1 + s.maps * s.height * s.width / kWork));
+  const int64_t tiles = (s.width + kTile - 1) / kTile;
+  const int64_t bands = threads < 2 ? 1 : std::clamp<int64_t>((kTasks * threads + tiles - 1) / tiles, 1, s.height);
+  threads = static_cast<int>(std::clamp<int64_t>(threads, 1, tiles * bands));
+  const int64_t floats = upsample_floats(s);
+  const std::unique_ptr<float[]> memory(new float[floats * threads + kAlignment]());  // lanes without a pixel are read too
+  float* scratch = memory.get() + (kAlignment - reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float) % kAlignment);
+  std::atomic<int64_t> next{0};
+  run_parallel(threads, [&](int rank) {
+    for (int64_t task; (task = next++) < tiles * bands;) {
+      const int64_t band = task / tiles, first = task % tiles * kTile;
+      const Part part{band * s.height / bands, (band + 1) * s.height / bands, first, std::min(first + kTile, s.width)};
+      run_part(s, rows.taps(), columns.taps(), part, scratch + rank * floats);
+    }
+  });
+}
+
+}  // namespace depthg
