@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from depthg import processes
 from depthg.config import GROUPS, Config, nearest, options, validate
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, OmegaConfBaseException)
@@ -123,7 +124,7 @@ def run_command(task: Callable[[Config], object], command: str, summary: str, pa
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error{processes.label()}: {error}")
 
 
 def _run_hydra(task: Callable[[Config], object]) -> None:
@@ -133,7 +134,7 @@ def _run_hydra(task: Callable[[Config], object]) -> None:
         try:
             task(to_config(node))
         except USER_ERRORS as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error{processes.label()}: {error}")
 
     ConfigStore.instance().store(name="schema", node=Config)
     hydra.main(version_base="1.3", config_path="pkg://depthg.conf", config_name="config")(guarded)()

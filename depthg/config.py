@@ -162,6 +162,11 @@ class LossConfig:
     quantiles: list[float] = option([0.6, 0.6, 0.9], "shifts=auto: quantiles for self, neighbour and negative pairs")
     center: bool = option(True, "spatial centring of F")
     clamp: bool = option(True, "zero clamp of S")
+    scope: str = option(
+        "global",
+        "several processes: mean of F and negatives over the whole batch, or over the part of each process alone",
+        choices=("global", "process"),
+    )
     feature_dropout: bool = option(True, "compute F on features after channel dropout (rate head.dropout)")
 
 
@@ -242,6 +247,11 @@ class Config:
     log_every: int = option(10, "iterations between two lines of metrics.jsonl", low=1)
     n_classes: int | None = option(None, "clusters; default: the data set's classes, 8 without labels", low=2)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = option(
+        "auto",
+        "of the head and of the loss's inputs; auto: what accelerate launch --mixed_precision says, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)

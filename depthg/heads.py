@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from depthg.processes import Share
+
 CACHED_VECTORS = 3200  # 5 MB of ViT-S features
 
 
-def channel_dropout(x: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:  # [N, P, C]
-    """Drops whole channels of an image (Dropout2d on channels-last points), scaled by ``1 / (1 - rate)``."""
+def channel_dropout(
+    x: Tensor,  # [N, P, C]
+    rate: float,
+    generator: torch.Generator | None = None,
+    share: Share | None = None,
+) -> Tensor:
+    """Drops whole channels of an image (Dropout2d on channels-last points), scaled by ``1 / (1 - rate)``.
+
+    ``share``: the images are these rows of a larger batch, which the draw is made for.
+    """
     if rate == 0:
         return x
-    keep = torch.rand(x.shape[0], 1, x.shape[2], device=x.device, generator=generator) >= rate
+    images = x.shape[0] if share is None else share.total
+    keep = torch.rand(images, 1, x.shape[2], device=x.device, generator=generator) >= rate
+    keep = keep if share is None else keep[share.rows]
     return x * (keep / (1 - rate)).to(x.dtype)
 
 
@@ -34,16 +48,26 @@ class SegmentationHead(nn.Module):
         self.linear = nn.Linear(channels, dim)
         self.nonlinear = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
 
-    def forward(self, feats: Tensor) -> Tensor:  # [N, P, C] -> [N, P, K]
+    def forward(self, feats: Tensor, share: Share | None = None) -> Tensor:  # [N, P, C] -> [N, P, K]
         rate = self.dropout if self.training else 0.0
-        return self.linear(channel_dropout(feats, rate)) + self.nonlinear(channel_dropout(feats, rate))
+        linear, nonlinear = (channel_dropout(feats, rate, share=share) for _ in range(2))
+        return self.linear(linear) + self.nonlinear(nonlinear)
 
 
-def codes_without_grad(head: nn.Module, feats: Tensor) -> Tensor:  # [N, P, C] -> [N, P, K]
-    """Codes for the probes. On a CPU a few images at a time: what lies between the layers then stays in the cache."""
-    images = len(feats) if feats.device.type != "cpu" else max(1, CACHED_VECTORS // max(feats.shape[1], 1))
+def codes_without_grad(head: nn.Module, feats: Tensor, share: Share | None = None) -> Tensor:  # [N, P, C] -> [N, P, K]
+    """Codes for the probes. On a CPU a few images at a time: what lies between the layers then stays in the cache.
+
+    ``share``: the images are these rows of a larger batch, which dropout is drawn for.
+    """
+    share = Share(0, len(feats), len(feats)) if share is None else share
+    images = max(1, share.total if feats.device.type != "cpu" else CACHED_VECTORS // max(feats.shape[1], 1))
+    codes = []
     with torch.no_grad():
-        return torch.cat([head(part) for part in feats.split(max(images, 1))])
+        for first in range(0, max(share.total, 1), images):
+            part = share.within(first, min(first + images, share.total))
+            start = sum(map(len, codes))
+            codes.append(head(feats[start : start + part.size], part))
+    return torch.cat(codes)
 
 
 class ClusterProbe(nn.Module):
@@ -76,11 +100,15 @@ def linear_probe_loss(
     label: Tensor,  # int64 [N, H, W], -1 = void
     grid: tuple[int, int],  # h, w
     cells: Tensor | None = None,  # int64 [N, M]
+    average: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
     """Cross-entropy over all pixels, or at the pixels in the middle of some cells.
 
     The probe is linear, so over all pixels it runs at feature resolution and its scores are up-sampled (bilinear)
     instead of the codes: both orders give the same scores. In the middle of a cell the up-sampled code is the cell's.
+
+    Processes that share a batch pass ``average``, the mean over them: each loss is then a sum over the own pixels
+    divided by the mean number of labelled pixels, and the mean of the losses is that of the whole batch.
 
     Returns:
         0-dim loss, or None when no pixel is labelled (the mean over nothing would be NaN).
@@ -91,6 +119,10 @@ def linear_probe_loss(
         scores = F.interpolate(maps, label.shape[1:], mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
     else:
         label = label_at(label, cells, grid)
+    if average is not None:
+        labelled = average((label >= 0).sum().float())
+        loss = F.cross_entropy(scores.flatten(0, -2), label.flatten(), ignore_index=-1, reduction="sum")
+        return loss / labelled if labelled > 0 else None
     if not (label >= 0).any():
         return None
     return F.cross_entropy(scores.flatten(0, -2), label.flatten(), ignore_index=-1)

@@ -6,7 +6,6 @@ in shards, so that a killed preparation goes on where it was and several process
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from depthg import processes
 from depthg.cache import Build, cache_key
 from depthg.cli import run_command
 from depthg.config import Config
@@ -257,7 +257,7 @@ def prepare(config: Config) -> Preparation:
     """Finds or builds everything that a configuration needs, and prints a summary."""
     preparation = Preparation(config, pick_device(config.device))
     preparation.run()
-    if os.environ.get("RANK", "0") == "0":
+    if processes.is_main():
         print_summary(preparation.stages, preparation.root, Console(width=None if sys.stdout.isatty() else 140))
     return preparation
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from depthg.processes import is_main
 
 
 class StageBar:
@@ -18,7 +19,7 @@ class StageBar:
     def __init__(self, text: str, total: int):
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), disable=os.environ.get("RANK", "0") != "0",
+            TextColumn("{task.fields[note]}"), disable=not is_main(),
         )  # fmt: skip
         self._task = self._bar.add_task(f"{text:<29}", total=total, note="")
 
@@ -50,3 +51,19 @@ class Rate(TextColumn):
 
     def render(self, task):
         return f"{task.speed:.3g}/s" if task.speed else ""
+
+
+def training_bar(console: Console) -> Progress:
+    """Progress with the loss, iterations per second and the time left; silent where the console is."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
+        _Speed(), TimeRemainingColumn(), console=console, disable=console.quiet,
+    )  # fmt: skip
+
+
+class _Speed(TextColumn):
+    def __init__(self):
+        super().__init__("")
+
+    def render(self, task):
+        return f"{task.speed:.1f} it/s" if task.speed else ""

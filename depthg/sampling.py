@@ -10,15 +10,17 @@ from torch.nn import functional as F
 
 from depthg.config import SamplingConfig
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth
+from depthg.processes import Share
 
 RELEASED_FAR = 5.0  # the released code stretches depth in [0, 1] by this
 
 
-def random_cells(n_images: int, n_cells: int, points: int, generator: torch.Generator | None = None) -> Tensor:
-    """Distinct random cells of each image, int64 ``[n_images, points]``."""
+def random_cells(share: Share | int, n_cells: int, points: int, generator: torch.Generator | None = None) -> Tensor:
+    """Distinct random cells of each image, int64 ``[images, points]``, of some images or of a share of them."""
+    share = Share(0, share, share) if isinstance(share, int) else share
     if points > n_cells:
         raise ValueError(f"{points} points do not fit a feature map of {n_cells} cells; lower sampling.points")
-    return torch.rand(n_images, n_cells, generator=generator).topk(points, dim=1).indices
+    return torch.rand(share.total, n_cells, generator=generator)[share.rows].topk(points, dim=1).indices
 
 
 def released_cloud(depth: Tensor) -> Tensor:  # [N, H, W] in [0, 1] -> [N, H*W, 3]
@@ -31,14 +33,21 @@ def released_cloud(depth: Tensor) -> Tensor:  # [N, H, W] in [0, 1] -> [N, H*W, 
     return torch.stack([columns * factor * z, rows * factor * z, z], dim=-1).reshape(n, height * width, 3)
 
 
-def farthest_cells(depth: Tensor, points: int, settings: SamplingConfig, generator: torch.Generator | None) -> Tensor:
+def farthest_cells(
+    depth: Tensor,
+    points: int,
+    settings: SamplingConfig,
+    generator: torch.Generator | None,
+    share: Share | None = None,
+) -> Tensor:
     """Farthest point sampling in the unprojected depth ``[N, H, W]``; int64 ``[N, points]``, in picking order."""
     n, height, width = depth.shape
     if points > height * width:
         raise ValueError(f"{points} points do not fit a feature map of {height} x {width}; lower sampling.points")
     start: int | Tensor = 0
     if settings.start == "random":
-        start = torch.randint(height * width, (n,), generator=generator).to(depth.device)
+        share = Share(0, n, n) if share is None else share
+        start = torch.randint(height * width, (share.total,), generator=generator)[share.rows].to(depth.device)
     if settings.unprojection == "released":
         return farthest_point_sample(released_cloud(depth), points, start=start)
     return farthest_point_sample_depth(depth, points, fov_deg=settings.fov_deg, start=start)
@@ -50,14 +59,19 @@ def sample(
     points: int,  # points per image
     settings: SamplingConfig,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Tensor:
-    """Points of every image: int64 cells ``[N, points]``, or with ``read=bilinear`` float (x, y) ``[N, points, 2]``."""
+    """Points of every image: int64 cells ``[N, points]``, or with ``read=bilinear`` float (x, y) ``[N, points, 2]``.
+
+    ``share``: the images are these rows of a larger batch, which everything random is drawn for.
+    """
     n, height, width = shape
+    share = Share(0, n, n) if share is None else share
     if settings.method == "random" or depth is None:
         if settings.read == "bilinear":
-            return torch.rand(n, points, 2, generator=generator) * 2 - 1
-        return random_cells(n, height * width, points, generator)
-    cells = farthest_cells(depth, points, settings, generator)
+            return torch.rand(share.total, points, 2, generator=generator)[share.rows] * 2 - 1
+        return random_cells(share, height * width, points, generator)
+    cells = farthest_cells(depth, points, settings, generator, share)
     return cells if settings.read == "cells" else released_coordinates(cells, height, width, settings.transpose)
 
 

@@ -28,6 +28,7 @@ from depthg.data.files import cache_root
 from depthg.data.transforms import Views, to_float
 from depthg.loading import fingerprint, load_views
 from depthg.prepare_summary import Stage
+from depthg.processes import main_first
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ class Stages:
             raise ValueError(
                 f"cache.dir={self.root} lies inside data.root={data.root}, where nothing is written; move it"
             )
-        self.dataset = load_dataset(
-            data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
-            n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
-            list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
-        )  # fmt: skip
+        with main_first():  # it renders scenes, which the others find
+            self.dataset = load_dataset(
+                data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
+                n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
+                list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
+            )  # fmt: skip
         self.evaluation_split = getattr(self.dataset, data.eval_split, None)
         if self.evaluation_split is None:
             raise ValueError(f"data={data.name} has no split {data.eval_split!r}; use data.eval_split=val")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from depthg import processes
+from depthg.batches import Batch, draw_batch, negative_pairs, seed_of
 from depthg.config import Config
 from depthg.features import Features
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
@@ -22,7 +22,9 @@ from depthg.heads import (
     linear_probe_loss,
 )
 from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
+from depthg.kernels.feature_means import feature_means
 from depthg.prepare import Prepared
+from depthg.processes import Share, share_of
 from depthg.sampling import regular_grid, sample
 from depthg.schedules import exponential_decay, piecewise_constant
 
@@ -30,58 +32,11 @@ HISTOGRAM_BINS, HISTOGRAM_RANGE = 4000, (-2.0, 2.0)
 SHIFT_BATCHES = 12
 
 
-def seed_of(seed: int, *parts: object) -> int:
-    """A 63-bit seed for one purpose, so that every iteration's draws depend on nothing that came before."""
-    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]
-    """Which image is whose negative: derangements, or STEGO's permutations with fixed points moved on by one."""
-    rows = []
-    while len(rows) < draws:
-        row = torch.randperm(batch, generator=generator)
-        fixed = row == torch.arange(batch)
-        if pairing == "released":
-            row[fixed] += 1
-            rows.append(row % batch)
-        elif not fixed.any():
-            rows.append(row)
-    return torch.stack(rows)
-
-
 def quantile_of(counts: Tensor, quantile: float) -> float:
     """The quantile of a histogram over ``HISTOGRAM_RANGE``: the middle of the bin that reaches it."""
     low, high = HISTOGRAM_RANGE
     share = counts.cumsum(0) / counts.sum()
     return low + (high - low) * (int((share < quantile).sum()) + 0.5) / len(counts)
-
-
-@dataclass
-class Batch:
-    """The views of one step: anchors, one neighbour each, and for ``pair=crop`` another crop of the same photo."""
-
-    anchors: np.ndarray
-    neighbours: np.ndarray
-    others: np.ndarray | None
-
-
-def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
-    """Anchors by shuffled epochs (the last partial batch is dropped), one of the first k neighbours each."""
-    size, count = config.batch_size, len(data.features)
-    if size > count:
-        raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
-    epoch, position = divmod(iteration, count // size)
-    order = np.random.default_rng(seed_of(config.seed, "order", epoch)).permutation(count)
-    anchors = np.sort(order[position * size : (position + 1) * size])
-    rng = np.random.default_rng(seed_of(config.seed, "pairs", iteration))
-    choices = min(config.knn.draw, data.neighbours.shape[1])
-    neighbours = data.neighbours[anchors, rng.integers(choices, size=size)]
-    others = None
-    if config.loss.depth.pair == "crop":
-        same = [np.flatnonzero((data.photos == data.photos[view]) & (np.arange(count) != view)) for view in anchors]
-        others = np.array([rng.choice(views) for views in same])
-    return Batch(anchors, neighbours, others)
 
 
 class Model(torch.nn.Module):
@@ -95,13 +50,18 @@ class Model(torch.nn.Module):
 
 
 class Step:
-    """One optimiser step's losses. Everything random comes from ``(seed, iteration)``."""
+    """One optimiser step's losses. Everything random comes from ``(seed, iteration)``.
+
+    Of several processes each works on its share of the batch; the mean of their losses is that of the whole batch.
+    """
 
     def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device):
         self.config, self.data, self.model, self.device = config, data, model, device
         self.guided = data.depth is not None
         self.buffer: Tensor | None = None
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
+        self.share = share_of(config.batch_size, "batch_size")
+        self.joint = self.share is not None and config.loss.scope == "global"  # one batch over all processes
 
     def generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.config.seed, *parts))
@@ -112,14 +72,17 @@ class Step:
             return array.rows(views, self.device)
         return torch.from_numpy(np.asarray(array[views])).to(self.device).float()
 
-    def points(self, views: np.ndarray, iteration: int, generator: torch.Generator) -> Tensor:
-        """Sampled points of some views: cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
+    def points(
+        self, views: np.ndarray, iteration: int, generator: torch.Generator, share: Share | None = None
+    ) -> Tensor:
+        """Sampled points of some views (of a share of a batch): cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
         settings = self.config.sampling
         side = piecewise_constant(iteration, settings.points, settings.schedule)
         depth = None
         if self.guided and settings.method == "fps":
             depth = self.rows(self.data.depth, views).view(-1, *self.data.grid)
-        return sample(depth, (len(views), *self.data.grid), side * side, settings, generator).to(self.device)
+        shape = (len(views), *self.data.grid)
+        return sample(depth, shape, side * side, settings, generator, share).to(self.device)
 
     def gather(self, maps: Tensor, points: Tensor) -> Tensor:  # [N, h*w, C] -> [N, P, C]
         """Vectors at cells (exact) or at coordinates (bilinear)."""
@@ -128,9 +91,16 @@ class Step:
         return sample_points(maps.transpose(1, 2).unflatten(2, self.data.grid), points)
 
     def forward(self, feats: Tensor) -> tuple[Tensor, Tensor]:  # [N, P, C] -> [N, P, C], [N, P, K]
-        """Features after their own dropout, which F is computed on, and codes."""
+        """Features of this process's part of the batch after their own dropout, which F is computed on, and codes."""
         rate = self.config.head.dropout if self.config.loss.feature_dropout else 0.0
-        return channel_dropout(feats, rate), self.model.head(feats)
+        dropped = channel_dropout(feats, rate, share=self.share)
+        with self.autocast():
+            codes = self.model.head(feats, self.share)
+        return dropped.to(codes.dtype), codes
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 in the head's products with ``precision=bfloat16``."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def read(self, maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Features and codes at points of feature maps ``[N, h*w, C]``.
@@ -175,10 +145,11 @@ class Step:
     def pair_counts(self, read: Callable[[np.ndarray, torch.Generator], Tensor], *, center: bool = False) -> Tensor:
         """Histograms ``[3, HISTOGRAM_BINS]`` over [-2, 2] of cosines of self, neighbour and negative pairs.
 
-        ``read(views, generator)`` gives vectors ``[N, P, C]``; a few batches, no labels, no P x Q.
+        ``read(views, generator)`` gives vectors ``[N, P, C]``; a few batches, no labels, no P x Q. Processes take whole
+        batches in turn.
         """
         negative, counts = self.config.loss.negative, torch.zeros(3, HISTOGRAM_BINS, dtype=torch.float64)
-        for number in range(SHIFT_BATCHES):
+        for number in range(processes.rank(), SHIFT_BATCHES, processes.count()):
             generator = self.generator("shifts", number)
             batch = draw_batch(self.config, self.data, number)
             pairs = negative_pairs(len(batch.anchors), negative.draws, negative.pairing, generator)
@@ -187,7 +158,7 @@ class Step:
                 counts[row] += correlation_histogram(
                     a, other, HISTOGRAM_BINS, center=center, index_b=index, range=HISTOGRAM_RANGE
                 ).cpu()
-        return counts
+        return processes.total(counts)
 
     def auto_shifts(self) -> tuple[float, float, float]:
         """Shifts at quantiles of centred F over a few batches: self, neighbour, negative pairs."""
@@ -223,11 +194,10 @@ class Step:
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
-        batch = draw_batch(config, data, iteration)
-        points, near_points = (self.points(v, iteration, generator) for v in (batch.anchors, batch.neighbours))
-        negatives = negative_pairs(
-            len(batch.anchors), config.loss.negative.draws, config.loss.negative.pairing, generator
-        ).to(self.device)
+        batch = draw_batch(config, data, iteration).part(self.share)
+        views = batch.anchors, batch.neighbours
+        points, near_points = (self.points(v, iteration, generator, self.share) for v in views)
+        negatives = self.negatives(iteration, generator)
         own, bank = config.sampling.negatives == "own", {}
         sparse = config.probe.cells and own and points.ndim == 2  # then nothing needs whole maps
         maps = None if sparse else self.anchor_maps(batch.anchors)
@@ -237,7 +207,13 @@ class Step:
             feats, codes = self.read(maps, points)
         else:
             feats, codes, bank = self.read_with_bank(maps, points, near_points, negatives)
+        if own and self.joint:
+            bank = {"feats_negative": processes.gather(feats), "codes_negative": processes.gather(codes)}
         near_feats, near_codes = self.read_views(batch.neighbours, near_points)
+        index = bank.pop("index", negatives)
+        if self.joint and config.loss.center:
+            means = feature_means(feats, near_feats, index, bank["feats_negative"])
+            bank["feature_means"] = processes.average(means)
         depth = self.depth_inputs(batch, points, iteration, generator)
         shift = depth.pop("shift", 0.0)
         result = depthg_loss(
@@ -245,7 +221,7 @@ class Step:
             codes,
             near_feats,
             near_codes,
-            bank.pop("index", negatives),
+            index,
             self.settings(iteration, shift),
             **bank,
             **depth,
@@ -259,15 +235,26 @@ class Step:
         logged |= {f"loss.{name}": value for name, value in losses.items() if name != "total"}
         return losses, {key: value.detach() if isinstance(value, Tensor) else value for key, value in logged.items()}
 
+    def negatives(self, iteration: int, generator: torch.Generator) -> Tensor:  # int64 [R, N]
+        """Rows of the negative bank for this process's anchors: of the whole batch, or of its own part."""
+        settings, share = self.config.loss.negative, self.share
+        if share is not None and not self.joint:
+            own = self.generator("negatives", share.first, iteration)
+            return negative_pairs(share.size, settings.draws, settings.pairing, own).to(self.device)
+        found = negative_pairs(self.config.batch_size, settings.draws, settings.pairing, generator)
+        return (found if share is None else found[:, share.rows]).to(self.device)
+
     def read_with_bank(
         self, maps: Tensor, points: Tensor, near_points: Tensor, negatives: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Anchors at their points, and negatives: image ``negatives[r, n]`` at the points of neighbour n.
 
-        Both come from one forward pass over the maps, so one draw of dropout, as in the released code.
+        Both come from one forward pass over the maps, so one draw of dropout, as in the released code. Processes that
+        share a batch give each other their maps.
         """
         whole = self.forward(maps)
         feats, codes = (self.gather(values, points) for values in whole)
+        whole = tuple(processes.gather(values) for values in whole) if self.joint else whole
         rows, at = negatives.flatten(), near_points.repeat(len(negatives), *[1] * (near_points.ndim - 1))
         bank_feats, bank_codes = (self.gather(values[rows], at) for values in whole)
         index = torch.arange(negatives.numel(), device=self.device).view(negatives.shape)
@@ -282,7 +269,7 @@ class Step:
         values = self.depth_values(batch.anchors, points, side)
         inputs, other = {"depth": values}, values
         if settings.pair == "crop":
-            other_points = self.points(batch.others, iteration, generator)
+            other_points = self.points(batch.others, iteration, generator, self.share)
             other = self.depth_values(batch.others, other_points, side)
             codes = self.read_views(batch.others, other_points)[1]
             inputs |= {"codes_depth": codes, "depth_other": other}
@@ -291,19 +278,23 @@ class Step:
         )
         if settings.shift_mean:
             shift = mean_relation(values, other, kernel_relation(settings.relation), settings.bandwidth)
+            shift = processes.average(shift) if self.joint else shift
         return {**inputs, "shift": shift}
 
     def probe_losses(self, maps: Tensor | None, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Both probes on detached codes: of the whole maps, or of random cells; the linear one at labelled pixels."""
         cells, grid = None, self.data.grid
         if self.config.probe.cells:
-            order = torch.rand(len(batch.anchors), grid[0] * grid[1], generator=generator).argsort(1)
+            order = torch.rand(self.config.batch_size, grid[0] * grid[1], generator=generator)
+            order = (order if self.share is None else order[self.share.rows]).argsort(1)
             cells = order[:, : self.config.probe.cells].to(self.device)
             maps = self.vectors(batch.anchors, cells) if maps is None else self.gather(maps, cells)
-        codes = codes_without_grad(self.model.head, maps)
+        with self.autocast():
+            codes = codes_without_grad(self.model.head, maps, self.share).float()
         losses = {"cluster": self.model.cluster.loss(codes)}
         if self.model.linear is None:
             return losses
         label = torch.from_numpy(np.asarray(self.data.labels[batch.anchors])).to(self.device).long()
-        linear = linear_probe_loss(self.model.linear, codes, label, grid, cells)
+        average = None if self.share is None else processes.average
+        linear = linear_probe_loss(self.model.linear, codes, label, grid, cells, average)
         return losses if linear is None else losses | {"linear": linear}

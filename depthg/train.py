@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from depthg import processes
 from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint, write_text
 from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
@@ -20,6 +22,7 @@ from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
 from depthg.panels import write_panels
 from depthg.prepare import Preparation, Prepared
+from depthg.progress import training_bar
 from depthg.report import write_report
 from depthg.results import print_metrics, protocol
 from depthg.run_folder import MetricLog, RunLock, check_run, create_run, environment, peak_memory, run_path
@@ -33,19 +36,24 @@ On your own photos: data=folder data.root=DIR n_classes=12"""
 
 
 class Trainer:
-    """One run: data, model, optimisers and the run folder. Nothing is written before the settings proved possible."""
+    """One run: data, model, optimisers and the run folder. Nothing is written before the settings proved possible.
+
+    Of several processes the first one writes and prints.
+    """
 
     def __init__(self, config: Config, lock: RunLock | None = None):
         started = time.perf_counter()
-        self.console, self.config = Console(), config
-        check_run(config)
-        self.device = pick_device(config.device)
+        self.console, self.device = Console(quiet=not processes.is_main()), pick_device(config.device)
+        processes.start(self.device)
+        processes.from_main(lambda: check_run(config))
+        check_shares(config)
+        self.config = config = dataclasses.replace(config, precision=processes.precision(config.precision))
         preparation = Preparation(config, self.device)
         self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
         check_data(config, self.data, self.console)
         if lock is not None:
-            lock.take()
-        self.run = create_run(config)
+            processes.from_main(lambda: bool(lock.take()))
+        self.run = processes.from_main(lambda: create_run(config))
         torch.manual_seed(seed_of(config.seed, "weights"))
         classes = self.data.dataset.classes
         self.model = Model(
@@ -64,7 +72,7 @@ class Trainer:
         self.seconds = {"prepare": time.perf_counter() - started, "train": 0.0, "evaluate": 0.0}
         if not (config.resume and self.restore()) and config.loss.shifts == "auto":
             self.step.shifts = self.step.auto_shifts()
-        self.log = MetricLog(self.run, self.iteration)
+        self.log = MetricLog(self.run, self.iteration) if processes.is_main() else None
 
     def modules(self) -> dict[str, torch.nn.Module]:
         return {"transform": self.data.transform, **dict(self.model.named_children())}
@@ -76,14 +84,16 @@ class Trainer:
             "stages": self.data.transform.stages, "classes": self.data.dataset.classes,
             "features": self.data.features_key,
         }  # fmt: skip
-        save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
+        if processes.is_main():
+            save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
 
     def restore(self) -> bool:
         """Continues from ``checkpoints/last``; False when the run was killed before its first checkpoint."""
         folder = self.run / "checkpoints" / "last"
-        if not (folder / FILE).is_file():
+        found = processes.from_main(lambda: read_checkpoint(folder) if (folder / FILE).is_file() else None)
+        if found is None:
             return False
-        tensors, header = read_checkpoint(folder)
+        tensors, header = found
         if header["features"] != self.data.features_key:
             raise ValueError(
                 f"{self.run} was trained on other photos, weights or settings than are found now; start anew"
@@ -106,6 +116,7 @@ class Trainer:
                 for optimizer in self.optimizers.values():
                     optimizer.zero_grad(set_to_none=True)
                 sum(losses.values()).backward()
+                processes.average_gradients(list(self.model.parameters()))
                 for optimizer in self.optimizers.values():
                     optimizer.step()
                 self.iteration += 1
@@ -113,13 +124,13 @@ class Trainer:
                     self.reinitialize_clusters()
                 self.seconds["train"] += time.perf_counter() - started
                 if self.due(config.log_every):
-                    self.log_step({"loss": losses["total"].item(), **logged})
-                    bar.update(task, loss=f"loss {losses['total'].item():.4f}")
+                    bar.update(task, loss=f"loss {self.log_step({'loss': losses['total'].detach(), **logged}):.4f}")
                 if self.due(config.val.every):
                     self.validate()
-                if self.due(config.checkpoint.every) or stop.requested:
+                stopping = processes.any_of(stop.requested)
+                if self.due(config.checkpoint.every) or stopping:
                     self.save()
-                if stop.requested:
+                if stopping:
                     raise KeyboardInterrupt
                 bar.update(task, completed=self.iteration)
         self.save()
@@ -127,47 +138,60 @@ class Trainer:
     def due(self, every: int) -> bool:
         return bool(every) and (self.iteration % every == 0)
 
-    def log_step(self, values: dict) -> None:
-        """A line of ``metrics.jsonl``; a loss that is no longer finite stops the run."""
+    def log_step(self, values: dict) -> float:
+        """A line of ``metrics.jsonl``, means over processes, and its loss; one that is not finite stops the run."""
+        numbers = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+        values = dict(zip(values, processes.average(numbers).tolist(), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(
                     f"{name} is {float(value)} at iteration {self.iteration}: training diverged; lower head.lr or "
                     f"probe.lr (the last checkpoint in {self.run / 'checkpoints'} is intact)"
                 )
-        self.log.write(self.iteration, {**values, "seconds": self.seconds["train"]})
+        self.write_log({**values, "seconds": self.seconds["train"]})
+        return values["loss"]
+
+    def write_log(self, values: dict) -> None:
+        if self.log is not None:
+            self.log.write(self.iteration, values)
 
     def reinitialize_clusters(self) -> None:
         """Moves the cluster probe's centroids to k-means of training codes, at their present length, and forgets the
         optimiser's momentum, which belonged to the old ones."""
         probe = self.model.cluster
-        count, seed = self.config.val.kmeans_samples, self.config.seed
-        codes = training_codes(self.model.head, self.data.features, count, seed, self.device)
-        centroids = cosine_kmeans(codes, len(probe.centroids), seed=seed)
         with torch.no_grad():
-            probe.centroids.copy_(centroids.to(self.device) * probe.centroids.norm(dim=1).mean())
+            probe.centroids.copy_(self.code_centroids() * probe.centroids.norm(dim=1).mean())
         self.optimizers["cluster"].state.clear()
 
     def read_outs(self) -> dict:
         found = {"cluster": (True, self.model.cluster)}
         return found | ({"linear": (True, self.model.linear)} if self.model.linear is not None else {})
 
+    def kmeans(self, vectors: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Centroids that the first process computes, so that all have the same."""
+        clusters, seed = len(self.model.cluster.centroids), self.config.seed
+        return processes.from_main(lambda: cosine_kmeans(vectors(), clusters, seed=seed)).to(self.device)
+
+    def code_centroids(self) -> torch.Tensor:
+        """k-means of training codes."""
+        head, features, count = self.model.head, self.data.features, self.config.val.kmeans_samples
+        return self.kmeans(lambda: training_codes(head, features, count, self.config.seed, self.device))
+
     @cached_property
     def feature_centroids(self) -> torch.Tensor:
         """k-means of the raw features; they never change."""
-        rows = sample_rows(self.data.features, self.config.val.kmeans_samples, self.config.seed)
-        return cosine_kmeans(rows, len(self.model.cluster.centroids), seed=self.config.seed).to(self.device)
+        features, count = self.data.features, self.config.val.kmeans_samples
+        return self.kmeans(lambda: sample_rows(features, count, self.config.seed))
 
     def scores(self) -> tuple[dict, dict, dict]:
         """Metrics, assignments and confusion matrices of the evaluation split; empty without labels."""
         classes, val = self.data.dataset.classes, self.config.val
         if self.data.evaluation.labels is None:
             return {}, {}, {}
-        codes = training_codes(self.model.head, self.data.features, val.kmeans_samples, self.config.seed, self.device)
-        centroids = cosine_kmeans(codes, len(self.model.cluster.centroids), seed=self.config.seed).to(self.device)
+        of_codes, of_features = self.code_centroids(), self.feature_centroids
         read_outs = self.read_outs() | {
-            "kmeans_codes": (True, lambda x: x @ centroids.T),
-            "kmeans_features": (False, lambda x: x @ self.feature_centroids.T),
+            "kmeans_codes": (True, lambda x: x @ of_codes.T),
+            "kmeans_features": (False, lambda x: x @ of_features.T),
         }
         counts = confusions(self.data.evaluation, self.model.head, read_outs, len(classes), self.device)
         return *summarize(counts, classes, val.matching, val.count), counts
@@ -176,18 +200,22 @@ class Trainer:
         started = time.perf_counter()
         metrics = self.scores()[0]
         if metrics:
-            self.log.write(self.iteration, {key: value for key, value in metrics.items() if key != "per_class"})
+            self.write_log({key: value for key, value in metrics.items() if key != "per_class"})
             if self.config.checkpoint.rule != "last" and metrics["cluster.miou"] > self.best:
                 self.best = metrics["cluster.miou"]
                 self.save("best")
         self.seconds["evaluate"] += time.perf_counter() - started
 
     def evaluate(self) -> dict:
-        """Final scores, pictures and the report; returns what ``metrics.json`` holds."""
+        """Final scores, pictures and the report; returns what ``metrics.json`` holds (other processes: nothing)."""
         started, best = time.perf_counter(), self.run / "checkpoints" / "best"
-        if self.config.checkpoint.rule == "best" and best.is_dir():
-            load_modules(read_checkpoint(best)[0], self.modules(), best)
+        if self.config.checkpoint.rule == "best":
+            found = processes.from_main(lambda: read_checkpoint(best) if best.is_dir() else None)
+            if found is not None:
+                load_modules(found[0], self.modules(), best)
         metrics, assignments, counts = self.scores()
+        if not processes.is_main():
+            return {}
         if metrics:
             matched = matched_confusion(counts["cluster"], assignments["cluster"])
             metrics["confusion"] = matched.tolist()
@@ -198,7 +226,7 @@ class Trainer:
         metrics["protocol"] = protocol(
             self.config, self.data.dataset.note, self.data.depth is not None, self.step.shifts
         )
-        metrics["environment"] = environment()
+        metrics["environment"] = environment() | {"processes": str(processes.count())}
         metrics["skipped"] = [*skipped(self.data.dataset.train), *skipped(self.data.evaluation_split)]
         if self.config.val.panels:
             write_panels(
@@ -223,6 +251,16 @@ def skipped(split) -> list[str]:
     return list(getattr(split, "skipped", []))
 
 
+def check_shares(config: Config) -> None:
+    """Raises ValueError when the processes cannot have equal parts of a batch that negatives can be drawn from."""
+    share = processes.share_of(config.batch_size, "batch_size")
+    if share is not None and config.loss.scope == "process" and share.size < 2:
+        raise ValueError(
+            f"loss.scope=process leaves {share.size} image to each of {processes.count()} processes and no negative; "
+            f"use batch_size={2 * processes.count()} or more, or loss.scope=global"
+        )
+
+
 def check_data(config: Config, data: Prepared, console: Console) -> None:
     """Raises for settings that do not fit the data, and says what a missing depth map means."""
     draw_batch(config, data, 0)  # raises when the batch exceeds the data
@@ -233,31 +271,16 @@ def check_data(config: Config, data: Prepared, console: Console) -> None:
         console.print("depth.source=none: plain STEGO, with random points and without the depth term")
 
 
-def training_bar(console: Console) -> Progress:
-    """Progress with the loss, iterations per second and the time left."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-        _Speed(), TimeRemainingColumn(), console=console,
-    )  # fmt: skip
-
-
-class _Speed(TextColumn):
-    def __init__(self):
-        super().__init__("")
-
-    def render(self, task):
-        return f"{task.speed:.1f} it/s" if task.speed else ""
-
-
 def train(config: Config) -> dict:
     """Trains and evaluates one configuration; returns what ``metrics.json`` holds."""
-    lock, trainer, console = RunLock(run_path(config)), None, Console()
+    lock, trainer, console = RunLock(run_path(config)), None, Console(quiet=not processes.is_main())
     with terminate_as_interrupt():
         try:
             trainer = Trainer(config, lock)
             trainer.train()
             metrics = trainer.evaluate()
-            print_metrics(metrics, trainer.run, trainer.console)
+            if processes.is_main():
+                print_metrics(metrics, trainer.run, trainer.console)
             return metrics
         except KeyboardInterrupt:
             if trainer is None:
@@ -266,7 +289,7 @@ def train(config: Config) -> dict:
                 console.print(f"stopped; continue with: python -m depthg.train resume={trainer.run}")
             raise
         finally:
-            if trainer is not None:
+            if trainer is not None and trainer.log is not None:
                 trainer.log.close()
             lock.drop()
 

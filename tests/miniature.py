@@ -34,15 +34,18 @@ def write_camvid(root: Path, n_train: int = 6, n_val: int = 3, size: int = 64) -
     return root
 
 
+def arguments(root: Path, *overrides: str) -> list[str]:
+    """Command line for the tree: 64 x 64 pixels, 8 x 8 cells, 16 points, 6 images a step."""
+    return [
+        "data=camvid", f"data.root={root}", "data.size=[64,64]", "data.eval_size=[64,64]",
+        "depth.source=folder", f"depth.root={root / 'depth'}", f"cache.dir={root.parent / 'cache'}",
+        f"runs_dir={root.parent / 'runs'}", "backbone.pca=16", "batch_size=6", "iterations=20", "sampling.points=4",
+        "head.dim=8", "probe.reinit=10", "val.kmeans_samples=200", "loss.depth.weight=0.2",
+        "loss.depth.relation=product", "loss.depth.shift_mean=false", "loss.shifts=fixed", "sampling.start=first",
+        *overrides,
+    ]  # fmt: skip
+
+
 def settings(root: Path, *overrides: str) -> Config:
-    """Settings for the tree: 64 x 64 pixels, 8 x 8 cells, 16 points, 6 images a step."""
-    return load_config(
-        [
-            "data=camvid", f"data.root={root}", "data.size=[64,64]", "data.eval_size=[64,64]",
-            "depth.source=folder", f"depth.root={root / 'depth'}", f"cache.dir={root.parent / 'cache'}",
-            f"runs_dir={root.parent / 'runs'}", "backbone.pca=16", "batch_size=6", "iterations=20", "sampling.points=4",
-            "head.dim=8", "probe.reinit=10", "val.kmeans_samples=200", "loss.depth.weight=0.2",
-            "loss.depth.relation=product", "loss.depth.shift_mean=false", "loss.shifts=fixed", "sampling.start=first",
-            *overrides,
-        ]
-    )  # fmt: skip
+    """The settings of :func:`arguments`."""
+    return load_config(arguments(root, *overrides))

@@ -1,0 +1,68 @@
+"""Which views a step compares: anchors, neighbours, negatives. Pure functions of the seed and the iteration."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthg.config import Config
+from depthg.prepare import Prepared
+from depthg.processes import Share
+
+
+def seed_of(seed: int, *parts: object) -> int:
+    """A 63-bit seed for one purpose, so that every iteration's draws depend on nothing that came before."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]
+    """Which image is whose negative: derangements, or STEGO's permutations with fixed points moved on by one."""
+    rows = []
+    while len(rows) < draws:
+        row = torch.randperm(batch, generator=generator)
+        fixed = row == torch.arange(batch)
+        if pairing == "released":
+            row[fixed] += 1
+            rows.append(row % batch)
+        elif not fixed.any():
+            rows.append(row)
+    return torch.stack(rows)
+
+
+@dataclass
+class Batch:
+    """The views of one step: anchors, one neighbour each, and for ``pair=crop`` another crop of the same photo."""
+
+    anchors: np.ndarray
+    neighbours: np.ndarray
+    others: np.ndarray | None
+
+    def part(self, share: Share | None) -> Batch:
+        """The rows of one process."""
+        if share is None:
+            return self
+        others = None if self.others is None else self.others[share.rows]
+        return Batch(self.anchors[share.rows], self.neighbours[share.rows], others)
+
+
+def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
+    """Anchors by shuffled epochs (the last partial batch is dropped), one of the first k neighbours each."""
+    size, count = config.batch_size, len(data.features)
+    if size > count:
+        raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
+    epoch, position = divmod(iteration, count // size)
+    order = np.random.default_rng(seed_of(config.seed, "order", epoch)).permutation(count)
+    anchors = np.sort(order[position * size : (position + 1) * size])
+    rng = np.random.default_rng(seed_of(config.seed, "pairs", iteration))
+    choices = min(config.knn.draw, data.neighbours.shape[1])
+    neighbours = data.neighbours[anchors, rng.integers(choices, size=size)]
+    others = None
+    if config.loss.depth.pair == "crop":
+        same = [np.flatnonzero((data.photos == data.photos[view]) & (np.arange(count) != view)) for view in anchors]
+        others = np.array([rng.choice(views) for views in same])
+    return Batch(anchors, neighbours, others)
