@@ -37,10 +37,10 @@ Clouds clouds(Address data, int dtype, int64_t batch, int64_t points, int64_t di
   return c;
 }
 
-depthg::MapSamples map_samples(std::array<int64_t, 5> size, std::array<int64_t, 3> stride, Address cells, Address weights,
+depthg::MapSamples map_samples(std::array<int64_t, 6> size, std::array<int64_t, 3> stride, Address cells, Address weights,
                                Address image) {
-  return {size[0], size[1], size[2], size[3], size[4], stride[0], stride[1], stride[2], reinterpret_cast<const int64_t*>(cells),
-          reinterpret_cast<const float*>(weights), reinterpret_cast<const int64_t*>(image)};
+  return {size[0], size[1], size[2], size[3], size[4], size[5], stride[0], stride[1], stride[2],
+          reinterpret_cast<const int64_t*>(cells), reinterpret_cast<const float*>(weights), reinterpret_cast<const int64_t*>(image)};
 }
 
 }  // namespace
@@ -71,7 +71,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "sample_maps",
-      [](std::array<int64_t, 5> size, std::array<int64_t, 3> stride, Address cells, Address weights, Address image, Address maps,
+      [](std::array<int64_t, 6> size, std::array<int64_t, 3> stride, Address cells, Address weights, Address image, Address maps,
          Address out, int threads) {
         depthg::sample_maps(map_samples(size, stride, cells, weights, image), reinterpret_cast<const float*>(maps),
                             reinterpret_cast<float*>(out), threads);
@@ -79,7 +79,7 @@ PYBIND11_MODULE(_C, m) {
       py::call_guard<py::gil_scoped_release>());
   m.def(
       "sample_maps_backward",
-      [](std::array<int64_t, 5> size, std::array<int64_t, 3> stride, Address cells, Address weights, Address image, Address d_out,
+      [](std::array<int64_t, 6> size, std::array<int64_t, 3> stride, Address cells, Address weights, Address image, Address d_out,
          Address d_maps, int threads) {
         depthg::sample_maps_backward(map_samples(size, stride, cells, weights, image), reinterpret_cast<const float*>(d_out),
                                      reinterpret_cast<float*>(d_maps), threads);

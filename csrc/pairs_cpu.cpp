@@ -10,10 +10,7 @@
 #include <vector>
 
 #include "parallel.h"
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
+#include "transpose.h"
 
 namespace depthg {
 namespace {
@@ -30,20 +27,6 @@ RunPairs pick() {
   if (__builtin_cpu_supports("avx2") && fma && may_use("avx2")) return run_pairs_avx2;
 #endif
   return run_pairs_baseline;
-}
-
-// Four rows of x times their scales, as four columns of the panel.
-void transpose(const float* x, int64_t stride, const float* scale, float* panel) {
-#if defined(__x86_64__)
-  __m128 row[4];
-  for (int m = 0; m < 4; ++m) row[m] = _mm_mul_ps(_mm_loadu_ps(x + m * stride), _mm_set1_ps(scale[m]));
-  _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
-  for (int n = 0; n < 4; ++n) _mm_storeu_ps(panel + n * kPanel, row[n]);
-#else
-  for (int m = 0; m < 4; ++m) {
-    for (int n = 0; n < 4; ++n) panel[n * kPanel + m] = x[m * stride + n] * scale[m];
-  }
-#endif
 }
 
 float dot(const float* a, const float* b, int64_t size) {
@@ -74,7 +57,7 @@ void pack_panel(const float* x, int64_t count, int64_t channels, const float* sc
   for (int64_t c = 0; c < channels; c += step) {
     for (int64_t p = 0; p < kPanel; p += step) {
       if (p + step <= count && c + step <= channels) {
-        transpose(x + p * channels + c, channels, scale + p, panel + c * kPanel + p);
+        transpose4(x + p * channels + c, channels, scale + p, panel + c * kPanel + p, kPanel);
         continue;
       }
       for (int64_t n = c; n < std::min(c + step, channels); ++n) {

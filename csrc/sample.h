@@ -11,14 +11,14 @@
 namespace depthg {
 
 struct MapSamples {
-  int64_t rows = 0, channels = 0, points = 0, taps = 0, images = 0;  // rows M read from images N
-  int64_t stride_image = 0, stride_channel = 0, stride_cell = 0;  // of the maps, in elements
+  int64_t rows = 0, channels = 0, points = 0, taps = 0, images = 0, cells_of_map = 0;  // rows M read from images N
+  int64_t stride_image = 0, stride_channel = 0, stride_cell = 0;   // of the maps, in elements
   const int64_t* cells = nullptr;                                  // [rows, points, taps], in range
   const float* weights = nullptr;                                  // [rows, points, taps]
   const int64_t* image = nullptr;                                  // [rows], in range; null: row m reads image m
 };
 
 void sample_maps(const MapSamples& s, const float* maps, float* out, int threads);
-void sample_maps_backward(const MapSamples& s, const float* d_out, float* d_maps, int threads);  // d_maps is added to
+void sample_maps_backward(const MapSamples& s, const float* d_out, float* d_maps, int threads);  // contiguous d_maps
 
 }  // namespace depthg

@@ -1,76 +1,136 @@
-// Reading maps at points, see sample.h. Maps with adjacent channels are read in whole rows, others in blocks of channels.
+// Reading maps at points, see sample.h. Maps whose cells are adjacent are first turned, a block of channels at a time, so that
+// the channels of a cell are adjacent; its gradient is collected in the same form and turned back.
 #include "sample.h"
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "parallel.h"
+#include "transpose.h"
 
 namespace depthg {
 namespace {
 
-constexpr int64_t kChannels = 16;  // of a block: one cache line of a result row
+constexpr int64_t kChannels = 16;   // of a block: one cache line of a result row
+constexpr int64_t kRow = 128;       // of a block when the channels of a cell are adjacent
+constexpr int64_t kFewPoints = 16;  // cells per tap above which turning a map costs more than reading it at its strides
+constexpr float kOnes[4] = {1, 1, 1, 1};
 
-// Calls work(item, first channel, end channel) for every block of channels of every item.
+// Calls work(image, first channel, end channel, scratch) for every `step` channels of every image; scratch holds kChannels.
 template <class Work>
-void for_blocks(const MapSamples& s, int64_t items, int threads, const Work& work) {
-  const int64_t step = s.stride_channel == 1 ? s.channels : kChannels;
+void for_blocks(const MapSamples& s, int64_t step, int threads, const Work& work) {
   const int64_t blocks = (s.channels + step - 1) / step;
   std::atomic<int64_t> next{0};
+  threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, s.images * blocks)));
   run_parallel(threads, [&](int) {
-    for (int64_t b; (b = next.fetch_add(1)) < items * blocks;) {
+    std::vector<float> scratch(s.cells_of_map * kChannels);
+    for (int64_t b; (b = next.fetch_add(1)) < s.images * blocks;) {
       const int64_t from = b % blocks * step;
-      work(b / blocks, from, std::min(from + step, s.channels));
+      work(b / blocks, from, std::min(from + step, s.channels), scratch.data());
     }
   });
+}
+
+// Calls work(row) for the rows that read an image, in order.
+template <class Work>
+void for_rows(const MapSamples& s, int64_t image, const Work& work) {
+  if (!s.image) {  // also the address of an empty list
+    if (image < s.rows) work(image);
+    return;
+  }
+  for (int64_t m = 0; m < s.rows; ++m) {
+    if (s.image[m] == image) work(m);
+  }
+}
+
+// out[column][row] = in[row][column] for a square of four rows and columns, as far as they exist.
+inline void turn_square(const float* in, int64_t stride, int64_t first, int64_t rows, int64_t column, int64_t columns, float* out,
+                      int64_t out_stride) {
+  if (first + 4 <= rows && column + 4 <= columns) {
+    return transpose4(in + first * stride + column, stride, kOnes, out + column * out_stride + first, out_stride);
+  }
+  for (int64_t r = first; r < std::min(first + 4, rows); ++r) {
+    for (int64_t c = column; c < std::min(column + 4, columns); ++c) out[c * out_stride + r] = in[r * stride + c];
+  }
+}
+
+// A block of channels [count, cells] as [cells, kChannels], and back. Both go through the cells once.
+void turn(const float* maps, int64_t stride, int64_t count, int64_t cells, float* block) {
+  for (int64_t cell = 0; cell < cells; cell += 4) {
+    if (cell % 16 == 0) {  // more streams than the hardware follows
+      for (int64_t c = 0; c < count; ++c) __builtin_prefetch(maps + c * stride + cell + 64);
+    }
+    for (int64_t c = 0; c < count; c += 4) turn_square(maps, stride, c, count, cell, cells, block, kChannels);
+  }
+}
+void turn_back(const float* block, int64_t count, int64_t cells, float* maps) {
+  for (int64_t cell = 0; cell < cells; cell += 4) {
+    for (int64_t c = 0; c < count; c += 4) turn_square(block, kChannels, cell, cells, c, count, maps, cells);
+  }
+}
+
+// Channels [0, count) of one result row per point; `maps` is at the first channel. COUNT 0: known at run time.
+template <int TAPS, int COUNT>
+void read_points(const MapSamples& s, int64_t row, const float* maps, int64_t stride_cell, int64_t stride_channel, int64_t count,
+                 float* out) {
+  const int64_t* cell = s.cells + row * s.points * TAPS;
+  const float* weight = s.weights + row * s.points * TAPS;
+  if (COUNT) count = COUNT, stride_channel = 1;
+  for (int64_t p = 0; p < s.points; ++p, cell += TAPS, weight += TAPS, out += s.channels) {
+    const float* tap[TAPS];
+    for (int t = 0; t < TAPS; ++t) tap[t] = maps + cell[t] * stride_cell;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t at = c * stride_channel;
+      float sum = weight[0] * tap[0][at];
+      for (int t = 1; t < TAPS; ++t) sum += weight[t] * tap[t][at];
+      out[c] = sum;
+    }
+  }
 }
 
 template <int TAPS>
 void read(const MapSamples& s, const float* maps, float* out, int threads) {
-  for_blocks(s, s.rows, threads, [&](int64_t m, int64_t from, int64_t to) {
-    const float* image = maps + (s.image ? s.image[m] : m) * s.stride_image;
-    const int64_t* cell = s.cells + m * s.points * TAPS;
-    const float* weight = s.weights + m * s.points * TAPS;
-    float* rows = out + m * s.points * s.channels;
-    for (int64_t p = 0; p < s.points; ++p, cell += TAPS, weight += TAPS) {
-      const float* tap[TAPS];
-      for (int t = 0; t < TAPS; ++t) tap[t] = image + cell[t] * s.stride_cell;
-      float* row = rows + p * s.channels;
-      if (s.stride_channel == 1) {
-        for (int64_t c = from; c < to; ++c) {
-          float sum = weight[0] * tap[0][c];
-          for (int t = 1; t < TAPS; ++t) sum += weight[t] * tap[t][c];
-          row[c] = sum;
-        }
-      } else {
-        for (int64_t c = from; c < to; ++c) {
-          const int64_t at = c * s.stride_channel;
-          float sum = weight[0] * tap[0][at];
-          for (int t = 1; t < TAPS; ++t) sum += weight[t] * tap[t][at];
-          row[c] = sum;
-        }
-      }
-    }
+  const bool turned = s.stride_cell == 1 && s.cells_of_map <= kFewPoints * s.points * TAPS;
+  for_blocks(s, s.stride_channel == 1 ? kRow : kChannels, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
+    const float* at = maps + n * s.stride_image + from * s.stride_channel;
+    const int64_t count = to - from;
+    bool ready = false;
+    for_rows(s, n, [&](int64_t m) {
+      float* rows = out + m * s.points * s.channels + from;
+      if (turned && !ready) turn(at, s.stride_channel, count, s.cells_of_map, scratch);
+      ready = true;
+      const float* source = turned ? scratch : at;
+      const int64_t stride_cell = turned ? kChannels : s.stride_cell, stride_channel = turned ? 1 : s.stride_channel;
+      const auto points = stride_channel != 1  ? read_points<TAPS, 0>
+                          : count == kChannels ? read_points<TAPS, kChannels>
+                          : count == kRow      ? read_points<TAPS, kRow>
+                                               : read_points<TAPS, 0>;
+      points(s, m, source, stride_cell, stride_channel, count, rows);
+    });
   });
 }
 
-// One thread adds up all that an image gets.
+template <int TAPS, int COUNT>
+void add_points(const MapSamples& s, int64_t row, const float* d_out, int64_t count, float* d_block) {
+  const int64_t* cell = s.cells + row * s.points * TAPS;
+  const float* weight = s.weights + row * s.points * TAPS;
+  if (COUNT) count = COUNT;
+  for (int64_t p = 0; p < s.points; ++p, cell += TAPS, weight += TAPS, d_out += s.channels) {
+    for (int t = 0; t < TAPS; ++t) {
+      float* tap = d_block + cell[t] * kChannels;
+      for (int64_t c = 0; c < count; ++c) tap[c] += weight[t] * d_out[c];
+    }
+  }
+}
+
 template <int TAPS>
 void write(const MapSamples& s, const float* d_out, float* d_maps, int threads) {
-  for_blocks(s, s.images, threads, [&](int64_t n, int64_t from, int64_t to) {
-    float* image = d_maps + n * s.stride_image;
-    for (int64_t m = s.image ? 0 : n; m < (s.image ? s.rows : n + 1); ++m) {
-      if (s.image && s.image[m] != n) continue;
-      const int64_t* cell = s.cells + m * s.points * TAPS;
-      const float* weight = s.weights + m * s.points * TAPS;
-      for (int64_t p = 0; p < s.points; ++p, cell += TAPS, weight += TAPS) {
-        const float* row = d_out + (m * s.points + p) * s.channels;
-        for (int t = 0; t < TAPS; ++t) {
-          float* tap = image + cell[t] * s.stride_cell;
-          for (int64_t c = from; c < to; ++c) tap[c * s.stride_channel] += weight[t] * row[c];
-        }
-      }
-    }
+  for_blocks(s, kChannels, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
+    std::fill_n(scratch, s.cells_of_map * kChannels, 0.0f);
+    const auto points = to - from == kChannels ? add_points<TAPS, kChannels> : add_points<TAPS, 0>;
+    for_rows(s, n, [&](int64_t m) { points(s, m, d_out + m * s.points * s.channels + from, to - from, scratch); });
+    turn_back(scratch, to - from, s.cells_of_map, d_maps + (n * s.channels + from) * s.cells_of_map);
   });
 }
 

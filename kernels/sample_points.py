@@ -59,7 +59,7 @@ def sample_cells(
         out = torch.empty(*cells.shape[:2], maps.shape[1])
         maps, stride = _flat_cells(maps)
         cells, weights, index, where = _addresses(cells, weights, index)
-        size = (cells.shape[0], maps.shape[1], *cells.shape[1:], maps.shape[0])
+        size = (cells.shape[0], maps.shape[1], *cells.shape[1:], maps.shape[0], maps.shape[2] * maps.shape[3])
         native.sample_maps(size, stride, *where, maps.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
     from depthg.kernels.sample_points_triton import read
@@ -92,9 +92,9 @@ def sample_cells_backward(
     """Gradient of the maps [N, C, H, W]."""
     if impl == "cpu":
         d_out, channels, area = d_out.contiguous(), d_out.shape[2], height * width
-        d_maps = torch.zeros(images, channels, height, width)
+        d_maps = torch.empty(images, channels, height, width)
         cells, weights, index, where = _addresses(cells, weights, index)
-        size = (cells.shape[0], channels, *cells.shape[1:], images)
+        size = (cells.shape[0], channels, *cells.shape[1:], images, area)
         stride = (channels * area, area, 1)
         native.sample_maps_backward(
             size, stride, *where, d_out.data_ptr(), d_maps.data_ptr(), torch.get_num_threads()

@@ -65,6 +65,26 @@ def test_index_says_which_map_each_row_reads(impl, channels_last, kind):
     assert not d_ours[1].any()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_row_reads(impl):
+    maps, nothing = make(), torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    out = sample_points(maps, torch.zeros(0, 5, 2, device=DEVICE), index=nothing, impl=impl)
+    assert out.shape == (0, 5, 9)
+    out.sum().backward()
+    assert (maps.grad == 0).all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("c", [1, 4, 15, 16, 17, 35, 128, 131])
+@pytest.mark.parametrize(("h", "w", "p"), [(1, 1, 3), (5, 6, 40), (40, 41, 3)])
+def test_blocks_of_channels(c, h, w, p, channels_last):
+    maps, points = make(3, c, h, w, channels_last), torch.rand(3, p, 2, device=DEVICE) * 2 - 1
+    ours, expected = sample_points(maps, points), reference.sample_points(maps, points)
+    torch.testing.assert_close(ours, expected)
+    upstream = torch.randn_like(ours)
+    torch.testing.assert_close(*(torch.autograd.grad(out, maps, upstream)[0] for out in (ours, expected)))
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [([0, 2, 0, 0], "outside the 2 images"), ([0, 1], r"int64 \[4\]"), ([0.0] * 4, "int64"), ([-1, 0, 0, 0], "-1")],
