@@ -91,7 +91,7 @@ void read_points(const MapSamples& s, int64_t row, const float* maps, int64_t st
 
 template <int TAPS>
 void read(const MapSamples& s, const float* maps, float* out, int threads) {
-  const bool turned = s.stride_cell == 1 && s.cells_of_map <= kFewPoints * s.points * TAPS;
+  const bool turned = s.stride_channel != 1 && s.stride_cell == 1 && s.cells_of_map <= kFewPoints * s.points * TAPS;
   for_blocks(s, s.stride_channel == 1 ? kRow : kChannels, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
     const float* at = maps + n * s.stride_image + from * s.stride_channel;
     const int64_t count = to - from;
