@@ -6,16 +6,17 @@ import argparse
 import json
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from depthg.checkpoints import write_text, write_whole
+from depthg.checkpoints import write_error, write_text
 from depthg.cli import USER_ERRORS
 from depthg.crf import check_available
 from depthg.crf_pool import CrfPool
@@ -31,6 +32,7 @@ from depthg.windows import Photo
 __all__ = ["Segmentation", "Segmenter", "main", "predict_files"]
 
 LEGEND = "legend.json"
+RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times as fast as the default, files are a quarter larger
 OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
 SUMMARY = f"""Segments photos of any size with a trained run. DIR/ids holds one PNG per photo whose pixel values are
 cluster ids (with a palette), DIR/overlay the photo under their colours, DIR/{LEGEND} what the ids mean (class names
@@ -83,21 +85,45 @@ def write_outputs(
     segmenter: Segmenter, target: Target, photo: Photo, ids: np.ndarray, probabilities: np.ndarray | None
 ) -> None:
     """Writes the files of one photo, each whole or not at all."""
-    image = Image.fromarray(ids.astype(np.uint8, copy=False))
-    image.putpalette(segmenter.colours.tobytes())
-    write_whole(target.ids, lambda partial: image.save(partial, format="PNG"))
+    image = with_palette(ids, segmenter.colours)
+    write_file(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS))
     if target.overlay is not None:
         kind = OVERLAYS[target.overlay.suffix[1:]]
         drawn = Image.fromarray(overlay(photo.image, ids, segmenter.colours))
-        write_whole(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90))
+        write_file(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90))
     if target.probabilities is not None:
         half, names = probabilities.astype(np.float16), np.array(segmenter.names)
-        write_whole(target.probabilities, lambda partial: _save_npz(partial, probabilities=half, names=names))
+        write_file(target.probabilities, lambda partial: _save_npz(partial, probabilities=half, names=names))
+
+
+def write_file(path: Path, save: Callable[[Path], None]) -> None:
+    """Writes a file whole or not at all. Results can be made again, so that nothing waits until they are on the disk.
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` is intact.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def with_palette(ids: np.ndarray, colours: np.ndarray) -> Image.Image:  # [H, W] below 256, uint8 [n, 3]
+    """Ids as a Pillow image that shows their colours."""
+    image = Image.fromarray(ids.astype(np.uint8, copy=False))
+    image.putpalette(colours.tobytes())
+    return image
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:  # uint8 [H, W, 3]
     """Mean of the photo and the colours of its clusters."""
-    drawn = np.take(colours >> 1, ids, axis=0)
+    drawn = np.array(with_palette(ids, colours >> 1).convert("RGB"))
     drawn += image >> 1
     return drawn
 
@@ -132,7 +158,8 @@ def predict_files(
                 ids = segmenter.ids(photo, maps)
             probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
             write_outputs(segmenter, target, photo, ids, probabilities)
-            return target, np.bincount(ids.ravel(), minlength=segmenter.run.n_clusters)
+            pixels = Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()
+            return target, np.array(pixels[: segmenter.run.n_clusters])
 
         for found in segmenter.stream(by_photo, finish):
             if isinstance(found, DataError):

@@ -163,8 +163,6 @@ class Segmenter:
                 raise found
             yield found
 
-    # ---- the pieces, for callers with files to write
-
     def stream(self, images: Iterable, finish: Callable[[Photo, Maps], T]) -> Iterator[T | DataError]:
         """``finish(photo, maps)`` of every image in order, or the error of one that cannot be read."""
         return (self._side_by_side if self.run.device.type == "cpu" else self._pipelined)(images, finish)
@@ -253,7 +251,8 @@ class Segmenter:
     def _codes(self, windows: list[np.ndarray]) -> Tensor:  # [B, h*w, K]
         pixels = torch.from_numpy(np.stack(windows)).to(self.run.device).permute(0, 3, 1, 2)
         features = self.run.backbone(to_float(pixels)).flatten(2).transpose(1, 2)
-        return self.run.codes(self.run.transform(features))  # not rounded to float16, which the training cache does
+        parts = features.split(1) if features.is_cpu else [features]  # small enough for the cache of a core
+        return torch.cat([self.run.codes(self.run.transform(part)) for part in parts])  # not rounded, as in training
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -273,8 +272,9 @@ class Segmenter:
 
     def refined(self, photo: Photo, maps: Maps, refine: Callable[..., dict] = crf_ids) -> np.ndarray:
         """Cluster of every pixel after the CRF."""
-        ids = refine(photo.image, self.unary(maps))["cluster"]
-        return ids.astype(np.uint8 if self.run.n_clusters < 256 else np.uint16)
+        return refine(photo.image, self.unary(maps))["cluster"].astype(
+            np.uint8 if self.run.n_clusters < 256 else np.uint16
+        )
 
     def probabilities(self, photo: Photo, maps: Maps) -> np.ndarray:
         """Softmax of twice the cosines to the centroids, float32 [n_clusters, H, W]."""

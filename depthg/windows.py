@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from depthg.data.files import read_image, rgb_array
 
@@ -100,11 +101,16 @@ def cut(image: np.ndarray, plan: Layout) -> list[np.ndarray]:
 
 
 def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:  # uint8 [h, w, 3]
-    """An image at another size: bilinear with antialias, or the pixel at the centre (``nearest``)."""
+    """An image at another size: bilinear with antialias, or the pixel at the centre (``nearest``).
+
+    The first is torch's, several times as fast as Pillow's, which training uses; they differ by at most one level.
+    """
     if image.shape[:2] == size:
         return image
-    method = Image.Resampling.NEAREST if interpolation == "nearest" else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(image).resize(size[::-1], method))
+    if interpolation == "nearest":
+        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
+    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def as_rgb(image) -> np.ndarray:

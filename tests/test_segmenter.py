@@ -16,6 +16,7 @@ from depthg.loaded_run import load_run
 from depthg.predict import Segmentation, Segmenter
 from depthg.scoring import predict_ids
 from depthg.train import train
+from depthg.windows import scaled
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_a_photo_of_evaluation_size_gives_what_evaluation_gives(segmenter, run, 
 def test_probabilities_are_those_of_up_sampled_codes(segmenter, run):
     image, loaded = photo(90, 120), load_run(run)
     found = segmenter.predict(image, probabilities=True)
-    pixels = torch.from_numpy(np.array(Image.fromarray(image).resize((96, 64), Image.Resampling.BILINEAR)))
+    pixels = torch.from_numpy(scaled(image, (64, 96), "antialias"))
     codes = loaded.codes(loaded.features(pixels.permute(2, 0, 1)[None] / 255))[0].T.unflatten(1, (8, 12))
     maps = F.normalize(F.interpolate(codes[None].double(), (90, 120), mode="bilinear"), dim=1)[0]
     cosines = torch.einsum("khw,nk->nhw", maps, F.normalize(loaded.cluster.centroids.double(), dim=1))

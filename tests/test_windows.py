@@ -82,6 +82,20 @@ def test_scaling():
     assert 0 < scaled(image, (7, 7), "antialias")[0, 3, 0] < 200
 
 
+@pytest.mark.parametrize(
+    "size, to", [((90, 121), (32, 64)), ((20, 30), (64, 96)), ((300, 7), (96, 32)), ((1, 1), (32, 32))]
+)
+def test_scaling_is_pillows_up_to_a_level(size, to):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(to[::-1], Image.Resampling.BILINEAR))
+    image.flags.writeable = False
+    flipped = np.ascontiguousarray(image[::-1])[::-1]
+    for array in (image, flipped):
+        found = scaled(array, to, "antialias")
+        assert found.shape == (*to, 3) and found.dtype == np.uint8 and found.flags.c_contiguous
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_all_kinds_of_images_give_the_same_pixels(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "a.png")
