@@ -1,0 +1,200 @@
+"""Two processes train as one does; what only several processes can get wrong."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import arguments, settings, write_camvid
+from PIL import Image
+
+from depthg.checkpoints import read_checkpoint
+from depthg.cli import load_config
+from depthg.processes import Share, precision
+from depthg.run_folder import read_log
+from depthg.train import train
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+CASES = {
+    "paper": ["batch_size=32"],  # 2 processes x 16 against 1 x 32
+    "released": ["batch_size=8", "mode=released", "loss.shifts=auto", "val.every=10", "checkpoint.rule=best"],
+    "crops": [
+        "batch_size=8", "data.crop=five", "loss.depth.pair=crop", "loss.depth.shift_mean=true", "probe.cells=5",
+        "sampling.start=random",
+    ],
+    "random": ["batch_size=8", "depth.source=none", "probe.cells=0", "features.cache=off", "iterations=8"],
+    "bilinear": ["batch_size=8", "sampling=random", "sampling.read=bilinear", "iterations=8"],
+    "uncentred": ["batch_size=8", "loss.center=false", "loss.scope=process", "iterations=8"],
+    "halves": ["batch_size=8", "loss.scope=process", "iterations=8"],
+    "bfloat16": ["batch_size=8", "precision=bfloat16", "iterations=8"],
+    "bfloat16-released": ["batch_size=8", "mode=released", "precision=bfloat16", "iterations=8"],
+}  # fmt: skip
+EQUAL = [name for name in CASES if name not in ("uncentred", "halves", "bfloat16", "bfloat16-released")]
+
+
+def lines(root: Path, name: str, runs: str) -> list[str]:
+    """Command line of a case; photos are scored, so runs differ by their folder alone."""
+    more = [f"runs_dir={root.parent / runs}", f"name={name}", "log_every=1", "val.panels=0"]
+    return arguments(root, *more, *CASES[name])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """34 photos, of which the first half, which falls to the first process, has no label."""
+    root = write_camvid(tmp_path_factory.mktemp("processes") / "camvid", 34, 5)
+    for number in range(17):
+        Image.new("L", (64, 64), 11).save(root / "trainannot" / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def two(root):
+    """All cases trained by two processes; the folder of their runs, and what was printed."""
+    file = root.parent / "cases.json"
+    file.write_text(json.dumps([lines(root, name, "two") for name in CASES]))
+    done = launch(str(Path(__file__).parent / "together.py"), str(file))
+    assert done.returncode == 0, done.stderr
+    return root.parent / "two", done.stdout
+
+
+def launch(*command: str, prefix: list[str] | None = None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140"}
+    whole = [sys.executable, "-m", *(prefix or TORCHRUN), *command]
+    return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def losses(run: Path) -> list[dict]:
+    return [line for line in read_log(run / "metrics.jsonl") if "loss" in line]
+
+
+def differ(a: Path, b: Path) -> tuple[float, float]:
+    """Largest difference of a loss in any iteration, and of a weight at the end."""
+    of_losses = [
+        abs(x[key] - y[key]) for x, y in zip(losses(a), losses(b), strict=True) for key in x if "sec" not in key
+    ]
+    weights = [read_checkpoint(run / "checkpoints" / "last")[0] for run in (a, b)]
+    assert weights[0].keys() == weights[1].keys()
+    of_weights = [(weights[0][key] - weights[1][key]).abs().max().item() for key in weights[0]]
+    return max(of_losses), max(of_weights)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_processes_give_the_losses_and_weights_of_one(root, two, name):
+    one = train(load_config(lines(root, name, "one")))
+    run = two[0] / name
+    found = json.loads((run / "metrics.json").read_text())
+    of_losses, of_weights = differ(root.parent / "one" / name, run)
+    assert len(losses(run)) == (8 if "iterations=8" in CASES[name] else 20)
+    assert of_losses < 1e-5 and of_weights < 1e-5
+    for key in one:
+        if key.endswith(("accuracy", "miou")):
+            assert found[key] == pytest.approx(one[key], abs=0.02), key
+    assert (one["environment"]["processes"], found["environment"]["processes"]) == ("1", "2")
+
+
+def test_scope_process_knows_only_its_own_part(root, two):
+    names = ("uncentred", "halves")
+    for name in names:
+        train(load_config(lines(root, name, "one")))
+    one, own = ({name: losses(run / name)[0] for name in names} for run in (root.parent / "one", two[0]))
+    assert own["uncentred"]["loss.self"] == pytest.approx(one["uncentred"]["loss.self"], abs=1e-6)
+    assert abs(own["uncentred"]["loss.negative"] - one["uncentred"]["loss.negative"]) > 1e-4, "other negatives"
+    assert abs(own["halves"]["loss.self"] - one["halves"]["loss.self"]) > 1e-6, "another mean of F"
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "bfloat16-released"])
+def test_bfloat16_is_near_float32(root, two, name):
+    train(load_config([*lines(root, name, "one"), "precision=float32"]))
+    one, half = losses(root.parent / "one" / name), losses(two[0] / name)
+    difference = max(abs(x["loss"] - y["loss"]) for x, y in zip(one, half, strict=True))
+    assert 1e-6 < difference < 0.02
+
+
+def test_one_process_prints_and_writes(two):
+    runs, printed = two
+    assert len(re.findall("protocol:", printed)) == len(CASES)
+    assert sorted(path.name for path in runs.iterdir()) == sorted(CASES)
+    assert not list(runs.rglob(".*")), "no lock and no unfinished file is left"
+
+
+def test_a_batch_that_does_not_divide_is_an_error(root, tmp_path):
+    alone = "loss.scope=process leaves 1 image to each of 2 processes"
+    for batch, message in (
+        (["batch_size=5"], "batch_size=5 is not divisible by 2"),
+        (["batch_size=2", "loss.scope=process"], alone),
+    ):
+        done = launch("-m", "depthg.train", *arguments(root, f"runs_dir={tmp_path}", *batch))
+        assert done.returncode != 0
+        for process in ("", " (process 1)"):
+            assert f"error{process}: {message}" in done.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_stops_all_at_one_iteration_and_resuming_needs_no_second_process(root, tmp_path):
+    command = arguments(root, f"runs_dir={tmp_path}", "name=cut", "batch_size=8", "iterations=100000", "log_every=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", *TORCHRUN, "-m", "depthg.train", *command, "checkpoint.every=0"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / "cut" / "metrics.jsonl"
+    while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) > 5):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert printed.replace("\n", "").count(f"resume={tmp_path / 'cut'}") == 1
+    iteration = read_checkpoint(tmp_path / "cut" / "checkpoints" / "last")[1]["iteration"]
+    assert iteration == read_log(log)[-1]["iteration"] > 5
+    resumed = [f"resume={tmp_path / 'cut'}", f"iterations={iteration + 3}"]
+    done = launch("-m", "depthg.train", *resumed)
+    assert done.returncode == 0, done.stderr
+    whole = train(settings(root, f"runs_dir={tmp_path}", "name=whole", "batch_size=8", f"iterations={iteration + 3}"))
+    assert whole["environment"]["processes"] == "1"
+    assert differ_weights(tmp_path / "whole", tmp_path / "cut") < 1e-4
+
+
+def differ_weights(a: Path, b: Path) -> float:
+    one, other = (read_checkpoint(run / "checkpoints" / "last")[0] for run in (a, b))
+    return max((one[key] - other[key]).abs().max().item() for key in one if key.startswith("model"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_accelerate_launch(root, two, tmp_path):
+    prefix = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    prefix += ["--dynamo_backend", "no", "--mixed_precision", "bf16", "--main_process_port", "0"]
+    command = [*lines(root, "bfloat16", "accelerate"), "precision=auto", "device=cpu"]
+    done = launch("-m", "depthg.train", *command, prefix=prefix)
+    assert done.returncode == 0, done.stderr
+    assert differ(two[0] / "bfloat16", root.parent / "accelerate" / "bfloat16") == (0, 0)
+
+
+def test_precision_of_the_launcher(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert [precision(name) for name in ("auto", "float32", "bfloat16")] == ["float32", "float32", "bfloat16"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert [precision(name) for name in ("auto", "float32")] == ["bfloat16", "float32"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="mixed_precision fp16 is not possible; use bf16"):
+        precision("auto")
+
+
+def test_several_processes_without_a_meeting_point(run_module):
+    done = run_module("depthg.train", WORLD_SIZE="2", RANK="0", device="cpu")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: WORLD_SIZE=2 is set without MASTER_ADDR, MASTER_PORT: start")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_parts_of_shares_cover_them_once(size):
+    batch = torch.arange(12)
+    for share in (Share(0, 4, 12), Share(4, 8, 12), Share(8, 12, 12)):
+        parts = [
+            batch[first : first + size][share.within(first, min(first + size, 12)).rows] for first in range(0, 12, size)
+        ]
+        assert torch.equal(torch.cat(parts), batch[share.rows])
