@@ -187,6 +187,15 @@ class ProbeConfig:
 
 
 @dataclass
+class TrainConfig:
+    on_nan: str = option(
+        "stop",
+        "NaN or infinite loss or gradient: stop and keep the step, or skip such iterations and list them",
+        choices=("stop", "skip"),
+    )
+
+
+@dataclass
 class KnnConfig:
     k: int = option(30, "neighbours stored per image", low=1)
     draw: int = option(7, "one of the first so many is drawn as the pair", low=1)
@@ -260,6 +269,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     val: ValConfig = field(default_factory=ValConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -20,6 +20,7 @@ from depthg.config import Config
 from depthg.device import pick_device
 from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
+from depthg.nonfinite import FiniteGuard
 from depthg.panels import write_panels
 from depthg.prepare import Preparation, Prepared
 from depthg.progress import training_bar
@@ -56,18 +57,14 @@ class Trainer:
         self.run = processes.from_main(lambda: create_run(config))
         torch.manual_seed(seed_of(config.seed, "weights"))
         classes = self.data.dataset.classes
-        self.model = Model(
-            self.data.transform.channels,
-            config.head.dim,
-            config.head.dropout,
-            len(classes),
-            config.n_classes or len(classes),
-        ).to(self.device)
+        channels, clusters = self.data.transform.channels, config.n_classes or len(classes)
+        self.model = Model(channels, config.head.dim, config.head.dropout, len(classes), clusters).to(self.device)
         rates = {"head": config.head.lr, "linear": config.probe.lr, "cluster": config.probe.lr}
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=rates[name]) for name, module in self.model.named_children()
         }
         self.step = Step(config, self.data, self.model, self.device)
+        self.guard = FiniteGuard(self.run, config.train.on_nan, self.console)
         self.iteration, self.best = 0, -1.0
         self.seconds = {"prepare": time.perf_counter() - started, "train": 0.0, "evaluate": 0.0}
         if not (config.resume and self.restore()) and config.loss.shifts == "auto":
@@ -82,7 +79,7 @@ class Trainer:
             "iteration": self.iteration, "shifts": self.step.shifts, "best": self.best, "seconds": self.seconds,
             "backbone": self.config.backbone.name, "weights": self.weights_hash,
             "stages": self.data.transform.stages, "classes": self.data.dataset.classes,
-            "features": self.data.features_key,
+            "features": self.data.features_key, "skipped": self.guard.skipped,
         }  # fmt: skip
         if processes.is_main():
             save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
@@ -102,6 +99,7 @@ class Trainer:
         load_optimizers(tensors, self.optimizers)
         self.iteration, self.best = header["iteration"], header["best"]
         self.step.shifts = tuple(header["shifts"])
+        self.guard.skipped = header.get("skipped", [])
         self.seconds = {name: value + header["seconds"][name] for name, value in self.seconds.items()}
         return True
 
@@ -117,13 +115,14 @@ class Trainer:
                     optimizer.zero_grad(set_to_none=True)
                 sum(losses.values()).backward()
                 processes.average_gradients(list(self.model.parameters()))
-                for optimizer in self.optimizers.values():
+                finite = self.guard.passes(self.step, self.iteration, losses, logged)
+                for optimizer in self.optimizers.values() if finite else ():
                     optimizer.step()
                 self.iteration += 1
                 if self.iteration == config.probe.reinit:
                     self.reinitialize_clusters()
                 self.seconds["train"] += time.perf_counter() - started
-                if self.due(config.log_every):
+                if self.due(config.log_every) and finite:
                     bar.update(task, loss=f"loss {self.log_step({'loss': losses['total'].detach(), **logged}):.4f}")
                 if self.due(config.val.every):
                     self.validate()
@@ -227,16 +226,11 @@ class Trainer:
             self.config, self.data.dataset.note, self.data.depth is not None, self.step.shifts
         )
         metrics["environment"] = environment() | {"processes": str(processes.count())}
+        metrics["skipped_iterations"] = self.guard.skipped
         metrics["skipped"] = [*skipped(self.data.dataset.train), *skipped(self.data.evaluation_split)]
         if self.config.val.panels:
-            write_panels(
-                self.run,
-                self.data,
-                self.read_outs(),
-                self.model.head,
-                assignments.get("cluster"),
-                self.config.val.panels,
-            )
+            matching, count = assignments.get("cluster"), self.config.val.panels
+            write_panels(self.run, self.data, self.read_outs(), self.model.head, matching, count)
         self.seconds["evaluate"] += time.perf_counter() - started
         seconds = {**self.seconds, "total": sum(self.seconds.values())}
         metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
