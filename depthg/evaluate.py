@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from depthg import processes
 from depthg.backbones import Backbone
 from depthg.cli import USER_ERRORS
 from depthg.crf_pool import CrfPool
@@ -63,6 +64,8 @@ class Request:
 def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     """Scores of a run, one :class:`Evaluation` per resolution and variant; nothing is written.
 
+    Of several processes (``depthg.processes``) each passes over a part of the photos; all but the first return nothing.
+
     Raises:
         ValueError: clusters out of range, a resolution that does not fit the backbone, other classes than the run's, an
             unknown split, or no labelled pixel.
@@ -75,15 +78,26 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     resolutions = request.resolutions or (tuple(config.data.eval_size),)
     _check_resolutions(resolutions, run.backbone)
     refined = any(variant.crf for variant in request.variants)
-    with CrfPool(request.workers) if refined else nullcontext() as pool:
+    workers = request.workers or processes.own_cores()
+    with CrfPool(workers) if refined else nullcontext() as pool:
         preparation = Preparation(config, run.device)
         preparation.backbone = run.backbone
         split = _split(preparation, request.split)
         classes = _classes(run, preparation)
         read_outs = {name: read for name, read in probe_read_outs(run).items() if name == "cluster" or classes}
-        read_outs |= kmeans_read_outs(run, preparation, request.clusters, baselines=request.kmeans)
+        read_outs |= processes.from_main(
+            lambda: {
+                name: read.to("cpu")
+                for name, read in kmeans_read_outs(
+                    run, preparation, request.clusters, baselines=request.kmeans
+                ).items()
+            }
+        )
+        read_outs = {name: read.to(run.device) for name, read in read_outs.items()}
         passing = EvaluationPass(run, read_outs, request.variants, len(classes), pool)
         counts = passing.over(split, resolutions)
+    if not processes.is_main():
+        return []
     found = []
     for part in product(resolutions, request.variants):
         own = {name: counts[(*part, name)] for name in READ_OUTS if (*part, name) in counts}
@@ -219,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (*USER_ERRORS, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{processes.label()}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -228,13 +242,17 @@ def _run(options: argparse.Namespace) -> None:
     started, console = time.perf_counter(), Console(width=None if sys.stdout.isatty() else 140)
     overrides = [re.sub("^data=", "data.name=", override) for override in options.overrides]
     run = load_run(options.run, options.checkpoint, None, overrides)
+    processes.start(run.device)
     request = request_of(options, run.config.data.eval_size)
     folder = options.out or run.path / FOLDER
     if not options.out:
         read_metrics(run.path)  # its errors before the long work
     names = [evaluation_name(run, request, *part) for part in product(request.resolutions, request.variants)]
-    output_folder(folder, [name + ending for name in names for ending in (".json", ".png")], options.overwrite)
+    files = [name + ending for name in names for ending in (".json", ".png")]
+    processes.from_main(lambda: output_folder(folder, files, options.overwrite))
     found = evaluate(run, request)
+    if not processes.is_main():
+        return
     seconds = time.perf_counter() - started
     files = {write_evaluation(folder, item, environment(), seconds): item for item in found}
     if not options.out:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from depthg import processes
 from depthg.crf_pool import CrfPool
 from depthg.data.base import Split
 from depthg.data.transforms import to_float
@@ -59,6 +60,9 @@ class ReadOut:
     def __call__(self, x: Tensor) -> Tensor:  # [..., K] -> [..., n]
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
+    def to(self, device: torch.device | str) -> ReadOut:
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+
     def maps(self, name: str, codes: Tensor, grid: tuple[int, int]) -> dict[str, np.ndarray]:  # [h*w, K]
         """What :func:`depthg.crf.probe_log_probabilities` needs, at feature resolution."""
         values = codes if self.cosine else self(codes)
@@ -82,7 +86,7 @@ class Counts:
     tables: list[np.ndarray] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
 
-    def add(self, numbers: Sequence[int], tables: np.ndarray) -> None:
+    def add(self, numbers: Sequence[int], tables: Sequence[np.ndarray] | np.ndarray) -> None:
         self.numbers += numbers
         self.tables += list(tables)
 
@@ -118,18 +122,26 @@ class EvaluationPass:
         self._refining: deque[tuple[Frame, Variant, Future]] = deque()
 
     def over(self, split: Split, resolutions: Sequence[Resolution]) -> dict[Key, np.ndarray]:
-        """Runs over a split: int64 ``[V, n_classes, n]`` per key, ``n_classes`` 1 without labels."""
-        settings = self.run.config.data.interpolation
-        with StageBar("evaluation", len(split) * len(resolutions)) as bar:
+        """Runs over a split: int64 ``[V, n_classes, n]`` per key, ``n_classes`` 1 without labels.
+
+        Processes take photos in turn, and all get the counts of all.
+        """
+        numbers = range(processes.rank(), len(split), processes.count())
+        with StageBar("evaluation", len(numbers) * len(resolutions)) as bar:
             for frames in batches(
-                split, resolutions, multiple=self.run.backbone.multiple, interpolation=settings, pixels=BATCH_PIXELS
-            ):
+                split, resolutions, multiple=self.run.backbone.multiple, pixels=BATCH_PIXELS, numbers=numbers,
+                interpolation=self.run.config.data.interpolation,
+            ):  # fmt: skip
                 self._batch(frames)
                 bar.advance(len(frames))
             while self._refining:
                 bar.note(f"CRF of {len(self._refining)} more")
                 self._collect()
-        return {key: counts.per_image for key, counts in self.counts.items()}
+        whole: dict[Key, Counts] = {}
+        for part in processes.collect(self.counts):
+            for key, counts in part.items():
+                whole.setdefault(key, Counts()).add(counts.numbers, counts.tables)
+        return {key: counts.per_image for key, counts in whole.items()}
 
     @torch.no_grad()
     def _batch(self, frames: list[Frame]) -> None:

@@ -86,8 +86,9 @@ def batches(
     multiple: int,
     interpolation: str,
     pixels: int,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[list[Frame]]:
-    """All photos of a split at all resolutions, decoded ahead, in batches of one size.
+    """All photos of a split (or those with some ``numbers``) at all resolutions, decoded ahead, in batches of one size.
 
     Args:
         multiple: of the network's input.
@@ -100,7 +101,7 @@ def batches(
         return load_frames(split, number, resolutions, multiple, interpolation)
 
     with ThreadPoolExecutor(LOADERS) as pool:
-        for frames in ahead(pool, load, range(len(split)), AHEAD):
+        for frames in ahead(pool, load, range(len(split)) if numbers is None else numbers, AHEAD):
             for frame in frames:
                 waiting = pending[frame.resolution]
                 same = not waiting or (waiting[0].network.shape, waiting[0].image.shape) == (

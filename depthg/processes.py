@@ -69,6 +69,12 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_cores() -> int | None:
+    """Cores that fall to this process where a machine runs several; None for a process that has all."""
+    beside = announced("LOCAL_WORLD_SIZE", 1)
+    return None if beside == 1 else max(1, (os.cpu_count() or 1) // beside)
+
+
 def label() -> str:
     """`` (process 1)`` in all processes but the first, for messages that any of them may print."""
     return "" if is_main() else f" (process {announced('RANK')})"

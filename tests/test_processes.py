@@ -66,7 +66,7 @@ def two(root):
 
 def launch(*command: str, prefix: list[str] | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140"}
-    whole = [sys.executable, "-m", *(prefix or TORCHRUN), *command]
+    whole = [sys.executable, "-m", *(TORCHRUN if prefix is None else prefix), *command]
     return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -172,6 +172,17 @@ def test_accelerate_launch(root, two, tmp_path):
     done = launch("-m", "depthg.train", *command, prefix=prefix)
     assert done.returncode == 0, done.stderr
     assert differ(two[0] / "bfloat16", root.parent / "accelerate" / "bfloat16") == (0, 0)
+
+
+def test_evaluation_split_over_processes_is_that_of_one(two, tmp_path):
+    command = ["depthg.evaluate", str(two[0] / "paper"), "--all", "--no-crf", "device=cpu", "--out"]
+    for name, prefix in (("one", []), ("two", None)):
+        done = launch(*(["-m"] if prefix is None else []), *command, str(tmp_path / name), prefix=prefix)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("written:") == 4
+    for path in (tmp_path / "one").glob("*.json"):
+        one, other = (json.loads((tmp_path / name / path.name).read_text()) for name in ("one", "two"))
+        assert one.keys() == other.keys() and all(one[key] == other[key] for key in one if key != "seconds")
 
 
 def test_precision_of_the_launcher(monkeypatch):
