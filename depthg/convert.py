@@ -85,12 +85,14 @@ def read_stego(path: str | Path) -> Converted:
     channels = DINO[name].embed_dim
     modules = {"transform": FeatureTransform((channels,), standardize=False), **_modules(state, channels, path)}
     labelled = modules["linear"] is not None
-    classes = _class_names(settings, modules["linear"].out_features) if labelled else []
+    names = _class_names(settings, modules["linear"].out_features) if labelled else []
+    classes = names or [f"class {number}" for number in range(modules["linear"].out_features if labelled else 0)]
     config = _config(settings, modules, name, backbone is not None)
     step = content.get("global_step")
     header = {
         "iteration": step if isinstance(step, int) else 0, "best": -1.0, "backbone": name, "stages": [channels],
-        "classes": classes, "features": "converted", "seconds": {"prepare": 0.0, "train": 0.0, "evaluate": 0.0},
+        "classes": classes, "classes_named": bool(names), "features": "converted",
+        "seconds": {"prepare": 0.0, "train": 0.0, "evaluate": 0.0},
         "shifts": [config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift],
     }  # fmt: skip
     kept = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
@@ -168,10 +170,10 @@ def _backbone(state: dict[str, Tensor], settings: dict, path: Path) -> tuple[str
 
 
 def _class_names(settings: dict, count: int) -> list[str]:
-    """Names of the data set in the settings, numbers where it is another one."""
+    """Names of the data set in the settings, none where it is another one."""
     ours = DATA.get(str(settings.get("dataset_name")))
     names = list(importlib.import_module(f"depthg.data.{ours}").CLASSES) if ours else []
-    return names if len(names) == count else [f"class {number}" for number in range(count)]
+    return names if len(names) == count else []
 
 
 def _config(settings: dict, modules: dict[str, Any], name: str, with_weights: bool) -> Config:
@@ -249,11 +251,13 @@ def describe(run: Path, found: Config, classes: int) -> str:
     """What was converted, and what to do with it."""
     extra = f", {found.n_classes - classes} of them extra" if classes and found.n_classes > classes else ""
     weights = "" if found.backbone.weights else "; its backbone is not in the checkpoint and will be loaded by name"
+    known = found.data.name != "folder"
+    data = "data.root=DIR" if known else "data=folder data.root=PHOTOS data.labels=LABELS data.classes=FILE"
     return (
         f"{show(run)}: {found.backbone.name}, {found.head.dim} code channels, {found.n_classes} clusters{extra}, "
         f"{f'linear probe of {classes} classes' if classes else 'no linear probe'}{weights}\n"
         f"next: python -m depthg.predict {show(run)} PHOTOS --out DIR\n"
-        f"      python -m depthg.evaluate {show(run)} data.root=DIR"
+        f"      python -m depthg.evaluate {show(run)} {data}"
     )
 
 

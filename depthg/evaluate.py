@@ -152,14 +152,21 @@ def _split(preparation: Preparation, name: str) -> Split:
 
 
 def _classes(run: LoadedRun, preparation: Preparation) -> tuple[str, ...]:
-    """Classes of the labels; the run's own where it had labels."""
-    classes = tuple(preparation.dataset.classes)
-    if classes and run.classes and classes != run.classes:
-        differ = [pair for pair in zip(run.classes, classes, strict=False) if pair[0] != pair[1]]
-        first = f"the first that differs: {differ[0][0]!r}, {differ[0][1]!r}" if differ else "one is longer"
+    """Classes of the labels: the run's own where it had labels; a run that only numbers its classes takes the names of
+    the data in their order."""
+    classes, data = tuple(preparation.dataset.classes), f"data={preparation.dataset.name}"
+    if not classes or not run.classes or classes == run.classes:
+        return classes
+    if len(classes) != len(run.classes):
         raise ValueError(
-            f"the run was trained on {len(run.classes)} classes, data={preparation.dataset.name} has {len(classes)} "
-            f"({first}); scores need the same classes"
+            f"the run was trained on {len(run.classes)} classes, {data} has {len(classes)}; scores need the same "
+            f"classes: give other labels, or number them as the run does (data=folder data.classes=FILE)"
+        )
+    if run.named:
+        own, other = next(pair for pair in zip(run.classes, classes, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"the run was trained on {len(run.classes)} classes, {data} has {len(classes)} (the first that differs: "
+            f"{own!r}, {other!r}); scores need the same classes"
         )
     return classes
 

@@ -64,27 +64,46 @@ class LoadedRun:
         """
         return _checked_backbone(self.config, self.header, self.path, self.device)
 
+    @property
+    def named(self) -> bool:
+        """Whether the checkpoint names its classes; a converted one may only number them."""
+        return bool(self.classes) and self.header.get("classes_named", True)
+
     @cached_property
     def assignment(self) -> np.ndarray | None:  # int64 [n_clusters], -1 = no class
         """Class of every cluster as matched when this checkpoint was scored, at the end of training or else in the
         latest evaluation of the cluster probe; None when no matching is stored."""
+        return self._matching[0]
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes of ``assignment`` are called: as in the checkpoint or, where it names none, as in the data
+        that it was scored on."""
+        return self._matching[1]
+
+    @cached_property
+    def _matching(self) -> tuple[np.ndarray | None, tuple[str, ...]]:
         try:
             stored = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
             scored = [
-                (stored.get("protocol", {}).get("checkpoint"), stored.get("assignment", {}).get("cluster")),
+                (stored.get("protocol", {}).get("checkpoint"), stored.get("assignment", {}).get("cluster"), None),
                 *(
-                    (entry["checkpoint"], entry.get("cluster.assignment"))
+                    (entry["checkpoint"], entry.get("cluster.assignment"), entry.get("file"))
                     for entry in reversed(stored.get("evaluations", []))
                     if entry["clusters"]["by"] == "cluster probe"
                 ),
             ]
-            matchings = [np.array(found, np.int64) for name, found in scored if found and name == self.checkpoint]
+            for checkpoint, assignment, file in scored:
+                if not assignment or checkpoint != self.checkpoint:
+                    continue
+                found, names = np.array(assignment, np.int64), self.classes
+                if file and not self.named:
+                    names = tuple(map(str, json.loads((self.path / file).read_text(encoding="utf-8"))["classes"]))
+                if found.shape == (self.n_clusters,) and found.min() >= -1 and found.max() < len(names):
+                    return found, names
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        for found in matchings:
-            if found.shape == (self.n_clusters,) and found.min() >= -1 and found.max() < len(self.classes):
-                return found
-        return None
+            pass
+        return None, self.classes
 
     def features(self, images: Tensor) -> Tensor:  # [B, 3, H, W] in [0, 1] -> [B, h*w, C]
         """Features that the head takes, rounded as the training cache rounds them (``features.dtype``)."""

@@ -109,12 +109,12 @@ class Segmenter:
     def names(self) -> tuple[str, ...]:
         """A name per cluster."""
         assigned = self.run.assignment if self.run.assignment is not None else [-1] * self.run.n_clusters
-        return tuple(self.run.classes[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
+        return tuple(self.run.class_names[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
 
     @cached_property
     def colours(self) -> np.ndarray:
         """A colour per cluster, uint8 [n_clusters, 3]: that of its class, or one that no class has."""
-        n, assigned = len(self.run.classes), self.run.assignment
+        n, assigned = len(self.run.class_names), self.run.assignment
         if assigned is None:
             return class_palette(self.run.n_clusters)
         alone = np.cumsum(assigned < 0) - 1 + n
@@ -130,7 +130,7 @@ class Segmenter:
             found = np.array(stored, dtype=np.uint8)
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
-        return found if found.shape == (len(self.run.classes), 3) else None
+        return found if found.shape == (len(self.run.class_names), 3) else None
 
     def predict(self, image, *, probabilities: bool = False, crf: bool = False) -> Segmentation:
         """Segments one photo.

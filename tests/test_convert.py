@@ -5,16 +5,22 @@ import os
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from miniature import write_camvid
 from omegaconf import OmegaConf
+from PIL import Image
 from test_backbone_dino import dino_oracle, dino_state
 from torch.nn import functional as F
 
 from depthg.backbone_dino import DINO, DinoSpec
 from depthg.convert import BACKBONE_FILE, convert, main
+from depthg.data.folder import spread
+from depthg.evaluate import main as evaluate
 from depthg.loaded_run import load_run
+from depthg.predict import main as predict
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -249,3 +255,65 @@ def test_nothing_is_replaced_unasked(tmp_path, capsys):
     assert "holds the checkpoint itself" in capsys.readouterr().err
     assert main([str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "b")]) == 1
     assert "no.ckpt" in capsys.readouterr().err
+
+
+def labelled_photos(tmp_path, count):
+    """Arguments of an evaluation: photos, label maps of the ids 0, 1, 3 and 11 (void), and names of the classes."""
+    root = write_camvid(tmp_path / "camvid")
+    lines = [f"{number} kind{number}" for number in range(count)] + ["11 void"] * (count < 12)
+    (tmp_path / "classes.txt").write_text("\n".join(lines))
+    return [
+        "data=folder", f"data.root={root / 'train'}", f"data.labels={root / 'trainannot'}", "--resolution", "64",
+        f"data.classes={tmp_path / 'classes.txt'}", f"cache.dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+
+
+def held_out(tmp_path, part):
+    """What `data=folder` scores: three of the six photos."""
+    return torch.from_numpy(
+        np.stack([np.array(Image.open(sorted((tmp_path / "camvid" / part).iterdir())[i])) for i in spread(6, 3)])
+    )
+
+
+@pytest.mark.parametrize("probe", [True, False], ids=["linear probe", "no linear probe"])
+def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_clusters(
+    tmp_path, capsys, monkeypatch, probe
+):
+    state = state_dict(clusters=11)
+    state |= {"linear_probe.weight": torch.randn(11, DIM, 1, 1), "linear_probe.bias": torch.randn(11)}
+    kept = {key: value for key, value in state.items() if probe or not key.startswith("linear_probe")}
+    with monkeypatch.context() as patch:
+        write(tmp_path / "a.ckpt", kept, {**CFG, "dataset_name": "directory"}, stub_package(patch)[0])
+    assert main([str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]) == 0
+    names, given = [f"kind{number}" for number in range(11)], labelled_photos(tmp_path, 11)
+    assert evaluate([str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "run" / "evaluations" / "folder-val-64x64-plain-last.json").read_text())
+    assert found["classes"] == names and ("linear" in found["results"]) == probe
+    assert {"cluster", "kmeans_codes", "kmeans_features"} <= set(found["results"])
+
+    run = load_run(tmp_path / "run")
+    if probe:
+        labels, images = held_out(tmp_path, "trainannot"), held_out(tmp_path, "train").permute(0, 3, 1, 2) / 255
+        ids = F.interpolate(stego(state, images)[2], (64, 64), mode="bilinear").argmax(1)
+        accuracy = 100 * float((ids == labels)[labels < 11].float().mean())
+        assert found["results"]["linear"]["accuracy"] == pytest.approx(accuracy, abs=0.5)
+    assert run.assignment.tolist() == found["results"]["cluster"]["assignment"]
+    assert run.class_names == tuple(names)
+    out = tmp_path / "out"
+    assert predict([str(tmp_path / "run"), str(tmp_path / "camvid" / "val"), "--out", str(out)]) == 0
+    legend = json.loads((out / "legend.json").read_text())
+    assert legend["named"] and [row["name"] for row in legend["ids"]] == [names[c] for c in run.assignment]
+
+
+@pytest.mark.parametrize(
+    "data_set, count, message",
+    [
+        ("directory", 11, "trained on 27 classes, data=folder has 11; scores need the same classes"),
+        ("cocostuff27", 27, "'electronic', 'kind0'"),
+    ],
+)
+def test_labels_of_other_classes_are_refused(tmp_path, capsys, data_set, count, message):
+    write(tmp_path / "a.ckpt", cfg={**CFG, "dataset_name": data_set})
+    convert(tmp_path / "a.ckpt", tmp_path / "run")
+    assert evaluate([str(tmp_path / "run"), *labelled_photos(tmp_path, count)]) == 1
+    assert message in capsys.readouterr().err
