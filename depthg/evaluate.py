@@ -78,7 +78,7 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     resolutions = request.resolutions or (tuple(config.data.eval_size),)
     _check_resolutions(resolutions, run.backbone)
     refined = any(variant.crf for variant in request.variants)
-    workers = request.workers or processes.own_cores()
+    workers = processes.own_cores() if request.workers is None else request.workers
     with CrfPool(workers) if refined else nullcontext() as pool:
         preparation = Preparation(config, run.device)
         preparation.backbone = run.backbone
