@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from torch.utils.tensorboard import SummaryWriter
 
 from depthg import __version__
 from depthg.checkpoints import PARTIAL, remove_partials, write_error, write_text
 from depthg.config import Config
+from depthg.event_file import EventFile
 
 try:
     import resource
@@ -159,13 +159,15 @@ class MetricLog:
         kept = [json.dumps(line) for line in read_log(self.path) if line["iteration"] <= iteration] if iteration else []
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1)
+        self.board = EventFile(run / "tensorboard", iteration + 1)
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         line = {"iteration": iteration, **{key: round(float(value), 6) for key, value in values.items()}}
-        self.file.write(json.dumps(line) + "\n")
-        for key, value in values.items():
-            self.board.add_scalar(key.replace(".", "/"), float(value), iteration)
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.board.write(iteration, {key.replace(".", "/"): float(value) for key, value in values.items()})
+        except OSError as error:
+            raise write_error(self.path.parent, error) from error
 
     def close(self) -> None:
         self.file.close()

@@ -1,0 +1,49 @@
+"""TensorBoard's event files, written at once and in the thread that asks, so that a full disk is an error there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+VERSION = "brain.Event:2"  # what TensorBoard expects in the first record
+_numbers = itertools.count()
+
+
+class EventFile:
+    """A new ``events.out.tfevents.*`` in a folder; TensorBoard reads all of a folder, in the order of their names.
+
+    Args:
+        folder: made if need be.
+        first_step: what other files of the folder hold from this step on is not shown; a resumed run writes it anew.
+
+    Raises:
+        OSError: it cannot be written, here and in ``write``.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(_numbers)}"
+        self.path = folder / name
+        self.file = open(self.path, "ab", buffering=0)
+        self.records = RecordWriter(self.file)
+        self._add(Event(file_version=VERSION))
+        self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """A point of every curve; a slash in a name makes groups."""
+        entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=entries)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self.file.close()

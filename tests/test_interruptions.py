@@ -1,0 +1,260 @@
+"""What comes between a run and its end: a full disk, a read-only or deleted folder, a second training, signals."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from miniature import settings, write_camvid
+
+from depthg import checkpoints
+from depthg.checkpoints import FILE, read_checkpoint, remove_partials, write_text
+from depthg.cli import load_config
+from depthg.run_folder import LOCK_FILE, MetricLog, RunLock, create_run
+from depthg.train import Trainer, train
+
+resource = pytest.importorskip("resource")
+fcntl = pytest.importorskip("fcntl")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_camvid(tmp_path / "camvid")
+
+
+def weights(run):
+    return read_checkpoint(run / "checkpoints" / "last")[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def full_disk():
+    """Switches on a limit of 1,000 bytes a file, which fails as a full disk does: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(root, tmp_path, monkeypatch, full_disk, capsys):
+    train(settings(root, "name=whole"))
+    original = Trainer.save
+
+    def save(self, *name):
+        if self.iteration == 8:
+            full_disk()
+        original(self, *name)
+
+    run = tmp_path / "runs" / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save)
+        with pytest.raises(
+            OSError, match=rf"cannot write {run}/checkpoints/last/{FILE}: File too large; free"
+        ) as caught:
+            train(settings(root, "name=cut", "checkpoint.every=4", "log_every=100"))
+    assert caught.value.errno == errno.EFBIG
+    assert read_checkpoint(run / "checkpoints" / "last")[1]["iteration"] == 4
+    assert not [path for path in run.rglob(".*")], "neither partial files nor a lock stay"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    train(load_config([f"resume={run}"]))
+    assert same(weights(tmp_path / "runs" / "whole"), weights(run))
+
+
+def test_a_full_disk_under_the_log_is_named(tmp_path, full_disk):
+    log = MetricLog(tmp_path)
+    full_disk()
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}: File too large; free"):
+        for iteration in range(100):
+            log.write(iteration, {"loss": 0.5, "loss.self": 0.25})
+    log.close()
+
+
+def test_a_read_only_folder_is_named_before_the_training(root, tmp_path, monkeypatch):
+    config = settings(root, "name=a")
+    train(config)
+    run, before = tmp_path / "runs" / "a", weights(tmp_path / "runs" / "a")
+    opened = os.open
+
+    def read_only(path, flags, *rest, **keywords):
+        if flags & (os.O_RDWR | os.O_WRONLY) and str(path).startswith(str(run)):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, flags, *rest, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)  # root may write anywhere, so permissions would not do
+        with pytest.raises(OSError, match=rf"cannot write {run}: Read-only file system; free some room or make"):
+            train(load_config([f"resume={run}", "iterations=30"]))
+    assert same(before, weights(run))
+
+
+def test_a_deleted_run_folder_is_named(root, tmp_path, monkeypatch):
+    original = Trainer.save
+
+    def save(self, *name):
+        shutil.rmtree(self.run)
+        self.run.write_text("in the way")
+        original(self, *name)
+
+    monkeypatch.setattr(Trainer, "save", save)
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint\.safetensors: (Not a directory|File exists)"):
+        train(settings(root, "name=a"))
+
+
+def test_a_deleted_cache_does_not_change_a_run_and_is_made_again(root, tmp_path, monkeypatch):
+    train(settings(root, "name=whole"))
+    original = Trainer.reinitialize_clusters
+
+    def deleted(self):
+        shutil.rmtree(tmp_path / "cache")
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "reinitialize_clusters", deleted)
+        train(settings(root, "name=a"))
+    assert same(weights(tmp_path / "runs" / "whole"), weights(tmp_path / "runs" / "a"))
+    train(settings(root, "name=b"))
+    assert same(weights(tmp_path / "runs" / "whole"), weights(tmp_path / "runs" / "b"))
+
+
+# ---- one training per folder
+
+
+def hold(run):
+    """A process that trains in a folder, as far as others can see; its number."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        RunLock(run).take()
+        os.write(writing, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(reading, 1)
+    os.close(reading), os.close(writing)
+    return process
+
+
+def end(process):
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_a_second_training_into_a_folder_is_refused(root, tmp_path):
+    run = tmp_path / "runs" / "a"
+    train(settings(root, "name=a", "iterations=8"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    process = hold(run)
+    try:
+        for config in (load_config([f"resume={run}", "iterations=20"]), settings(root, "name=a", "overwrite=true")):
+            with pytest.raises(FileExistsError, match=rf"process {process} on .* trains in {run}; wait for it"):
+                train(config)
+        (run / LOCK_FILE).unlink()  # a lock that somebody deleted keeps nobody out, but the others' files are whole
+        assert {path: path.read_bytes() for path in before} == before
+    finally:
+        end(process)
+    train(load_config([f"resume={run}", "iterations=20"]))
+
+
+def test_the_lock_of_a_killed_process_is_free_and_of_two_that_start_at_once_one_wins(root, tmp_path):
+    run = tmp_path / "runs" / "a"
+    end(hold(run))
+    assert (run / LOCK_FILE).is_file()
+    train(settings(root, "name=a", "iterations=4"))
+    assert not (run / LOCK_FILE).exists()
+    first, second = settings(root, "name=b", "iterations=4"), settings(root, "name=b", "iterations=4")
+    lock = RunLock(tmp_path / "runs" / "b")
+    trainer = Trainer(first, lock)
+    with pytest.raises(FileExistsError, match="trains in"):
+        train(second)
+    trainer.log.close()
+    lock.drop()
+    with pytest.raises(FileExistsError, match="overwrite=true"):
+        create_run(second)
+
+
+def test_locks_are_handed_over_without_a_gap(tmp_path):
+    """Many processes that take and drop a lock, which removes its file, are never in at the same time."""
+    inside, children = tmp_path / "inside", []
+    for _ in range(4):
+        process = os.fork()
+        if not process:
+            clean = 0
+            for _ in range(60):
+                lock = RunLock(tmp_path / "run")
+                try:
+                    lock.take()
+                except FileExistsError:
+                    continue
+                try:
+                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                    os.unlink(inside)
+                except FileExistsError:
+                    clean = 1
+                lock.drop()
+            os._exit(clean)
+        children.append(process)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+
+
+def test_rests_of_killed_writers_are_removed_and_those_of_living_ones_are_not(tmp_path, monkeypatch):
+    process = hold(tmp_path / "x")
+    names = [f".a.txt.{os.getpid()}", f".b.txt.{process}", ".c.txt.99999999", ".lock", ".d.1.2.npz.99999998", ".e.x"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    try:
+        remove_partials(tmp_path)
+        assert sorted(path.name for path in tmp_path.glob(".*")) == sorted([names[1], ".lock", ".e.x"])
+    finally:
+        end(process)
+
+
+def test_folders_are_flushed_after_the_rename(tmp_path, monkeypatch):
+    steps = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(checkpoints.os, name, lambda *a, o=original, n=name: (steps.append(n), o(*a))[1])
+    write_text(tmp_path / "a", "b")
+    assert steps == ["fsync", "replace", "fsync"]
+
+
+# ---- signals to a process of its own
+
+LOOP = "import sys, time\nfrom depthg import train\n{}\nsys.argv = ['train', *sys.argv[1:]]\ntrain.main()\n"
+PLACES = {
+    "preparation": "train.Preparation.run = lambda self: (print('here', flush=True), time.sleep(60))",
+    "evaluation": "train.Trainer.scores = lambda self: (print('here', flush=True), time.sleep(60))",
+    "training": "s = train.Step.losses\ntrain.Step.losses = lambda self, i: (i == 5 and print('here', flush=True), "
+    "time.sleep(0.3 * (i >= 5)), s(self, i))[-1]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [("preparation", signal.SIGTERM), ("training", signal.SIGTERM), ("evaluation", signal.SIGINT)],
+)  # fmt: skip
+def test_signals_end_with_a_sentence_at_any_stage(root, tmp_path, place, number):
+    config = settings(root, "name=a", "iterations=8")
+    run = create_run(config)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP.format(PLACES[place]), f"resume={run}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "300"},
+    )  # fmt: skip
+    for line in process.stdout:
+        if "here" in line:
+            break
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    if place == "preparation":
+        assert "stopped before the training; what is prepared is kept" in out
+    else:
+        assert re.search(rf"stopped; continue with: python -m depthg\.train resume={run}", out)
+        assert read_checkpoint(run / "checkpoints" / "last")[1]["iteration"] == {"training": 6, "evaluation": 8}[place]
+    assert not (run / LOCK_FILE).exists()
