@@ -6,7 +6,7 @@ import importlib.util
 import os
 
 import torch
-from depthg.kernels.reference import RELATIONS
+from depthg.kernels.reference import RELATIONS, LossSettings
 from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -17,7 +17,7 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def choose_impl(impl: str, *tensors: Tensor | None) -> str:
+def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
     """The implementation for these tensors: "triton", "cpu" or "eager".
 
     "auto" takes Triton for CUDA tensors and the CPU path for CPU tensors; what neither can do (float64 on a GPU, other
@@ -28,8 +28,8 @@ def choose_impl(impl: str, *tensors: Tensor | None) -> str:
     """
     if impl not in ("auto", "triton", "cpu", "eager"):
         raise ValueError(f"unknown impl {impl!r}; choose one of 'auto', 'triton', 'cpu', 'eager'")
-    device = tensors[0].device
-    double = any(x is not None and x.dtype == torch.float64 for x in tensors)
+    device = first.device
+    double = any(x is not None and x.dtype == torch.float64 for x in (first, *others))
     if impl == "auto":
         if device.type == "cpu":
             return "cpu"
@@ -147,7 +147,10 @@ def scalar(value: float | Tensor, device: torch.device) -> Tensor:
     return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
-def check_terms(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional) -> None:
+def check_terms(
+    feats: Tensor, codes: Tensor, feats_neighbour: Tensor, codes_neighbour: Tensor, negatives: Tensor,
+    settings: LossSettings, optional: tuple[Tensor | None, ...],
+) -> None:  # fmt: skip
     """The tensors of ``depthg_loss`` fit each other; ``optional`` are the negative bank, depth and the other crop."""
     far_feats, far_codes, depth, codes_depth, depth_other = optional
     check_floats(
@@ -164,7 +167,7 @@ def check_terms(feats, codes, feats_neighbour, codes_neighbour, negatives, setti
     check_codes("codes", codes, "codes_neighbour", codes_neighbour)
     if (far_feats is None) != (far_codes is None):
         raise ValueError("feats_negative and codes_negative are one bank: pass both or neither")
-    if far_feats is not None:
+    if far_feats is not None and far_codes is not None:
         check_sides("feats_negative", far_feats, "codes_negative", far_codes)
         check_channels("feats", feats, "feats_negative", far_feats)
         check_channels("codes", codes, "codes_negative", far_codes)

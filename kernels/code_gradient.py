@@ -6,6 +6,8 @@ d_codes = (d_unit - unit (unit . d_unit)) / |codes|,  0 at a zero vector
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import torch
 from depthg.kernels import pair_pass_native
 from torch import Tensor
@@ -33,11 +35,11 @@ def code_gradient(
 
 
 @code_gradient.register_fake
-def _(codes, d_terms, upstream):
+def _(codes: Tensor, d_terms: Tensor, upstream: Tensor) -> Tensor:
     return torch.empty_like(codes, memory_format=torch.contiguous_format)
 
 
-def _no_second_derivative(ctx, *grads):
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
     raise RuntimeError("the losses of depthg.kernels have no second derivative; use impl='eager' for double backward")
 
 

@@ -7,6 +7,8 @@ with F and S the cosine correlations of features and codes. Nothing here holds m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
@@ -16,7 +18,10 @@ from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, run_
 from torch import Tensor
 
 
-def _cpu(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b):
+def _cpu(
+    feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
+    index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     dtype = working_dtype(feats_a, codes_a)
     a = make_bank(codes_a, feats_a, dtype)
     b = a if codes_b is None else make_bank(codes_b, feats_b, dtype)
@@ -34,7 +39,10 @@ def _cpu(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 
-def _triton(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b):
+def _triton(
+    feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
+    index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     from depthg.kernels import terms_triton as launch
 
     a = launch.make_bank(codes_a, feats_a)
@@ -42,7 +50,7 @@ def _triton(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, m
     index = launch.identity_index(codes_a.shape[0], codes_a.device) if index_b is None else index_b
     d_a = torch.empty_like(codes_a, dtype=torch.float32, memory_format=torch.contiguous_format) if need_a else None
     d_b = d_a if b is a else None
-    if need_b and b is not a:
+    if need_b and codes_b is not None:
         d_b = torch.empty_like(codes_b, dtype=torch.float32, memory_format=torch.contiguous_format)
     bias = launch.feature_bias(a, b, shift, index, center)
     term = launch.Term(a, b, index, bias, None, b is a and index_b is None, clamp, max_similarity)
@@ -72,9 +80,9 @@ def correlation_loss_op(
     none = codes_a.new_empty(0, dtype=dtype)
     if draws * codes_a.shape[0] * codes_a.shape[1] * other.shape[1] == 0:
         zero = codes_a.new_zeros((), dtype=dtype)
-        d_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
-        d_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
-        return zero, zero.clone(), d_a, d_b
+        zeros_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
+        zeros_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
+        return zero, zero.clone(), zeros_a, zeros_b
     run = _cpu if impl == "cpu" else _triton
     loss, similarity, d_a, d_b = run(
         feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b
@@ -83,23 +91,27 @@ def correlation_loss_op(
 
 
 @correlation_loss_op.register_fake
-def _(feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b, impl):
+def _(
+    feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
+    index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = working_dtype(feats_a, codes_a)
     loss = codes_a.new_empty((), dtype=dtype)
     d_a = codes_a.new_empty(codes_a.shape if need_a else (0,), dtype=dtype)
-    d_b = codes_a.new_empty(codes_b.shape if need_b and codes_b is not None else (0,), dtype=dtype)
+    d_b = codes_a.new_empty((0,) if codes_b is None or not need_b else codes_b.shape, dtype=dtype)
     return loss, torch.empty_like(loss), d_a, d_b
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[2], inputs[3], output[2], output[3])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, g_loss, g_similarity, g_d_a, g_d_b):
+def _backward(ctx: Any, g_loss: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     codes_a, codes_b, d_a, d_b = ctx.saved_tensors
-    grads = [None] * 12
+    grads: list[Tensor | None] = [None] * 12
     if g_loss is not None and ctx.needs_input_grad[2]:
         grads[2] = code_gradient(codes_a, d_a[None], g_loss[None])
     if g_loss is not None and codes_b is not None and ctx.needs_input_grad[3]:
@@ -157,7 +169,7 @@ def correlation_loss(
     checks.check_channels("codes_a", codes_a, "codes_b", codes_b)
     checks.check_pairing("feats_a", feats_a, "feats_b", feats_b, index_b)
     impl = checks.choose_impl(impl, feats_a, feats_b, codes_a, codes_b)
-    options = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
+    options: dict[str, Any] = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
     if impl == "eager":
         return reference.correlation_loss(feats_a, feats_b, codes_a, codes_b, shift, index_b=index_b, **options)
     same = feats_a is feats_b and codes_a is codes_b

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
@@ -11,7 +13,10 @@ from depthg.kernels.terms_cpu import depth_term, identity_pairs, make_bank, mean
 from torch import Tensor
 
 
-def _cpu(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b):
+def _cpu(
+    codes_a: Tensor, codes_b: Tensor | None, depth_a: Tensor, depth_b: Tensor | None, shift: Tensor,
+    relation: str, bandwidth: float, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     dtype = working_dtype(codes_a, depth_a)
     a = make_bank(codes_a, None, dtype)
     b = a if codes_b is None else make_bank(codes_b, None, dtype)
@@ -31,7 +36,10 @@ def _cpu(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, 
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 
-def _triton(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b):
+def _triton(
+    codes_a: Tensor, codes_b: Tensor | None, depth_a: Tensor, depth_b: Tensor | None, shift: Tensor,
+    relation: str, bandwidth: float, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     from depthg.kernels import terms_triton as launch
 
     a = launch.make_bank(codes_a)
@@ -39,7 +47,7 @@ def _triton(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clam
     index = launch.identity_index(codes_a.shape[0], codes_a.device)
     d_a = torch.empty_like(codes_a, dtype=torch.float32, memory_format=torch.contiguous_format) if need_a else None
     d_b = d_a if b is a else None
-    if need_b and b is not a:
+    if need_b and codes_b is not None:
         d_b = torch.empty_like(codes_b, dtype=torch.float32, memory_format=torch.contiguous_format)
     depth = launch.make_depth(depth_a, depth_b, shift, relation, bandwidth)
     term = launch.Term(a, b, index, None, depth, b is a and depth_b is None, clamp, max_similarity)
@@ -68,9 +76,9 @@ def depth_correlation_loss_op(
     none = codes_a.new_empty(0, dtype=dtype)
     if codes_a.shape[0] * codes_a.shape[1] * other.shape[1] == 0:
         zero = codes_a.new_zeros((), dtype=dtype)
-        d_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
-        d_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
-        return zero, zero.clone(), d_a, d_b
+        zeros_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
+        zeros_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
+        return zero, zero.clone(), zeros_a, zeros_b
     run = _cpu if impl == "cpu" else _triton
     loss, similarity, d_a, d_b = run(
         codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b
@@ -79,23 +87,26 @@ def depth_correlation_loss_op(
 
 
 @depth_correlation_loss_op.register_fake
-def _(codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b, impl):
+def _(
+    codes_a: Tensor, codes_b: Tensor | None, depth_a: Tensor, depth_b: Tensor | None, shift: Tensor,
+    relation: str, bandwidth: float, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool, impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = working_dtype(codes_a, depth_a)
     loss = codes_a.new_empty((), dtype=dtype)
     d_a = codes_a.new_empty(codes_a.shape if need_a else (0,), dtype=dtype)
-    d_b = codes_a.new_empty(codes_b.shape if need_b and codes_b is not None else (0,), dtype=dtype)
+    d_b = codes_a.new_empty((0,) if codes_b is None or not need_b else codes_b.shape, dtype=dtype)
     return loss, torch.empty_like(loss), d_a, d_b
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], output[2], output[3])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, g_loss, g_similarity, g_d_a, g_d_b):
+def _backward(ctx: Any, g_loss: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     codes_a, codes_b, d_a, d_b = ctx.saved_tensors
-    grads = [None] * 12
+    grads: list[Tensor | None] = [None] * 12
     if g_loss is not None and ctx.needs_input_grad[0]:
         grads[0] = code_gradient(codes_a, d_a[None], g_loss[None])
     if g_loss is not None and codes_b is not None and ctx.needs_input_grad[1]:
@@ -152,7 +163,12 @@ def depth_correlation_loss(
     checks.check_relation("depth_a", depth_a, codes_a, relation)
     checks.check_relation("depth_b", depth_b, codes_b, relation)
     impl = checks.choose_impl(impl, codes_a, codes_b, depth_a, depth_b)
-    options = {"relation": relation, "bandwidth": bandwidth, "clamp": clamp, "max_similarity": max_similarity}
+    options: dict[str, Any] = {
+        "relation": relation,
+        "bandwidth": bandwidth,
+        "clamp": clamp,
+        "max_similarity": max_similarity,
+    }
     if impl == "eager":
         return reference.depth_correlation_loss(codes_a, codes_b, depth_a, depth_b, shift, **options)
     same = codes_a is codes_b

@@ -8,10 +8,12 @@ apart, so that the total and every single term can be differentiated.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import Scratch
+from depthg.kernels.pair_pass import Scratch, Target
 from depthg.kernels.reference import CorrelationTerm, DepthGLoss, LossSettings
 from depthg.kernels.terms_cpu import (
     depth_term,
@@ -28,27 +30,27 @@ SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
 
 
 def _cpu(
-    feats, codes, feats_near, codes_near, negatives, feats_far, codes_far, depth, codes_depth, depth_other,
-    shifts, relation, bandwidth, center, clamp, max_similarity, means, d_codes, d_near, d_far, d_depth,
-):  # fmt: skip
+    feats: Tensor, codes: Tensor, feats_near: Tensor, codes_near: Tensor, negatives: Tensor, feats_far: Tensor | None,
+    codes_far: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None, depth_other: Tensor | None,
+    shifts: Tensor, relation: str, bandwidth: float, center: bool, clamp: bool, max_similarity: float | None,
+    means: Tensor | None, d_codes: Tensor | None, d_near: Tensor | None, d_far: Tensor | None, d_depth: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Losses and mean similarities of the terms; the gradient buffers (zeros, None when not wanted) are added to."""
     dtype = working_dtype(feats, codes, depth)
-    scratch, shifts = Scratch(dtype), shifts.tolist()
-    options = {"clamp": clamp, "max_similarity": max_similarity}
+    scratch, shift = Scratch(dtype), shifts.tolist()
+    options: dict[str, Any] = {"clamp": clamp, "max_similarity": max_similarity}
     anchor = make_bank(codes, feats, dtype)
     near = make_bank(codes_near, feats_near, dtype)
     far = anchor if codes_far is None else make_bank(codes_far, feats_far, dtype)
-
-    def at(term):
-        return None if d_codes is None else d_codes[term]
-
-    means = _split(means, len(negatives))
-    target, pairs, _ = feature_term(anchor, anchor, shifts[SELF], None, center, at(SELF), at(SELF), means[SELF])
-    own, guide, similar = [target], None, []
+    at: list[Tensor | None] = [None] * 4 if d_codes is None else [*d_codes]
+    mean = _split(means, len(negatives))
+    target, pairs, _ = feature_term(anchor, anchor, shift[SELF], None, center, at[SELF], at[SELF], mean[SELF])
+    own: list[Target] = [target]
+    guide, similar = None, []
     if depth is not None:
         other = anchor if codes_depth is None else make_bank(codes_depth, None, dtype)
-        d_b = at(DEPTH) if other is anchor else d_depth
-        guide = depth_term(depth, depth_other, shifts[DEPTH], relation, bandwidth, dtype, at(DEPTH), d_b)
+        d_b = at[DEPTH] if other is anchor else d_depth
+        guide = depth_term(depth, depth_other, shift[DEPTH], relation, bandwidth, dtype, at[DEPTH], d_b)
         if other is anchor and depth_other is None:
             own.append(guide)
         else:
@@ -58,12 +60,12 @@ def _cpu(
     losses = [target.total]
     for bank, term, index_b, d_b in (
         (near, NEIGHBOUR, None, d_near),
-        (far, NEGATIVE, negatives, at(NEGATIVE) if far is anchor else d_far),
+        (far, NEGATIVE, negatives, at[NEGATIVE] if far is anchor else d_far),
     ):
         if negatives.shape[0] == 0 and term == NEGATIVE:
             losses.append(0.0)
             continue
-        target, pairs, _ = feature_term(anchor, bank, shifts[term], index_b, center, at(term), d_b, means[term])
+        target, pairs, _ = feature_term(anchor, bank, shift[term], index_b, center, at[term], d_b, mean[term])
         run_pass([target], anchor.codes, bank.codes, pairs, scratch, **options)
         losses.append(target.total)
     pair_pass_native.kept.release()
@@ -81,43 +83,42 @@ def _cpu(
 
 
 def _triton(
-    feats, codes, feats_near, codes_near, negatives, feats_far, codes_far, depth, codes_depth, depth_other,
-    shifts, relation, bandwidth, center, clamp, max_similarity, means, d_codes, d_near, d_far, d_depth,
-):  # fmt: skip
+    feats: Tensor, codes: Tensor, feats_near: Tensor, codes_near: Tensor, negatives: Tensor, feats_far: Tensor | None,
+    codes_far: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None, depth_other: Tensor | None,
+    shifts: Tensor, relation: str, bandwidth: float, center: bool, clamp: bool, max_similarity: float | None,
+    means: Tensor | None, d_codes: Tensor | None, d_near: Tensor | None, d_far: Tensor | None, d_depth: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As ``_cpu``; the buffers of the terms are overwritten."""
     from depthg.kernels import terms_triton as launch
 
     anchor, near = launch.make_bank(codes, feats), launch.make_bank(codes_near, feats_near)
     far = anchor if codes_far is None else launch.make_bank(codes_far, feats_far)
     index = launch.identity_index(codes.shape[0], codes.device)
-    options = {"clamp": clamp, "max_similarity": max_similarity}
+    options: dict[str, Any] = {"clamp": clamp, "max_similarity": max_similarity}
+    at: list[Tensor | None] = [None] * 4 if d_codes is None else [*d_codes]
+    mean = _split(means, len(negatives))
 
-    def at(term):
-        return None if d_codes is None else d_codes[term]
-
-    means = _split(means, len(negatives))
-
-    def feature_term(bank, term, pairs, **more):
-        bias = launch.feature_bias(anchor, bank, shifts[term], pairs, center, means[term])
+    def feature_term(bank: launch.Bank, term: int, pairs: Tensor, **more: Any) -> launch.Term:
+        bias = launch.feature_bias(anchor, bank, shifts[term], pairs, center, mean[term])
         return launch.Term(anchor, bank, pairs, bias, **options, **more)
 
     other = anchor if codes_depth is None else launch.make_bank(codes_depth)
     guide = None if depth is None else launch.make_depth(depth, depth_other, shifts[DEPTH], relation, bandwidth)
     if guide is not None and other is anchor and depth_other is None:
         own = feature_term(anchor, SELF, index, depth=guide, symmetric=True)
-        own_loss, *guide_loss = launch.run_term(own, at(SELF), None, at(DEPTH), None)
+        own_loss, *guide_loss = launch.run_term(own, at[SELF], None, at[DEPTH], None)
     else:
-        (own_loss,) = launch.run_term(feature_term(anchor, SELF, index, symmetric=True), at(SELF), None)
+        (own_loss,) = launch.run_term(feature_term(anchor, SELF, index, symmetric=True), at[SELF], None)
         guide_loss = []
         if guide is not None:
             apart = launch.Term(anchor, other, index, None, guide, **options)
-            d_b = at(DEPTH) if other is anchor else d_depth
-            guide_loss = launch.run_term(apart, None, None, at(DEPTH), d_b)
-    (near_loss,) = launch.run_term(feature_term(near, NEIGHBOUR, index), at(NEIGHBOUR), d_near)
+            d_b = at[DEPTH] if other is anchor else d_depth
+            guide_loss = launch.run_term(apart, None, None, at[DEPTH], d_b)
+    (near_loss,) = launch.run_term(feature_term(near, NEIGHBOUR, index), at[NEIGHBOUR], d_near)
     far_loss = near_loss.new_zeros(())
     if negatives.shape[0] > 0:
-        d_b = at(NEGATIVE) if far is anchor else d_far
-        (far_loss,) = launch.run_term(feature_term(far, NEGATIVE, negatives), at(NEGATIVE), d_b)
+        d_b = at[NEGATIVE] if far is anchor else d_far
+        (far_loss,) = launch.run_term(feature_term(far, NEGATIVE, negatives), at[NEGATIVE], d_b)
     sides = [(anchor, index), (near, index), (far, negatives)] + ([] if guide is None else [(other, index)])
     similar = [mean_product(anchor.codes.mean, bank.codes.mean, pairs) for bank, pairs in sides]
     losses = torch.stack([own_loss, near_loss, far_loss, *guide_loss])
@@ -177,15 +178,17 @@ def depthg_loss_op(
             depth, codes_depth, depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, feature_means,
             d_codes, *(None if d is None else d[0] for d in d_others),
         )  # fmt: skip
-    gradients = [codes.new_empty(0, dtype=dtype) if d is None else d for d in (d_codes, *d_others)]
-    return losses, similarities, *gradients
+    own, near, far, other = (codes.new_empty(0, dtype=dtype) if d is None else d for d in (d_codes, *d_others))
+    return losses, similarities, own, near, far, other
 
 
 @depthg_loss_op.register_fake
 def _(
-    feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative, depth, codes_depth,
-    depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, needs, impl, feature_means=None,
-):  # fmt: skip
+    feats: Tensor, codes: Tensor, feats_neighbour: Tensor, codes_neighbour: Tensor, negatives: Tensor,
+    feats_negative: Tensor | None, codes_negative: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None,
+    depth_other: Tensor | None, shifts: Tensor, relation: str, bandwidth: float, center: bool, clamp: bool,
+    max_similarity: float | None, needs: list[bool], impl: str, feature_means: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     dtype = working_dtype(feats, codes, depth)
     terms = 3 if depth is None else 4
     sides = ((codes, terms), (codes_neighbour, 1), (codes_negative, 1), (codes_depth, 1))
@@ -196,15 +199,15 @@ def _(
     return codes.new_empty(terms, dtype=dtype), codes.new_empty(terms, dtype=dtype), *gradients
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[1], inputs[3], inputs[6], inputs[8], *output[2:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, g_losses, g_similarities, *g_gradients):
+def _backward(ctx: Any, g_losses: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     codes, codes_neighbour, codes_negative, codes_depth, *d_terms = ctx.saved_tensors
-    grads = [None] * 19
+    grads: list[Tensor | None] = [None] * 19
     upstream = (g_losses, *(None if g_losses is None else g_losses[t : t + 1] for t in (NEIGHBOUR, NEGATIVE, DEPTH)))
     positions = (1, 3, 6, 8)
     for position, x, d, g in zip(
@@ -291,5 +294,6 @@ def depthg_loss(
     )  # fmt: skip
     weights = (s.self_weight, s.neighbour_weight, s.negative_weight, s.depth_weight)
     terms = [CorrelationTerm(*pair) for pair in zip(losses.unbind(), similarities.detach().unbind(), strict=True)]
-    total = sum(weight * term.loss for weight, term in zip(weights, terms, strict=False))
-    return DepthGLoss(total, *terms[:3], terms[3] if depth is not None else None)
+    weighted = [weight * term.loss for weight, term in zip(weights, terms, strict=False)]
+    own, near, far, *guide = terms
+    return DepthGLoss(sum(weighted[1:], weighted[0]), own, near, far, guide[0] if guide else None)

@@ -190,9 +190,13 @@ def _sample(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: 
     return picks
 
 
-@torch.library.register_fake("depthg::farthest_point_sample")
-def _(points, k, starts, start, lengths, impl):
+def _sample_fake(
+    points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None, impl: str
+) -> Tensor:
     return points.new_empty((points.shape[0], k), dtype=torch.int64)
+
+
+torch.library.register_fake("depthg::farthest_point_sample", _sample_fake)
 
 
 @torch.library.impl("depthg::farthest_point_sample_depth", "default")
@@ -211,15 +215,21 @@ def _sample_depth(
     return picks
 
 
-@torch.library.register_fake("depthg::farthest_point_sample_depth")
-def _(depth, k, focals, focal, starts, start, impl):
+def _sample_depth_fake(
+    depth: Tensor, k: int, focals: Tensor | None, focal: float, starts: Tensor | None, start: int, impl: str
+) -> Tensor:
     return depth.new_empty((depth.shape[0], k), dtype=torch.int64)
+
+
+torch.library.register_fake("depthg::farthest_point_sample_depth", _sample_depth_fake)
 
 
 # Public functions
 
 
-def _start(start, x: Tensor, n: int, lengths: Tensor | None, generator) -> tuple[Tensor | None, int]:
+def _start(
+    start: int | Tensor | str, x: Tensor, n: int, lengths: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor | None, int]:
     """The start as the operators take it: a tensor for every cloud, or None and one number."""
     if isinstance(start, Tensor):
         _check_per_cloud("start", start, x)
@@ -281,7 +291,8 @@ def farthest_point_sample(
         _check_per_cloud("lengths", lengths, points)
     impl = choose_impl(impl, points.device)
     starts, first = _start(start, points, points.shape[1], lengths, generator)
-    return _sample_op(points.detach(), k, starts, first, lengths, impl)
+    picks: Tensor = _sample_op(points.detach(), k, starts, first, lengths, impl)
+    return picks
 
 
 def farthest_point_sample_depth(
@@ -316,9 +327,10 @@ def farthest_point_sample_depth(
     focal = _focal(fov_deg, depth)
     starts, first = _start(start, depth, n, None, generator)
     per_map = isinstance(focal, Tensor)
-    return _sample_depth_op(
+    picks: Tensor = _sample_depth_op(
         depth.detach(), k, focal if per_map else None, 0.0 if per_map else focal, starts, first, impl
     )
+    return picks
 
 
 def unproject(depth: Tensor, fov_deg: float | Tensor = 90.0) -> Tensor:  # [N, H, W], [N] -> [N, H*W, 3] float32

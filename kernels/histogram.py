@@ -10,7 +10,7 @@ from depthg.kernels.terms_cpu import constants, working_dtype
 from torch import Tensor
 
 
-def _cpu(a, b, bins, low, high, center, index, cosine):
+def _cpu(a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool, index: Tensor, cosine: bool) -> Tensor:
     dtype = working_dtype(a, b)
     side_a, side_b = (Vectors(x, dtype, normalized=cosine) for x in (a, b))
     (draws, n), p, q = index.shape, a.shape[1], b.shape[1]
@@ -56,7 +56,10 @@ def correlation_histogram_op(
 
 
 @correlation_histogram_op.register_fake
-def _(a, b, bins, low, high, center, index_b, cosine, impl):
+def _(
+    a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool, index_b: Tensor | None, cosine: bool,
+    impl: str,
+) -> Tensor:  # fmt: skip
     return a.new_empty(bins, dtype=torch.int64)
 
 
@@ -104,4 +107,5 @@ def correlation_histogram(
         return reference.correlation_histogram(
             a, b, bins, range=(low, high), center=center, index_b=index_b, cosine=cosine
         )
-    return correlation_histogram_op(a, b, bins, low, high, center, index_b, cosine, impl)
+    counts: Tensor = correlation_histogram_op(a, b, bins, low, high, center, index_b, cosine, impl)
+    return counts

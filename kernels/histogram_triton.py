@@ -59,7 +59,7 @@ def count(
     out = torch.zeros(bins, dtype=torch.int64, device=a.device)
     size = 32 if bins <= 1024 else 64
     histogram_kernel[(draws * n, triton.cdiv(p, size))](
-        a, b, side_a.feats.inverse, side_b.feats.inverse, *a.stride(), *b.stride(), bias, index.contiguous(), out,
+        a, b, side_a.codes.inverse, side_b.codes.inverse, *a.stride(), *b.stride(), bias, index.contiguous(), out,
         n, p, q, c, low, bins / (high - low), bins,
         PRECISION=terms_triton.precision(a.dtype), BINS=triton.next_power_of_2(bins + 1),
         BLOCK_P=size, BLOCK_Q=size, BLOCK_C=32,

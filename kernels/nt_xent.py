@@ -7,6 +7,7 @@ d_i  = sum_j (softmax_ij + softmax_ji - 2 [j = pair(i)]) z_j / (2N T)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from depthg.kernels import checks, reference
@@ -34,7 +35,7 @@ def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | No
         weight = logits.sub_(largest).exp_()
         total = weight.sum(1, keepdim=True)
         loss += (total.log() + largest - positive[:, None]).sum().item()
-        if need:
+        if d is not None:
             weight.div_(total)
             weight[inside, pair[block]] -= 1
             d[block].addmm_(weight, unit)
@@ -59,22 +60,22 @@ def nt_xent_loss_op(z_a: Tensor, z_b: Tensor, temperature: float, need: bool, im
 
 
 @nt_xent_loss_op.register_fake
-def _(z_a, z_b, temperature, need, impl):
+def _(z_a: Tensor, z_b: Tensor, temperature: float, need: bool, impl: str) -> tuple[Tensor, Tensor]:
     dtype = working_dtype(z_a, z_b)
     shape = (z_a.shape[0] + z_b.shape[0], z_a.shape[1]) if need else (0,)
     return z_a.new_empty((), dtype=dtype), z_a.new_empty(shape, dtype=dtype)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, g_loss, g_d):
+def _backward(ctx: Any, g_loss: Tensor | None, g_d: Tensor | None) -> tuple[Tensor | None, ...]:
     z_a, z_b, d = ctx.saved_tensors
     n = z_a.shape[0]
-    grads = [None] * 5
+    grads: list[Tensor | None] = [None] * 5
     if g_loss is not None and ctx.needs_input_grad[0]:
         grads[0] = code_gradient(z_a, d[None, :n], g_loss[None])
     if g_loss is not None and ctx.needs_input_grad[1]:
@@ -114,4 +115,5 @@ def nt_xent_loss(z_a: Tensor, z_b: Tensor, temperature: float, *, impl: str = "a
     if impl == "eager":
         return reference.nt_xent_loss(z_a, z_b, temperature)
     need = torch.is_grad_enabled() and (z_a.requires_grad or z_b.requires_grad)
-    return nt_xent_loss_op(z_a, z_b, float(temperature), need, impl)[0]
+    loss: Tensor = nt_xent_loss_op(z_a, z_b, float(temperature), need, impl)[0]
+    return loss

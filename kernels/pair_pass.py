@@ -12,7 +12,7 @@ Only W (a ``Target``) differs between the terms. A chunk holds one block of W an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
 
 def inverse_length(x: Tensor) -> Tensor:  # [..., C] -> [...]
     """1 / |x|, 0 for a zero vector."""
-    norm = torch.linalg.vector_norm(x, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
     return norm.reciprocal().masked_fill_(norm == 0, 0)
 
 
@@ -100,7 +100,13 @@ class Target:
     alpha: float  # -1 / count
     d_a: Tensor | None = None  # [N, P, K], added to; None when not wanted
     d_b: Tensor | None = None  # [M, Q, K]; may be the same tensor as d_a
+    a: Vectors = field(kw_only=True)  # [N, P, C] what side a is compared by: features, or factors of depth
+    b: Vectors = field(kw_only=True)  # [M, Q, C]
+    shift: float = field(
+        default=0.0, kw_only=True
+    )  # of a depth target; that of features is part of their pairs' weights
     total: float = field(default=0.0, init=False)
+    chunk_d_b: Tensor = field(init=False, repr=False)  # [B, Q, K] gradient of side b in the open chunk
 
     def open(self, scratch: Scratch, pairs: Pairs, i: list[int], j: list[int], where: slice) -> None:
         """Prepares a chunk of pairs."""
@@ -111,14 +117,11 @@ class Target:
         raise NotImplementedError
 
 
-@dataclass
 class FeatureTarget(Target):
     """W from feature vectors and the weights of the pairs."""
 
-    a: Vectors = None
-    b: Vectors = None
-
-    def open(self, scratch, pairs, i, j, where):
+    def open(self, scratch: Scratch, pairs: Pairs, i: list[int], j: list[int], where: slice) -> None:
+        assert pairs.weights is not None
         self.chunk_a = scratch.rows("feats_a", self.a.unit, i)
         self.chunk_b = scratch.rows("feats_b", self.b.unit, j)
         scale, row, column, self.offset = pairs.weights[where].view(-1, 1, 1, 4).unbind(-1)  # [B, 1, 1] each
@@ -127,7 +130,7 @@ class FeatureTarget(Target):
         if bool((column != 0).any()):
             self.offset = self.offset - torch.bmm(self.a.mean[i][:, None] * column, self.chunk_b.transpose(1, 2))
 
-    def fill(self, out, rows):
+    def fill(self, out: Tensor, rows: slice) -> None:
         a = self.chunk_a[:, rows]
         if self.row is None:
             out.copy_(self.offset.expand_as(out))
@@ -150,7 +153,7 @@ def row_blocks(p: int, rows: int) -> Iterator[slice]:
 
 
 def pair_pass(
-    targets: list[Target],
+    targets: Sequence[Target],
     codes_a: Tensor,  # [N, P, K] unit vectors
     codes_b: Tensor,  # [M, Q, K] unit vectors
     pairs: Pairs,
@@ -182,7 +185,10 @@ def pair_pass(
                 add_rows(target.d_b, j, target.chunk_d_b)
 
 
-def _block(targets, scratch, i, a, b, block, symmetric, clamp, max_similarity):
+def _block(
+    targets: Sequence[Target], scratch: Scratch, i: list[int], a: Tensor, b: Tensor, block: slice,
+    symmetric: bool, clamp: bool, max_similarity: float | None,
+) -> None:  # fmt: skip
     """One block of rows of a chunk: S once, then every target's W, value and gradients."""
     shape = (a.shape[0], a.shape[1], b.shape[1])
     similarity = torch.bmm(a, b.transpose(1, 2), out=scratch.view("similarity", *shape))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 
 import torch
 from depthg.kernels._extension import native
@@ -63,7 +64,7 @@ def pack(v: Vectors, rows: bool = False, mean: bool = False) -> Vectors:
 
 
 def pair_pass(
-    targets: list[Target],
+    targets: Sequence[Target],
     codes_a: Vectors,
     codes_b: Vectors,
     pairs: Pairs,

@@ -200,9 +200,11 @@ def depthg_loss(
     s = settings
     feats_negative = feats if feats_negative is None else feats_negative
     codes_negative = codes if codes_negative is None else codes_negative
-    means = [None] * 3 if feature_means is None else feature_means.split([1, 1, len(negatives)])
+    means = (None,) * 3 if feature_means is None else feature_means.split([1, 1, len(negatives)])
 
-    def term(other, other_codes, shift, mean, index_b=None):
+    def term(
+        other: Tensor, other_codes: Tensor, shift: float | Tensor, mean: Tensor | None, index_b: Tensor | None = None
+    ) -> CorrelationTerm:
         with torch.no_grad():
             target = correlation(feats, other, index_b=index_b, center=s.center, mean=mean)
         similarity = correlation(codes, other_codes, index_b=index_b)
@@ -317,7 +319,7 @@ def first_pick(
     if isinstance(start, Tensor):
         return start
     if start != "random":
-        return torch.full((clouds,), start, dtype=torch.int64, device=device)
+        return torch.full((clouds,), int(start), dtype=torch.int64, device=device)
     source = device if generator is None else generator.device
     draw = torch.rand(clouds, dtype=torch.float64, device=source, generator=generator).to(device)
     size = n if lengths is None else lengths

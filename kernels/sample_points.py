@@ -6,6 +6,8 @@ The Triton backward sorts the cells and lets one program add up each cell's cont
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from depthg.kernels import checks, reference
 from depthg.kernels._extension import native
@@ -69,12 +71,12 @@ def sample_cells(
 
 def _addresses(cells: Tensor, weights: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, list[int]]:
     """The three tensors, contiguous, and their addresses (0 for None)."""
-    tensors = [None if x is None else x.contiguous() for x in (cells, weights, index)]
-    return *tensors, [0 if x is None else x.data_ptr() for x in tensors]
+    cells, weights, index = cells.contiguous(), weights.contiguous(), None if index is None else index.contiguous()
+    return cells, weights, index, [0 if x is None else x.data_ptr() for x in (cells, weights, index)]
 
 
 @sample_cells.register_fake
-def _(maps, cells, weights, index, impl):
+def _(maps: Tensor, cells: Tensor, weights: Tensor, index: Tensor | None, impl: str) -> Tensor:
     return maps.new_empty((*cells.shape[:2], maps.shape[1]))
 
 
@@ -106,24 +108,26 @@ def sample_cells_backward(
 
 
 @sample_cells_backward.register_fake
-def _(d_out, cells, weights, index, images, height, width, impl):
+def _(
+    d_out: Tensor, cells: Tensor, weights: Tensor, index: Tensor | None, images: int, height: int, width: int, impl: str
+) -> Tensor:
     return d_out.new_empty((images, d_out.shape[2], height, width))
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:4])
     ctx.rest = (inputs[0].shape[0], *inputs[0].shape[2:], inputs[4])
 
 
-def _backward(ctx, d_out):
+def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return sample_cells_backward(d_out, *ctx.saved_tensors, *ctx.rest), None, None, None, None
 
 
-def _backward_of_backward(ctx, d_maps):
+def _backward_of_backward(ctx: Any, d_maps: Tensor) -> tuple[Tensor | None, ...]:
     return sample_cells(d_maps, *ctx.saved_tensors, ctx.impl), None, None, None, None, None, None, None
 
 
-def _setup_backward(ctx, inputs, output):
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:4])
     ctx.impl = inputs[7]
 
@@ -215,4 +219,5 @@ def sample_points(
         weights = torch.ones(cells.shape, device=maps.device)
     else:
         cells, weights = corners(points, maps.shape[2], maps.shape[3], align_corners)
-    return sample_cells(maps, cells, weights.float(), index, impl)
+    out: Tensor = sample_cells(maps, cells, weights.float(), index, impl)
+    return out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from depthg.kernels import pair_pass_native, reference
@@ -27,7 +28,7 @@ def make_bank(codes: Tensor, feats: Tensor | None, dtype: torch.dtype) -> Bank:
     bank = Bank(Vectors(codes, dtype), None if feats is None else Vectors(feats, dtype))
     if dtype == torch.float32 and pair_pass_native.AVAILABLE:
         pair_pass_native.pack(bank.codes, rows=True, mean=True)
-        if feats is not None:
+        if bank.feats is not None:
             pair_pass_native.pack(bank.feats, mean=True)
     return bank
 
@@ -49,7 +50,7 @@ def constants(
     return constant.to(a.x.dtype)
 
 
-def identity_pairs(count: int, weights: list[float | Tensor] | None = None, dtype: torch.dtype | None = None) -> Pairs:
+def identity_pairs(count: int, weights: Sequence[float] | None = None, dtype: torch.dtype | None = None) -> Pairs:
     """Image i with image i, all with the same four weights."""
     index = torch.arange(count)
     return Pairs(index, index, None if weights is None else torch.tensor(weights, dtype=dtype).expand(count, 4))
@@ -96,6 +97,7 @@ def feature_term(
     mean: Tensor | None = None,  # [R] mean of F over each draw, where these images are not all of it
 ) -> tuple[FeatureTarget, Pairs, bool]:
     """The target, pairs and symmetry of one feature correlation term."""
+    assert a.feats is not None and b.feats is not None
     same, (n, p), (m, q) = a is b, a.feats.x.shape[:2], b.feats.x.shape[:2]
     draws = 1 if index_b is None else index_b.shape[0]
     target = FeatureTarget(-1 / (draws * n * p * q), d_a, d_b, a=a.feats, b=b.feats)
@@ -113,19 +115,16 @@ class DepthTarget(Target):
 
     relation: str = "product"
     bandwidth: float = 0.1
-    shift: float = 0.0
-    a: Vectors = None  # [N, P, D]
-    b: Vectors = None  # [N, Q, D]
 
     @property
     def exponential(self) -> bool:
         return self.relation in ("gaussian", "euclidean")
 
-    def open(self, scratch, pairs, i, j, where):
+    def open(self, scratch: Scratch, pairs: Pairs, i: list[int], j: list[int], where: slice) -> None:
         self.chunk_a, self.chunk_b = scratch.rows("depth_a", self.a.unit, i), scratch.rows("depth_b", self.b.unit, j)
         self.scratch = scratch
 
-    def fill(self, out, rows):
+    def fill(self, out: Tensor, rows: slice) -> None:
         a, b = self.chunk_a[:, rows], self.chunk_b
         if not self.exponential:
             out.fill_(-self.shift).baddbmm_(a, b.transpose(1, 2))
@@ -166,8 +165,12 @@ def depth_term(
     return DepthTarget(alpha, d_a, d_b, relation=relation, bandwidth=bandwidth, shift=shift, a=a, b=b)
 
 
-def run_pass(targets: list[Target], a: Vectors, b: Vectors, pairs: Pairs, scratch: Scratch, **options) -> None:
+def run_pass(
+    targets: Sequence[Target], a: Vectors, b: Vectors, pairs: Pairs, scratch: Scratch,
+    *, symmetric: bool = False, clamp: bool, max_similarity: float | None,
+) -> None:  # fmt: skip
     """The compiled pass for what it can do (float32, no exponential), batched matrix products for the rest."""
+    options: dict[str, Any] = {"symmetric": symmetric, "clamp": clamp, "max_similarity": max_similarity}
     compiled = [] if a.x.dtype != torch.float32 or not pair_pass_native.AVAILABLE else targets
     compiled = [t for t in compiled if not (isinstance(t, DepthTarget) and t.exponential)]
     if compiled:

@@ -7,7 +7,7 @@ chosen by ``tile_sizes``; ``DEPTHG_AUTOTUNE=1`` searches around it instead on fi
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -64,7 +64,7 @@ def tile_sizes(points: int, columns: int, channels: int, code_channels: int, dty
     }  # fmt: skip
 
 
-def _autotuned():
+def _autotuned() -> Any:
     configs = [
         triton.Config({"BLOCK_P": p, "BLOCK_Q": q, "BLOCK_C": c}, num_warps=warps, num_stages=stages)
         for p, q in ((64, 64), (64, 128), (128, 64), (128, 128))
@@ -75,10 +75,10 @@ def _autotuned():
     return triton.autotune(configs, key=key, restore_value=["p_d", "p_d_depth"])(tiles.pair_rows_kernel)
 
 
-_search = None
+_search: Any = None  # of triton, which has no type hints
 
 
-def _pair_rows_kernel(sizes: dict[str, int]):
+def _pair_rows_kernel(sizes: dict[str, int]) -> tuple[Any, dict[str, int]]:
     """The kernel and its tile arguments, recorded or searched."""
     global _search
     if os.environ.get("DEPTHG_AUTOTUNE", "0") != "1" or interpreting():
@@ -97,7 +97,7 @@ class Depth(NamedTuple):
     bandwidth: float
 
 
-def make_depth(depth_a, depth_b, shift, relation, bandwidth) -> Depth:
+def make_depth(depth_a: Tensor, depth_b: Tensor | None, shift: Tensor, relation: str, bandwidth: float) -> Depth:
     u = depth_factors(depth_a, relation, torch.float32).contiguous()
     v = u if depth_b is None else depth_factors(depth_b, relation, torch.float32).contiguous()
     return Depth(u, v, shift.float(), relation, bandwidth)
@@ -108,7 +108,7 @@ class Term(NamedTuple):
 
     a: Bank
     b: Bank
-    index: Tensor  # [R, N] int64
+    pairs: Tensor  # [R, N] int64: image n of side a with image pairs[r, n] of side b
     bias: Tensor | None = None  # [R, N, P] float32: centring and shift of the feature target
     depth: Depth | None = None
     symmetric: bool = False
@@ -125,6 +125,7 @@ def feature_bias(a: Bank, b: Bank, shift: Tensor, index: Tensor, center: bool, m
 
     ``mean`` ``[R]`` is that of F over each draw, where these images are not all of it.
     """
+    assert a.feats is not None and b.feats is not None
     (draws, n), (p, c) = index.shape, a.feats.x.shape[1:]
     constant = -shift.float().expand(draws)
     if not center:
@@ -140,7 +141,13 @@ def feature_bias(a: Bank, b: Bank, shift: Tensor, index: Tensor, center: bool, m
     return out
 
 
-def run_term(term: Term, d_a, d_b, d_a_depth=None, d_b_depth=None) -> list[Tensor]:
+def run_term(
+    term: Term,
+    d_a: Tensor | None,  # [N, P, K] float32
+    d_b: Tensor | None,  # [M, Q, K] float32
+    d_a_depth: Tensor | None = None,
+    d_b_depth: Tensor | None = None,
+) -> list[Tensor]:
     """Values of the feature and the depth target (those given) and their gradients, written or added to the buffers.
 
     Buffers that are None are left out. With one bank on both sides ``d_a`` and ``d_b`` are one buffer, and the second
@@ -156,22 +163,25 @@ def run_term(term: Term, d_a, d_b, d_a_depth=None, d_b_depth=None) -> list[Tenso
     return values
 
 
-def _launch(term: Term, d_feature, d_depth, *, on_b: bool, grad: bool, add: bool, scale: float) -> list[Tensor]:
+def _launch(
+    term: Term, d_feature: Tensor | None, d_depth: Tensor | None, *, on_b: bool, grad: bool, add: bool, scale: float
+) -> list[Tensor]:
     rows, columns = (term.b, term.a) if on_b else (term.a, term.b)
     x, y = rows.codes.x, columns.codes.x
     feature, depth = term.bias is not None, term.depth
     f, g = (rows.feats, columns.feats) if feature else (rows.codes, columns.codes)
-    (draws, n), (images, p, k), q = term.index.shape, x.shape, y.shape[1]
-    order = start = term.index
+    assert f is not None and g is not None
+    (draws, n), (images, p, k), q = term.pairs.shape, x.shape, y.shape[1]
+    order = start = term.pairs
     if on_b:
-        listed, order = term.index.flatten().sort(stable=True)
+        listed, order = term.pairs.flatten().sort(stable=True)
         start = torch.searchsorted(listed, torch.arange(images + 1, device=x.device))
     u, v = (f.inverse, f.inverse) if depth is None else ((depth.v, depth.u) if on_b else (depth.u, depth.v))
     shift = f.inverse if depth is None else depth.shift
     sizes = tile_sizes(p, q, f.x.shape[2], k, x.dtype)
     kernel, sizes = _pair_rows_kernel(sizes)
 
-    def grid(meta):
+    def grid(meta: dict[str, int]) -> tuple[int, int, int]:
         return images, triton.cdiv(p, meta["BLOCK_P"]), triton.cdiv(k, meta["BLOCK_K"]) if grad else 1
 
     partial = [torch.zeros((images, triton.cdiv(p, 32)), dtype=torch.float32, device=x.device) for _ in range(2)]
@@ -181,7 +191,7 @@ def _launch(term: Term, d_feature, d_depth, *, on_b: bool, grad: bool, add: bool
         f.x, g.x, f.inverse, g.inverse, *f.x.stride(), *g.x.stride(), term.bias if feature else dummy,
         x, y, rows.codes.inverse, columns.codes.inverse, *x.stride(), *y.stride(),
         u, v, shift, 0.0 if depth is None else 1 / depth.bandwidth**2,
-        term.index, order, start,
+        term.pairs, order, start,
         dummy if d_feature is None else d_feature, dummy if d_depth is None else d_depth, partial[0], partial[1],
         n, draws, p, q, f.x.shape[2], k, u.shape[2] if depth is not None else 1, alpha * scale, alpha * scale,
         0.0 if term.max_similarity is None else term.max_similarity,
