@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from depthg.config import Config
 from depthg.prepare import Prepared
 from depthg.processes import Share
+from depthg.read_ahead import read_ahead
 
 
 def seed_of(seed: int, *parts: object) -> int:
@@ -50,19 +52,35 @@ class Batch:
         return Batch(self.anchors[share.rows], self.neighbours[share.rows], others)
 
 
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """All views in the order of an epoch; not to be changed."""
+    return np.random.default_rng(seed_of(seed, "order", epoch)).permutation(count)
+
+
 def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
     """Anchors by shuffled epochs (the last partial batch is dropped), one of the first k neighbours each."""
     size, count = config.batch_size, len(data.features)
     if size > count:
         raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
     epoch, position = divmod(iteration, count // size)
-    order = np.random.default_rng(seed_of(config.seed, "order", epoch)).permutation(count)
+    order = epoch_order(config.seed, epoch, count)
     anchors = np.sort(order[position * size : (position + 1) * size])
     rng = np.random.default_rng(seed_of(config.seed, "pairs", iteration))
     choices = min(config.knn.draw, data.neighbours.shape[1])
     neighbours = data.neighbours[anchors, rng.integers(choices, size=size)]
     others = None
     if config.loss.depth.pair == "crop":
-        same = [np.flatnonzero((data.photos == data.photos[view]) & (np.arange(count) != view)) for view in anchors]
-        others = np.array([rng.choice(views) for views in same])
+        first, stop = (np.searchsorted(data.photos, data.photos[anchors], side) for side in ("left", "right"))
+        same = [np.arange(*ends) for ends in zip(first, stop, strict=True)]  # the views of a photo follow one another
+        others = np.array([rng.choice(views[views != view]) for views, view in zip(same, anchors, strict=True)])
     return Batch(anchors, neighbours, others)
+
+
+def announce(batch: Batch, data: Prepared) -> None:
+    """Starts the reading of what a later step needs from the disk."""
+    views = np.concatenate([part for part in (batch.anchors, batch.neighbours, batch.others) if part is not None])
+    data.features.announce(views)
+    for array in (data.depth, data.normals):
+        read_ahead(array, views)
+    read_ahead(data.labels, batch.anchors)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from depthg.read_ahead import read_ahead
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -138,6 +140,9 @@ class Features:
         """Maps of some views, rounded to ``dtype``, on the CPU."""
         raise NotImplementedError
 
+    def announce(self, views: np.ndarray) -> None:
+        """Says which views are read next, so that a disk can start."""
+
     def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
         """Maps of some views in float32 ``[N, h*w, D]`` on a device.
 
@@ -181,6 +186,9 @@ class StoredFeatures(Features):
 
     def read(self, views: np.ndarray) -> Tensor:
         return self.maps[torch.from_numpy(np.asarray(views, np.int64))]
+
+    def announce(self, views: np.ndarray) -> None:
+        read_ahead(self.array, views)
 
     def __getitem__(self, index) -> np.ndarray:
         found = np.asarray(self.array[index])  # only what the index asks for

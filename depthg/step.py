@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from depthg import processes
-from depthg.batches import Batch, draw_batch, negative_pairs, seed_of
+from depthg.batches import Batch, announce, draw_batch, negative_pairs, seed_of
 from depthg.config import Config
 from depthg.features import Features
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
@@ -194,6 +194,7 @@ class Step:
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
+        announce(draw_batch(config, data, iteration + 1).part(self.share), data)
         batch = draw_batch(config, data, iteration).part(self.share)
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)
