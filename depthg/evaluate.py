@@ -88,9 +88,7 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
         read_outs |= processes.from_main(
             lambda: {
                 name: read.to("cpu")
-                for name, read in kmeans_read_outs(
-                    run, preparation, request.clusters, baselines=request.kmeans
-                ).items()
+                for name, read in kmeans_read_outs(run, preparation, request.clusters, baselines=request.kmeans).items()
             }
         )
         read_outs = {name: read.to(run.device) for name, read in read_outs.items()}
