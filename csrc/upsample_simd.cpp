@@ -28,25 +28,28 @@ constexpr int kLanes = 4;
 constexpr int kGroup = 4;                // vectors whose arg-max is found together
 constexpr int64_t kRow = kTile + kSpare;  // floats from map to map
 typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
+constexpr int kShort = kLanes < 8 ? kLanes : 8;  // lanes along a row, where runs of pixels are short
+typedef float ShortVec __attribute__((vector_size(kShort * 4), aligned(4)));
 typedef int Ids __attribute__((vector_size(kLanes * 4), aligned(4)));
 
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline ShortVec load_short(const float* p) { return *reinterpret_cast<const ShortVec*>(p); }
+inline void store_short(float* p, ShortVec v) { *reinterpret_cast<ShortVec*>(p) = v; }
 
 // Takes v and its map m where v is larger, or with ODD the first NaN.
 template <bool ODD>
-inline void keep_larger(Vec v, int m, Vec& best, Ids& id) {
+inline void keep_larger(Vec v, Ids m, Vec& best, Ids& id) {
 #if defined(__AVX512F__)
   __mmask16 take = _mm512_cmp_ps_mask((__m512)v, (__m512)best, ODD ? _CMP_NLE_UQ : _CMP_GT_OQ);
   if (ODD) take &= _mm512_cmp_ps_mask((__m512)best, (__m512)best, _CMP_ORD_Q);
   best = (Vec)_mm512_mask_mov_ps((__m512)best, take, (__m512)v);
-  id = (Ids)_mm512_mask_set1_epi32((__m512i)id, take, m);
+  id = (Ids)_mm512_mask_mov_epi32((__m512i)id, take, (__m512i)m);
 #else
   Ids take = v > best;
   if (ODD) take |= (v != v) & (best == best);
   best = take ? v : best;
-  id = take ? m - Ids{} : id;
+  id = take ? m : id;
 #endif
 }
 
@@ -75,9 +78,9 @@ bool interpolate_row(const ScoreMaps& s, int64_t row, const Run* runs, int64_t c
     for (const Run* run = runs; run != runs + count; ++run) {
       const float a = scores[run->cell * s.stride_column], b = scores[run->next * s.stride_column];
       odd += (a - a) + (b - b);
-      const Vec first = splat(a), second = splat(b);
-      for (int64_t x = run->begin; x < run->end; x += kLanes) {
-        store(out + x, first * load(lower + x) + second * load(upper + x));
+      const ShortVec first = a - ShortVec{}, second = b - ShortVec{};
+      for (int64_t x = run->begin; x < run->end; x += kShort) {
+        store_short(out + x, first * load_short(lower + x) + second * load_short(upper + x));
       }
     }
   }
@@ -96,12 +99,14 @@ void arg_max(const float* top, const float* bottom, int64_t maps, float lower, f
       best[n] = load(t + n * kLanes) * above + load(b + n * kLanes) * below;
       id[n] = Ids{};
     }
+    Ids now{};
     for (int64_t m = 1; m < maps; ++m) {
       t += kRow;
       b += kRow;
+      now += 1;
 #pragma GCC unroll 4
       for (int n = 0; n < kGroup; ++n) {
-        keep_larger<ODD>(load(t + n * kLanes) * above + load(b + n * kLanes) * below, static_cast<int>(m), best[n], id[n]);
+        keep_larger<ODD>(load(t + n * kLanes) * above + load(b + n * kLanes) * below, now, best[n], id[n]);
       }
     }
 #pragma GCC unroll 4
