@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+from depthg.torch_file import read_torch_file, tensors_of
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a `.pth` / `.pt` / `.bin` (read with weights_only=True) or `.safetensors` file, on the CPU.
+    """Tensors of a `.pth` / `.pt` / `.bin` or `.safetensors` file, on the CPU.
 
-    Nested dictionaries (`{"teacher": {...}, "epoch": 3}`) are flattened with dots; what is not a tensor is dropped.
+    No code of the file is run. Nested dictionaries (`{"teacher": {...}, "epoch": 3}`) are flattened with dots; what is
+    not a tensor is dropped.
 
     Raises: FileNotFoundError, ValueError (not a file of tensors), each naming the file.
     """
@@ -23,33 +26,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # plain data; full DINO checkpoints hold one
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors, which is not loaded because unpickling can run code; "
-            "save the plain state dict with torch.save(model.state_dict(), path)"
-        ) from error
-    except Exception as error:  # torch and safetensors raise many types on a truncated file
+        content = load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as a weights file: {error}") from error
-    tensors = _flatten(content) if isinstance(content, Mapping) else {}
+    tensors = tensors_of(content)
     if not tensors:
-        raise ValueError(f"{path} holds no tensors; a state dict is expected")
-    return tensors
-
-
-def _flatten(content: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    tensors = {}
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            tensors[f"{prefix}{key}"] = value.detach()
-        elif isinstance(value, Mapping):
-            tensors.update(_flatten(value, f"{prefix}{key}."))
+        raise ValueError(f"{path} holds no tensors; save the model with torch.save(model.state_dict(), path)")
     return tensors
 
 

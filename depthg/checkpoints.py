@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from depthg.safe_text import parse_json
 
 FILE = "checkpoint.safetensors"
 PARTIAL = re.compile(r"\..+\.(\d+)")  # names that write_whole gives to unfinished files
@@ -112,7 +115,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict]:
         raise FileNotFoundError(f"no checkpoint at {path}; was the run stopped before its first one?")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["depthg"])
+            header = parse_json((file.metadata() or {})["depthg"])
+            if not isinstance(header, dict):
+                raise ValueError(f"its header is a {type(header).__name__}")
             return {key: file.get_tensor(key) for key in file.keys()}, header
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
@@ -133,10 +138,11 @@ def load_modules(tensors: dict[str, Tensor], modules: dict[str, torch.nn.Module]
             target.copy_(value)
 
 
-def load_optimizers(tensors: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimizer]) -> None:
+def load_optimizers(tensors: dict[str, Tensor], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
     """Restores optimiser states; the hyper-parameters stay those of the given optimisers."""
     for name, optimizer in optimizers.items():
-        prefix, state = f"optimizer.{name}.", {}
+        prefix = f"optimizer.{name}."
+        state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith(prefix):
                 index, entry = key[len(prefix) :].split(".")

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from depthg import processes
 from depthg.config import GROUPS, Config, nearest, options, validate
+from depthg.safe_text import check_no_references, parse_yaml
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, OmegaConfBaseException)
 RESUME_KEYS = ("resume", "device", "cache.dir", "iterations")
@@ -101,7 +102,8 @@ def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts:
 
 def to_config(node) -> Config:
     """The checked dataclass from Hydra's composed node (or a plain dict with the same keys)."""
-    return validate(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), node)))
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), node))
+    return validate(config)
 
 
 def run_command(task: Callable[[Config], object], command: str, summary: str, parts: Sequence[str] = ()) -> None:
@@ -168,10 +170,10 @@ def stored_settings(run: Path) -> dict:
     """Settings in a run folder's ``config.yaml``, read without running code."""
     path = run / "config.yaml"
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = check_no_references(parse_yaml(path.read_text(encoding="utf-8")))
         to_config(stored)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{run} is not a run folder: it has no config.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, ValueError) as error:
+    except (UnicodeDecodeError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return stored

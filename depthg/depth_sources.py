@@ -224,7 +224,7 @@ def depth_source(
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # a map is never larger than its file
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read the depth map {show(path)} ({error}): save it again with numpy.save") from error
     if values.dtype.kind not in "fiu":

@@ -7,13 +7,10 @@ compares two runs (``comparison``).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-
-import yaml
 
 from depthg.checkpoints import write_text
 from depthg.cli import USER_ERRORS
@@ -31,6 +28,7 @@ from depthg.report_sections import (
     time_table,
 )  # fmt: skip
 from depthg.run_folder import SCORES_FILE, read_log
+from depthg.safe_text import parse_json, parse_yaml
 
 KNOWN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "confusion.png", "panels")
 
@@ -82,17 +80,17 @@ def read_run(run: Path) -> tuple[dict, dict, list[dict]]:
     Raises:
         ValueError: config.yaml or metrics.json is damaged.
     """
-    config = _mapping(run / "config.yaml", yaml.safe_load, yaml.YAMLError)
-    return config, _mapping(run / "metrics.json", json.loads, ValueError), read_log(run / "metrics.jsonl")
+    config = _mapping(run / "config.yaml", parse_yaml)
+    return config, _mapping(run / "metrics.json", parse_json), read_log(run / "metrics.jsonl")
 
 
-def _mapping(path: Path, parse, error: type[Exception]) -> dict:
+def _mapping(path: Path, parse) -> dict:
     """A parsed file that holds a mapping; empty when there is no file."""
     if not path.is_file():
         return {}
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except (error, UnicodeDecodeError) as reason:
+    except ValueError as reason:
         raise ValueError(
             f"{path} is damaged ({reason}); restore it or remove it, then build the report again"
         ) from reason
@@ -203,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(options.run) == 2:
             from depthg.comparison import write_comparison
 
-            path = write_comparison(*options.run, options.out, options.overwrite, not options.no_pictures)
+            first, second = options.run
+            path = write_comparison(first, second, options.out, options.overwrite, not options.no_pictures)
         else:
             path = write_report(options.run[0], options.out, options.overwrite)
         print(path)

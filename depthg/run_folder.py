@@ -18,6 +18,7 @@ from depthg import __version__
 from depthg.checkpoints import PARTIAL, remove_partials, write_error, write_text
 from depthg.config import Config
 from depthg.event_file import EventFile
+from depthg.safe_text import parse_json
 
 try:
     import resource
@@ -92,7 +93,8 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
-        self.path, self.descriptor = run / LOCK_FILE, None
+        self.path = run / LOCK_FILE
+        self.descriptor: int | None = None
 
     def check(self) -> None:
         """Raises FileExistsError when another process trains here."""
@@ -175,13 +177,16 @@ class MetricLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """Lines of ``metrics.jsonl``; an unfinished last line is ignored."""
+    """Lines of ``metrics.jsonl``; an unfinished or damaged line and what follows it are ignored."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(text))
+            line = parse_json(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or not isinstance(line.get("iteration"), int):
+            break
+        lines.append(line)
     return lines
 
 

@@ -1,0 +1,63 @@
+"""YAML and JSON from files of unknown origin: plain values of bounded size and depth, and no code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+MOST_CHARACTERS = 2**20  # of settings; those of this package take 5,000
+MOST_LEVELS = 20
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: no YAML, tags that would make objects, references to other parts (a few of them unfold to
+            gigabytes), or more than `MOST_CHARACTERS` or `MOST_LEVELS`.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, settings have at most {MOST_CHARACTERS:,}")
+    try:
+        level = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > MOST_LEVELS:
+                raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it refers to another part of itself (*{event.anchor}); write that part out")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, AttributeError, TypeError, IndexError, KeyError, OverflowError) as error:
+        raise ValueError(f"it is no YAML of plain values: {error}") from error  # a few slip through PyYAML's own checks
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, or nested deeper than the interpreter's stack.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def check_no_references(value: Any) -> Any:
+    """``value``, if none of its texts is an OmegaConf interpolation, which could read the environment.
+
+    Raises:
+        ValueError: one is; names it.
+    """
+    queue = [value]
+    while queue:
+        part = queue.pop()
+        if isinstance(part, dict):
+            queue += [*part, *part.values()]
+        elif isinstance(part, list):
+            queue += part
+        elif isinstance(part, str) and "${" in part:
+            raise ValueError(f"{part[:80]!r} is a reference, which stored settings do not need; write its value")
+    return value
