@@ -224,8 +224,8 @@ def depth_source(
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
-        values = np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # a map is never larger than its file
-    except (OSError, ValueError, EOFError) as error:
+        values = np.array(np.lib.format.open_memmap(path, mode="r"))  # a map is never larger than its file
+    except Exception as error:  # numpy parses the header as Python, so damaged ones raise anything
         raise DataError(f"cannot read the depth map {show(path)} ({error}): save it again with numpy.save") from error
     if values.dtype.kind not in "fiu":
         raise DataError(f"{show(path)} has dtype {values.dtype}; a depth map holds floats or integers")

@@ -1,0 +1,340 @@
+"""Known exploits at every door: nothing that a file says is run, and none takes memory that it only promises.
+
+The parts have tests of their own (``test_unpickle.py``, ``test_torch_file.py``, ``test_data_files.py`` ...); here the
+public functions are given the files.
+"""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from depthg.backbone_weights import read_state_dict
+from depthg.checkpoints import FILE, read_checkpoint
+from depthg.cli import load_config, stored_settings
+from depthg.config import Config
+from depthg.convert import read_stego
+from depthg.data.files import DataError, image_size, read_image, read_values
+from depthg.data.matlab import read_mat
+from depthg.data.pairing import read_list
+from depthg.depth_sources import FolderDepth
+from depthg.loaded_run import load_run
+from depthg.replay import read_step
+from depthg.report import read_run, write_report
+from depthg.run_folder import create_run, read_log
+from depthg.safe_text import MOST_CHARACTERS, parse_json, parse_yaml
+from depthg.torch_file import read_torch_file
+
+MOST_MIB = 300  # that refusing a file may take
+
+
+@pytest.fixture(autouse=True)
+def _bounded():
+    """Fails a test in which the process took much more memory than before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < MOST_MIB, f"took {grown:.0f} MiB"
+
+
+# ---- pickles
+
+
+class Exploit:
+    """Runs ``touch MARKER`` when unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def places(exploit) -> dict:
+    return {
+        "whole": exploit, "value": {"state_dict": {"a": torch.ones(2)}, "epoch": exploit}, "key": {exploit: 1},
+        "nested": {"hyper_parameters": [{"cfg": ({"x": [exploit]},)}]},
+    }  # fmt: skip
+
+
+READERS = [read_torch_file, read_state_dict, read_stego]
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+@pytest.mark.parametrize("place", places(None))
+@pytest.mark.parametrize("kind", ["zip", "rows", "bare"])
+def test_no_reader_of_weights_runs_a_pickle(tmp_path, reader, place, kind):
+    marker = tmp_path / "ran"
+    path = tmp_path / "evil.ckpt"
+    for protocol in range(6):
+        value = places(Exploit(marker))[place]
+        if protocol < 2 and place == "value":
+            value = {"epoch": Exploit(marker)}  # torch's tensors need protocol 2
+        if kind == "bare":
+            path.write_bytes(pickle.dumps(value, protocol))
+        else:
+            torch.save(value, path, _use_new_zipfile_serialization=kind == "zip", pickle_protocol=protocol)
+        with pytest.raises(ValueError, match=r"evil\.ckpt"):
+            reader(path)
+        assert not marker.exists(), protocol
+    pickle.loads(pickle.dumps(Exploit(marker)))
+    assert marker.exists(), "the exploit works where pickles are loaded"
+
+
+def disguised(tmp_path, marker) -> dict:
+    """Pickles under names of other formats, and how they are read."""
+    evil = pickle.dumps(Exploit(marker))
+    run = create_run(Config(runs_dir=str(tmp_path / "runs"), name="a"))
+    objects = np.array([Exploit(marker)], dtype=object)
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "a.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "depth" / "b.npz", a=objects)
+    os.replace(tmp_path / "depth" / "b.npz", tmp_path / "depth" / "b.npy")
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    (run / "checkpoints" / "last").mkdir(parents=True)
+    (run / "checkpoints" / "last" / FILE).write_bytes(evil)
+    for name in ("weights.safetensors", "step.json", "step.safetensors", "photo.png", "list.txt", "gt.mat"):
+        (tmp_path / name).write_bytes(evil)
+    return {
+        "checkpoint": lambda: read_checkpoint(run / "checkpoints" / "last"), "run": lambda: load_run(run),
+        "safetensors": lambda: read_state_dict(tmp_path / "weights.safetensors"),
+        "step": lambda: read_step(tmp_path / "step.json"), "photo": lambda: read_image(tmp_path / "photo.png"),
+        "list": lambda: read_list(tmp_path / "list.txt"), "matlab": lambda: read_mat(tmp_path / "gt.mat", "a"),
+        "array of objects": lambda: folder_depth(tmp_path / "depth", "a"),
+        "archive as an array": lambda: folder_depth(tmp_path / "depth", "b"),
+    }  # fmt: skip
+
+
+def folder_depth(root, name):
+    class Split:
+        names, relative = [name], [name]
+
+        def __len__(self):
+            return 1
+
+        def fov_deg(self, index):
+            return 60.0
+
+        def image(self, index):
+            return np.zeros((32, 32, 3), np.uint8)
+
+    return FolderDepth(root, None, expects_metres=False)(Split(), 0)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "run", "safetensors", "step", "photo", "list", "matlab",
+                                  "array of objects", "archive as an array"])  # fmt: skip
+def test_pickles_under_other_names_are_not_run(tmp_path, name):
+    marker = tmp_path / "ran"
+    with pytest.raises((ValueError, OSError, TypeError)):
+        disguised(tmp_path, marker)[name]()
+    assert not marker.exists()
+
+
+# ---- settings
+
+YAML_TAGS = [
+    "!!python/object/apply:os.system ['touch {}']", "!!python/object/new:os.system ['touch {}']",
+    "name: !!python/object/apply:subprocess.check_output [['touch', '{}']]",
+    "!!python/object/new:type {{args: [x, [], {{extend: !!python/name:exec}}], listitems: \"open('{}','w')\"}}",
+    "a: !!python/module:this", "a: !!python/name:os.system", "!!python/tuple [1]", "!<tag:yaml.org,2002:python/none> x",
+    "? !!python/object/apply:os.system ['touch {}']\n: 1", "!!map {{<<: !!python/object/apply:os.system ['touch {}']}}",
+]  # fmt: skip
+HYDRA = [
+    "_target_: os.system", "head: {_target_: os.system, _args_: ['touch {}']}", "data: {_target_: subprocess.run}",
+    "hydra: {run: {dir: '{}'}}", "defaults: [override hydra/launcher: submitit]", "_partial_: true",
+    "_recursive_: false",
+    "name: '${{oc.env:HOME}}'", "runs_dir: '${{oc.decode:${{oc.env:HOME}}}}'", "seed: ${{hydra:runtime.cwd}}",
+]  # fmt: skip
+BOMBS = {
+    "laughs": "\n".join(["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]),
+    "loop": "&a [*a]", "merge": "a: &a {b: 1}\nc: {<<: *a}", "deep": "[" * 100_000, "deep map": "{a: " * 5_000,
+    "long": "# " + "x" * MOST_CHARACTERS, "digits": "seed: " + "9" * 50_000, "bytes": "\x00\x01",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*YAML_TAGS, *HYDRA, *BOMBS.values()], ids=lambda text: text[:30])
+def test_settings_of_a_run_are_data(tmp_path, text):
+    run, marker = tmp_path / "run", tmp_path / "ran"
+    run.mkdir()
+    (run / "config.yaml").write_text(text.replace("{}", str(marker)).replace("{{", "{").replace("}}", "}"))
+    for use in (stored_settings, load_run, lambda run: load_config([f"resume={run}"])):
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+            use(run)
+    try:
+        read_run(run)  # shown, not used: only what is no plain YAML is refused
+    except ValueError as error:
+        assert "config.yaml is damaged" in str(error)
+    assert not marker.exists()
+    if text in YAML_TAGS[:2]:
+        yaml.unsafe_load(text.replace("{}", str(marker)).replace("{{", "{").replace("}}", "}"))
+        assert marker.exists(), "the exploit works where YAML is loaded without care"
+
+
+def test_yaml_and_json_of_plain_values():
+    text = "a: [1, 2.5, null, true]\nb: {c: 'x'}\n"
+    assert parse_yaml(text) == {"a": [1, 2.5, None, True], "b": {"c": "x"}} and parse_json("[1]") == [1]
+    for deep in ("[" * 100_000, '{"a":' * 100_000):
+        with pytest.raises(ValueError):
+            parse_json(deep)
+
+
+def test_pages_show_hostile_text_as_text(tmp_path):
+    run = create_run(Config(runs_dir=str(tmp_path), name="a"))
+    script = "<script>alert(1)</script>"
+    metrics = {"cluster.accuracy": script, "classes": [script], "environment": {script: script}, "seconds": {script: 1}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "metrics.jsonl").write_text(json.dumps({"iteration": 1, script: 1}) + "\n[" + "[" * 9999 + "\n")
+    (run / "images.csv").write_text(f"name,accuracy,miou\n{script},1,1\n")
+    assert script not in write_report(run).read_text()
+    assert len(read_log(run / "metrics.jsonl")) == 1
+
+
+# ---- paths
+
+OUTSIDE = ["../secret", "/etc/passwd", "a/../../secret", "..\\secret", "C:\\secret", "~/secret", "a\0b", "\\\\host\\x"]
+
+
+@pytest.mark.parametrize("entry", OUTSIDE)
+def test_lists_lead_nowhere_else(tmp_path, entry):
+    (tmp_path / "list.txt").write_text(f"good\n{entry}\n")
+    with pytest.raises(DataError, match=r"list\.txt, line 2"):
+        read_list(tmp_path / "list.txt")
+
+
+def test_archives_are_never_unpacked(tmp_path, monkeypatch):
+    """Names that lead elsewhere are only looked up; the tar format of very old files is refused."""
+    for method in ("extract", "extractall"):
+        monkeypatch.setattr(zipfile.ZipFile, method, None)
+        monkeypatch.setattr(tarfile.TarFile, method, None)
+    path = tmp_path / "in" / "a.pth"
+    path.parent.mkdir()
+    torch.save({"a": torch.ones(2)}, path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        for name in ("../escaped", "/tmp/depthg-escaped", "a/../../escaped"):
+            archive.writestr(name, "x")
+    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
+    with tarfile.open(tmp_path / "old.pth", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../escaped"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"old\.pth"):
+        read_state_dict(tmp_path / "old.pth")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "old.pth"]
+
+
+# ---- bombs
+
+
+def png(width, height, *chunks, idat=b"\x00"):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    rest = [*chunks, (b"IDAT", zlib.compress(idat)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunk(*part) for part in rest)
+
+
+PICTURES = {
+    "huge": png(2**31 - 1, 2**31 - 1), "wide": png(2**31 - 1, 1), "large": png(60_000, 60_000),
+    "nothing": png(0, 0), "text": png(8, 8, (b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))),
+    "profile": png(8, 8, (b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8)))),
+    "chunk length": b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**31 - 1) + b"IHDR",
+    "bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**31 - 1, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
+    "ppm": b"P6 99999999 99999999 255\n", "gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x3b",
+    "tiff": b"II*\0\x08\0\0\0" + struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 2**31, 2**31 - 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_take_no_memory_on_a_promise(tmp_path, name):
+    path = tmp_path / f"{name}.png"
+    path.write_bytes(PICTURES[name])
+    for read in (read_image, read_values, image_size):
+        try:
+            found = read(path)
+        except DataError as error:
+            assert name in str(error)
+        else:
+            assert read is image_size or found.nbytes < 10**6
+
+
+def safetensors(header, body=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def tensor(shape, start, stop, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+TENSORS = {
+    "length": safetensors(b"{}", length=2**63), "length too long": safetensors(b"{}", length=2**40),
+    "no header": b"", "shape": safetensors({"a": tensor([2**40, 2**40], 0, 4)}, bytes(4)),
+    "overflow": safetensors({"a": tensor([2**32, 2**32], 0, 0)}), "outside": safetensors({"a": tensor([1], 0, 4)}),
+    "overlap": safetensors({"a": tensor([1], 0, 4), "b": tensor([1], 0, 4)}, bytes(4)),
+    "hole": safetensors({"a": tensor([1], 4, 8)}, bytes(8)), "deep": safetensors(b"[" * 100_000),
+    "metadata": safetensors({"__metadata__": {"depthg": "[" * 100_000}}),
+    "list": safetensors({"__metadata__": {"depthg": "[]"}}),
+    "negative": safetensors({"a": tensor([-1], 0, 4)}, bytes(4)),
+    "keys": safetensors(b"{" + b",".join(b'"%d":1' % n for n in range(20_000)) + b"}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_safetensors_that_lie(tmp_path, name):
+    (tmp_path / FILE).write_bytes(TENSORS[name])
+    with pytest.raises(ValueError, match=FILE):
+        read_checkpoint(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(TENSORS[name])
+    with pytest.raises(ValueError, match=r"w\.safetensors"):
+        read_state_dict(tmp_path / "w.safetensors")
+
+
+def npy(text):
+    text = text.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+ARRAYS = {
+    "terabytes": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)}"),
+    "gigabytes": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (60000, 60000)}"),
+    "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + pickle.dumps([1]),
+    "code": npy("__import__('os').system('true')"), "deep": npy("(" * 100),
+    "header": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1),
+    "negative": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 4)}"),
+    "zip": b"PK\x03\x04" + bytes(100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_depth_maps_that_lie(tmp_path, name):
+    (tmp_path / "a.npy").write_bytes(ARRAYS[name])
+    with pytest.raises(DataError, match=r"a\.npy"):
+        folder_depth(tmp_path, "a")
+
+
+def test_compressed_archives_do_not_unfold(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}))
+        archive.writestr("archive/data/0", bytes(10**8))
+    for reader in READERS:
+        with pytest.raises(ValueError, match=r"bomb\.pth .*compressed"):
+            reader(path)
+    unfolded = zlib.compress(struct.pack("<II", 14, 10**8) + bytes(10**8))
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
+    (tmp_path / "bomb.mat").write_bytes(header + struct.pack("<II", 15, len(unfolded)) + unfolded)
+    with pytest.raises(DataError, match=r"bomb\.mat"):
+        read_mat(tmp_path / "bomb.mat", "a")
+    save_file({"a": torch.ones(1)}, tmp_path / "ok.safetensors")
+    assert list(read_state_dict(tmp_path / "ok.safetensors")) == ["a"]
