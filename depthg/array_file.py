@@ -40,7 +40,7 @@ def write_rows(path: Path, shape: tuple[int, ...], start: int, rows: np.ndarray)
     """Writes rows ``start`` to ``start + len(rows)``, contiguous and of the array's type, in one sequential write."""
     with open(path, "rb+") as file:
         file.seek(len(_header(tuple(shape), rows.dtype)) + start * array_bytes(shape[1:], rows.dtype))
-        file.write(memoryview(rows).cast("B"))
+        file.write(rows.data.cast("B"))
 
 
 def flush(path: Path) -> None:

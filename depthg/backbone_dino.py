@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthg.backbone_vit import (
     Source,
@@ -94,7 +95,7 @@ def position_embedding(table: Tensor, h: int, w: int) -> Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _interpolate_pos_encoding(self: nn.Module, embeddings: Tensor, height: int, width: int) -> Tensor:
+def _interpolate_pos_encoding(self: Any, embeddings: Tensor, height: int, width: int) -> Tensor:
     """Replaces the method of this name of transformers' ViTEmbeddings."""
     patch = self.patch_embeddings.projection.kernel_size[0]
     return position_embedding(self.position_embeddings, height // patch, width // patch)

@@ -111,7 +111,8 @@ def load_efficientnet_lite0(weights: str | Path | None = None) -> EfficientNetLi
     state = {k: v for k, v in read_state_dict(path).items() if not k.startswith(UNUSED_PREFIXES)}
     body = EfficientNetLite0()
     load_strictly(body, fold_batch_norm(state), "EfficientNet-Lite0", path)
-    return body.to(memory_format=torch.channels_last)  # 2 to 4 times faster on a CPU
+    body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
+    return body  # 2 to 4 times faster on a CPU
 
 
 def find_weights() -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import SSLError
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,13 @@ class VisionTransformer(nn.Module):
 
     cpu_pixels = 4 * 224 * 224
 
-    def __init__(
-        self, model: nn.Module, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-    ):
+    def __init__(self, model: Any, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD):
         super().__init__()
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # unused, and random when the checkpoint has none
         self.model = model.eval()
         self.mean, self.std = tuple(mean), tuple(std)
-        self.stages = (model.config.hidden_size,)
+        self.stages: tuple[int, ...] = (model.config.hidden_size,)
         self.stride = self.multiple = patch_size(model.config)
         takes_option = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if takes_option else {}
@@ -167,9 +166,7 @@ def _why_unreachable(url: str) -> str | None:
     return None
 
 
-def from_pretrained(
-    model_class: type, source: Source, strict: bool = False, unused: str = r"pooler\.", **kwargs
-) -> nn.Module:
+def from_pretrained(model_class: Any, source: Source, strict: bool = False, unused: str = r"pooler\.", **kwargs) -> Any:
     """`model_class.from_pretrained` in float32 with fused attention; neither code nor pickles of the checkpoint run.
 
     Args: strict: weights that the model does not have are an error too; unused: pattern of the names of weights that

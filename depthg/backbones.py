@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthg.backbone_dino import DINO, load_dino
-from depthg.backbone_efficientnet import load_efficientnet_lite0
-from depthg.backbone_vit import load_hf
+from depthg.backbone_efficientnet import EfficientNetLite0, load_efficientnet_lite0
+from depthg.backbone_vit import VisionTransformer, load_hf
 from depthg.backbone_weights import hash_weights
 
 BACKBONES = ("efficientnet_lite0", *DINO, "hf:<hub id or folder>")
@@ -34,7 +34,10 @@ class Backbone(nn.Module):
         weights_hash: 16 hexadecimal digits that change with any weight, for cache keys.
     """
 
-    def __init__(self, name: str, body: nn.Module):
+    mean: Tensor  # [1, 3, 1, 1]
+    std: Tensor  # [1, 3, 1, 1]
+
+    def __init__(self, name: str, body: EfficientNetLite0 | VisionTransformer):
         super().__init__()
         self.name = name
         self.stages = tuple(body.stages)
@@ -122,6 +125,7 @@ def load_backbone(name: str, weights: str | Path | None = None, device: str | to
         weights = Path(weights).expanduser()
         if not weights.exists():
             raise FileNotFoundError(f"backbone.weights={weights} does not exist")
+    body: EfficientNetLite0 | VisionTransformer
     if name == "efficientnet_lite0":
         body = load_efficientnet_lite0(weights)
     elif name in DINO:

@@ -24,7 +24,7 @@ def seed_of(seed: int, *parts: object) -> int:
 
 def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]
     """Which image is whose negative: derangements, or STEGO's permutations with fixed points moved on by one."""
-    rows = []
+    rows: list[Tensor] = []
     while len(rows) < draws:
         row = torch.randperm(batch, generator=generator)
         fixed = row == torch.arange(batch)
@@ -78,7 +78,7 @@ def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
 
 
 def announce(batch: Batch, data: Prepared) -> None:
-    """Starts the reading of what a later step needs from the disk."""
+    """Reads what a later step needs from the disk into memory."""
     views = np.concatenate([part for part in (batch.anchors, batch.neighbours, batch.others) if part is not None])
     data.features.announce(views)
     for array in (data.depth, data.normals):

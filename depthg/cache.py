@@ -192,7 +192,7 @@ class Build:
             raise ValueError(f"rows {start} on of shape {rows.shape} do not fit {name} of shape {tuple(shape)}")
         write_rows(self.path(name), shape, start, np.ascontiguousarray(rows, dtype))
 
-    def file(self, name: str, write: Callable[[Path], None]) -> Path:
+    def file(self, name: str, write: Callable[[Path], object]) -> Path:
         """A small further file of the cache, written whole or not at all; inside :meth:`once`."""
         path, partial = self.folder / name, self.folder / f".{name}.new"
         write(partial)

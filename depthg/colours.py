@@ -54,10 +54,9 @@ def depth_colours(
 
 def depth_scale(depths: list[np.ndarray], metric: bool | None) -> tuple[float, float, bool] | None:
     """Nearest and farthest value (1% and 99% quantiles over all maps) and whether they are metres."""
-    values = [d[np.isfinite(d)].astype(np.float64) for d in depths]
-    values = np.concatenate([v.ravel() for v in values]) if values else np.zeros(0)
     if not depths:
         return None
+    values = np.concatenate([d[np.isfinite(d)].astype(np.float64).ravel() for d in depths])
     metric = bool(values.size and values.max() > 1) if metric is None else metric
     values = values[values > 0] if metric else values
     if not values.size:

@@ -119,7 +119,7 @@ def name_sides(a: Side, b: Side) -> tuple[Side, Side]:
     elif a.path.name != b.path.name:
         labels = (a.path.name, b.path.name)
     else:
-        labels = tuple("/".join(side.path.parts[-2:]) for side in (a, b))
+        labels = ("/".join(a.path.parts[-2:]), "/".join(b.path.parts[-2:]))
     return replace(a, label=labels[0]), replace(b, label=labels[1])
 
 
@@ -177,7 +177,8 @@ def score_table(a: Side, b: Side) -> str:
 def paired(a: Side, b: Side) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of the images that both runs scored, and their mIoU in both."""
     names = [name for name in a.images if name in b.images]
-    return names, *(np.array([side.images[name][1] for name in names]) for side in (a, b))
+    before, after = (np.array([side.images[name][1] for name in names]) for side in (a, b))
+    return names, before, after
 
 
 def mean_interval(change: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -188,9 +189,10 @@ def mean_interval(change: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 def _figures(a: Side, b: Side) -> str:
     labels, blocks = (a.label, b.label), []
-    per_class = [dict(pairs(dict(pairs(side.metrics.get("per_class"))).get("cluster"))) for side in (a, b)]
-    if any(is_number(value) and is_number(per_class[1].get(name)) for name, value in per_class[0].items()):
-        blocks.append(figure("IoU per class, cluster probe", lambda theme: class_figure(*per_class, labels, theme)))
+    first, second = (dict(pairs(dict(pairs(side.metrics.get("per_class"))).get("cluster"))) for side in (a, b))
+    if any(is_number(value) and is_number(second.get(name)) for name, value in first.items()):
+        draw = lambda theme: class_figure(first, second, labels, theme)  # noqa: E731
+        blocks.append(figure("IoU per class, cluster probe", draw))
     names, before, after = paired(a, b)
     if len(names) > 1:
         change = after - before
@@ -206,18 +208,18 @@ def _figures(a: Side, b: Side) -> str:
 
 
 def _curves(a: Side, b: Side) -> str:
-    lines = [[line for line in side.records if is_number(line.get("cluster.miou"))] for side in (a, b)]
-    if min(map(len, lines)) < 2:
+    first, second = ([line for line in side.records if is_number(line.get("cluster.miou"))] for side in (a, b))
+    if min(len(first), len(second)) < 2:
         return ""
     charts = [
-        figure(title, lambda theme, kind=kind: validation_figure(*lines, kind, (a.label, b.label), theme))
+        figure(title, lambda theme, kind=kind: validation_figure(first, second, kind, (a.label, b.label), theme))
         for kind, title in (("accuracy", "Accuracy, cluster probe"), ("miou", "mIoU, cluster probe"))
     ]
     return f'<div class="grid">{"".join(charts)}</div>'
 
 
 def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
-    found = {}
+    found: dict[str, object] = {}
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
@@ -238,7 +240,8 @@ def cost_table(a: Side, b: Side) -> str:
     memory = [dict(pairs(side.metrics.get("memory"))) for side in (a, b)]
     for key, name in (("resident_mib", "peak memory"), ("gpu_mib", "peak GPU memory")):
         if all(is_number(found.get(key)) for found in memory):
-            rows.append((name, *(f"{found[key] / 1024:.2f} GiB" for found in memory)))
+            before, after = (f"{found[key] / 1024:.2f} GiB" for found in memory)
+            rows.append((name, before, after))
     return _three_columns(("", a.label, b.label), rows)
 
 

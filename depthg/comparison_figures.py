@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from depthg.figures import PRINT, Theme, new_figure, style_axes
 
-LEGEND = {"frameon": False, "fontsize": 9, "ncols": 2, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+LEGEND: dict[str, Any] = {
+    "frameon": False, "fontsize": 9, "ncols": 2, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0),
+}  # fmt: skip
 
 
 def class_figure(

@@ -74,7 +74,7 @@ class ContrastiveCorrelationLoss(nn.Module):
         codes, codes_pos = self._read(orig_code, coords1), self._read(orig_code_pos, coords2)
         codes_neg = self._negatives(orig_code, coords2, index)
         cfg = self.cfg
-        options = {
+        options: dict[str, Any] = {
             "center": bool(cfg.pointwise),
             "clamp": bool(cfg.zero_clamp),
             "max_similarity": 0.8 if cfg.stabalize else None,

@@ -282,7 +282,7 @@ UNLABELLED_CLUSTERS = 8
 
 def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
     """Every leaf key, e.g. ``loss.depth.weight``, with its dataclass field."""
-    found = {}
+    found: dict[str, Any] = {}
     instance = node() if isinstance(node, type) else node
     for item in fields(instance):
         value, key = getattr(instance, item.name), prefix + item.name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def refine(
     check_available()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"the CRF needs an image uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    lattices: dict[int, object] = {}
+    lattices: dict[int, Any] = {}
     found = []
     for term in log_probabilities:
         n = term.shape[0]

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -17,14 +17,14 @@ from safetensors.numpy import load, save
 from depthg.crf import CrfSettings, crf_ids
 
 
-def send(stream: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
+def send(stream: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
     payload = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     stream.write(len(payload).to_bytes(8, "little"))
     stream.write(payload)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> dict[str, np.ndarray] | None:
+def receive(stream: IO[bytes]) -> dict[str, np.ndarray] | None:
     """The next message; None when the other side has gone."""
     size = stream.read(8)
     payload = stream.read(int.from_bytes(size, "little")) if len(size) == 8 else b""

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -81,7 +81,7 @@ class ModelDepth(DepthSource):
     def path(self, image: np.ndarray) -> Path:  # uint8 [H, W, 3]
         """The file of a picture's map."""
         digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(image))
+        digest.update(np.ascontiguousarray(image).data)
         key = digest.hexdigest()
         return self.folder / key[:2] / f"{key}.png"
 
@@ -170,7 +170,7 @@ def _write(path: Path, levels: np.ndarray) -> None:
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable, depth: int = AHEAD) -> Iterator:
     """`map(function, items)` in a pool, at most `depth` results ahead of the consumer."""
-    futures = deque()
+    futures: deque[Future] = deque()
     try:
         for item in items:
             futures.append(pool.submit(function, item))

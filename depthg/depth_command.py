@@ -59,7 +59,8 @@ def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]
         DataError: a folder cannot be listed.
         ValueError: `out` is one of the folders.
     """
-    home, found, problems = _real(out), {}, []
+    home, problems = _real(out), []
+    found: dict[Path, tuple[Path, str]] = {}
     for text in inputs:
         path, searched = Path(text).expanduser(), True
         if path.is_dir():

@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,10 +61,8 @@ class Preprocessing:
         scales = self.size[0] / height, self.size[1] / width
         if self.keep_aspect:
             scales = (scales[1],) * 2 if abs(1 - scales[1]) < abs(1 - scales[0]) else (scales[0],) * 2
-        return tuple(
-            max(1, round(scale * side / self.multiple)) * self.multiple
-            for scale, side in zip(scales, (height, width), strict=True)
-        )
+        rows, columns = round(scales[0] * height / self.multiple), round(scales[1] * width / self.multiple)
+        return max(1, rows) * self.multiple, max(1, columns) * self.multiple
 
     def to_input(self, image: np.ndarray) -> Tensor:  # uint8 [H, W, 3] -> float32 [3, h, w]
         """The network's input for a photo."""
@@ -120,7 +119,8 @@ def of_architecture(config) -> Preprocessing:
     Args:
         config: a transformers configuration of ZoeDepth, Depth Anything or DPT.
     """
-    backbone, imagenet = getattr(config, "backbone_config", None), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    backbone = getattr(config, "backbone_config", None)
+    imagenet: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if config.model_type == "zoedepth":
         return Preprocessing((384, 512), True, 32, "bilinear", align_corners=True, border=True)
     if config.model_type == "depth_anything":
@@ -178,7 +178,7 @@ def _from_settings(settings: dict, default: Preprocessing) -> Preprocessing:
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     normalized = settings.get("do_normalize", True)
     found = Preprocessing(
-        size=tuple(map(int, size)) if size is not None and settings.get("do_resize", True) else None,
+        size=(int(size[0]), int(size[1])) if size is not None and settings.get("do_resize", True) else None,
         keep_aspect=bool(settings.get("keep_aspect_ratio", default.keep_aspect)),
         multiple=int(settings.get("ensure_multiple_of", default.multiple)),
         mode=MODES[mode],

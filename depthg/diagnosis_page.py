@@ -68,7 +68,7 @@ def pair_table(found: Mapping) -> str:
             cells = [f"{v:.3f}" for v in (row["mean"], q["0.05"], q["0.5"], q["0.95"])]
             cells += ["0 (clamp)" if shift is None else f"{shift:.3f}", f"{row['positive_share']:.1%}"]
             cells += ["", ""] if suggested is None else [f"{suggested:.3f}", f"{row['suggested_positive_share']:.1%}"]
-            cells = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            rows.append(f'<tr><th scope="row">{part}, {escape(kind)}</th>{cells}</tr>')
+            row_cells = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            rows.append(f'<tr><th scope="row">{part}, {escape(kind)}</th>{row_cells}</tr>')
     header = "".join(f'<th scope="col">{name}</th>' for name in head)
     return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from depthg.cache import Arrays, Build, rows_per_shard
-from depthg.features import FeatureTransform, disk_dtype, from_disk, round_maps, to_disk, transform_stored
+from depthg.features import FeatureTransform, Maps, disk_dtype, from_disk, round_maps, to_disk, transform_stored
 from depthg.progress import StageBar
 
 FIT_VIEWS = 2048  # the transform is fitted on at most so many views, evenly spread
@@ -54,7 +54,7 @@ class FeatureWriter:
         shape = (min(self.count, FIT_VIEWS), self.cells, self.channels_in)
         return {"raw": (shape, disk_dtype(self.dtype))} if self.fit else {}
 
-    def write(self, build: Build, maps: Callable[[Sequence[int], int], Iterator[Tensor]], text: str) -> None:
+    def write(self, build: Build, maps: Maps, text: str) -> None:
         """Runs the backbone over the views; ``maps(views, batch)`` yields its output ``[batch, C, h, w]`` in order."""
         if self.fit:
             self._fit(build, maps, text)
@@ -72,7 +72,7 @@ class FeatureWriter:
                 if at != rows.stop:
                     raise ValueError(f"{at - rows.start} of {len(rows)} images reached the feature cache")
 
-    def _fit(self, build: Build, maps: Callable[[Sequence[int], int], Iterator[Tensor]], text: str) -> None:
+    def _fit(self, build: Build, maps: Maps, text: str) -> None:
         views = np.arange(min(self.count, FIT_VIEWS)) * self.count // min(self.count, FIT_VIEWS)
         with StageBar(text if self.count <= FIT_VIEWS else f"{text}, sample", len(views)) as bar:
             for rows in build.shards("raw", len(views), self._shard(), bar):

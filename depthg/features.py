@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from depthg.read_ahead import read_ahead
 
+# Backbone output [batch, C, h, w] of some views, in order: maps(views, batch)
+Maps = Callable[[Sequence[int] | np.ndarray, int], Iterator[Tensor]]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -23,6 +25,10 @@ class FeatureTransform(nn.Module):
         pca: output dimensions D, 0 for none (D = C).
         standardize: off, the transform is the identity (with ``pca`` = 0) or the projection alone.
     """
+
+    mean: Tensor  # [C]
+    scale: Tensor  # [C]
+    basis: Tensor  # [C, D]
 
     def __init__(self, stages: tuple[int, ...], pca: int = 0, standardize: bool = True):
         super().__init__()
@@ -58,7 +64,7 @@ class FeatureTransform(nn.Module):
     def fit(self, chunks: Callable[[], Iterator[Tensor]]) -> FeatureTransform:
         """Fits mean and scale, then the basis (leading eigenvectors of the second moment) on ``[rows, C]`` chunks."""
         if self.standardize:
-            count, total, square = 0, 0.0, 0.0
+            count, total, square = 0, torch.zeros(()), torch.zeros(())
             for x in chunks():
                 x = x.double()
                 count, total, square = count + len(x), total + x.sum(0), square + (x * x).sum(0)
@@ -141,7 +147,7 @@ class Features:
         raise NotImplementedError
 
     def announce(self, views: np.ndarray) -> None:
-        """Says which views are read next, so that a disk can start."""
+        """Brings views that are read next from the disk into memory."""
 
     def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
         """Maps of some views in float32 ``[N, h*w, D]`` on a device.
@@ -167,8 +173,8 @@ class Features:
         first, *rest = index if isinstance(index, tuple) else (index,)
         views = np.arange(len(self))[first]
         maps = self.read(np.atleast_1d(views))
-        maps = (maps.float() if self.dtype == torch.bfloat16 else maps).numpy()
-        return maps[(0 if np.ndim(views) == 0 else slice(None), *rest)]
+        array = (maps.float() if self.dtype == torch.bfloat16 else maps).numpy()
+        return array[(0 if np.ndim(views) == 0 else slice(None), *rest)]
 
 
 class StoredFeatures(Features):
@@ -182,7 +188,8 @@ class StoredFeatures(Features):
     def __init__(self, path: Path, dtype: torch.dtype):
         self.array = np.load(path, mmap_mode="r")  # a writable map, even a private one, may not exceed the memory
         self.maps = from_disk(self.array, dtype)
-        super().__init__(tuple(self.maps.shape), dtype)
+        images, cells, channels = self.maps.shape
+        super().__init__((images, cells, channels), dtype)
 
     def read(self, views: np.ndarray) -> Tensor:
         return self.maps[torch.from_numpy(np.asarray(views, np.int64))]
@@ -222,7 +229,7 @@ class StreamedFeatures(Features):
         shape: tuple[int, int, int],
         dtype: torch.dtype,
         transform: FeatureTransform,
-        maps: Callable[[Sequence[int], int], Iterator[Tensor]],
+        maps: Maps,
         batch: int,
     ):
         super().__init__(shape, dtype)

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -76,8 +76,8 @@ def curves_figure(records: Sequence[Mapping], parts: Sequence[str] | None = None
     for ax, part in zip(axes, parts, strict=True):
         title, keys, noisy = PARTS[part]
         style_axes(ax, theme, title)
-        lines = [(name, *_series(records, key)) for key, name in keys.items()]
-        lines = [(i, *line) for i, line in enumerate(lines) if len(line[1])]
+        curves = [(name, *_series(records, key)) for key, name in keys.items()]
+        lines = [(i, *curve) for i, curve in enumerate(curves) if len(curve[1])]
         for i, name, x, y in lines:
             _line(ax, x, y, theme.series[i], name, noisy)
         ax.set_xlabel("iteration", color=theme.faint)
@@ -111,7 +111,7 @@ def iou_figure(per_class: Mapping[str, Mapping[str, float | None]], theme: Theme
     for key, (marker, size, colour) in marks.items():
         if key in per_class and key != main:
             at = [_number(per_class[key].get(name)) for name in names]
-            look = {"edgecolors": theme.series[colour], "facecolors": "none"} if marker == "o" else {}
+            look: dict[str, Any] = {"edgecolors": theme.series[colour], "facecolors": "none"} if marker == "o" else {}
             look = look or {"color": theme.series[colour]}
             ax.scatter(
                 at, rows, size, marker=marker, linewidths=2, zorder=3, clip_on=False, label=READ_OUTS[key], **look

@@ -63,7 +63,7 @@ def load_frames(
     """
     photo, found = _Photo(split, number), []
     for resolution in resolutions:
-        if resolution != FULL:
+        if not isinstance(resolution, str):
             view = Views(photo, resolution, "none", interpolation).load(0)
             image = view.image.permute(1, 2, 0).numpy()
             found.append(Frame(number, resolution, view.image, image, view.label))
@@ -71,10 +71,11 @@ def load_frames(
         image, label = photo.image(0), photo.label(0)
         if label is not None and label.shape != image.shape[:2]:
             raise DataError(f"the label map of {photo.names[0]} is {label.shape}, the photo {image.shape[:2]}")
-        size = tuple(max(multiple, round(side / multiple) * multiple) for side in image.shape[:2])
+        height, width = (max(multiple, round(side / multiple) * multiple) for side in image.shape[:2])
         method = Image.Resampling.NEAREST if interpolation == "nearest" else Image.Resampling.BILINEAR
-        network = image if size == image.shape[:2] else np.array(Image.fromarray(image).resize(size[::-1], method))
-        network = torch.from_numpy(np.ascontiguousarray(network.transpose(2, 0, 1)))
+        same = (height, width) == image.shape[:2]
+        pixels = image if same else np.array(Image.fromarray(image).resize((width, height), method))
+        network = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         found.append(Frame(number, resolution, network, image, None if label is None else torch.from_numpy(label)))
     return found
 

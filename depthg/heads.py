@@ -61,7 +61,7 @@ def codes_without_grad(head: nn.Module, feats: Tensor, share: Share | None = Non
     """
     share = Share(0, len(feats), len(feats)) if share is None else share
     images = max(1, share.total if feats.device.type != "cpu" else CACHED_VECTORS // max(feats.shape[1], 1))
-    codes = []
+    codes: list[Tensor] = []
     with torch.no_grad():
         for first in range(0, max(share.total, 1), images):
             part = share.within(first, min(first + images, share.total))

@@ -95,7 +95,7 @@ def different_settings(a: Config, b: Config) -> dict[str, tuple]:
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
-    found = {}
+    found: dict = {}
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found

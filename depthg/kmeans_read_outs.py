@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from depthg.cache import cache_key, is_whole
@@ -60,7 +61,7 @@ def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: in
     h, w = preparation.grid(views)
     with StageBar("features for k-means", min(len(views), SAMPLE_IMAGES)) as bar:
 
-        def maps(numbers: Sequence[int], batch: int) -> Iterator[Tensor]:
+        def maps(numbers: Sequence[int] | np.ndarray, batch: int) -> Iterator[Tensor]:
             for part in preparation.maps(views)(numbers, batch):
                 yield part
                 bar.advance(len(part))

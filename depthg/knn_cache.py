@@ -55,7 +55,8 @@ class NeighbourWriter:
             self._merge(build, shard.start)
 
     def _tiles(self, pair: int) -> int:
-        return tile_count(*(self.strips[strip] for strip in self.pairs[pair]), self.tile)
+        a, b = self.pairs[pair]
+        return tile_count(self.strips[a], self.strips[b], self.tile)
 
     def _vectors(self, rows: range) -> torch.Tensor:
         means = torch.from_numpy(np.array(self.means[rows.start : rows.stop]))
@@ -68,7 +69,7 @@ class NeighbourWriter:
         pair = StripPair(x, x if a == b else self._vectors(columns), rows, columns, self.photos)
         found = [TopK.empty(len(part), self.k, self.device) for part in (rows, columns)]
         found = found if a != b else [found[0], found[0]]
-        pair.run(*found, self.tile, "auto", bar.advance)
+        pair.run(found[0], found[1], self.tile, "auto", bar.advance)
         for side, best in enumerate(found if a != b else found[:1]):
             for name, part in (("pair-values", best.values), ("pair-ids", best.ids)):
                 whole = np.zeros((1, *self.temporary[name][0][1:]), self.temporary[name][1])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ def load_run(
 
 def _modules(
     tensors: dict[str, Tensor], header: dict, classes: tuple[str, ...], config: Config, file: Path, device: torch.device
-) -> dict[str, torch.nn.Module | None]:
+) -> dict[str, Any]:
     """Modules of the sizes that the settings say, after comparing them with the weights."""
 
     def rows(name: str) -> int:

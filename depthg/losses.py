@@ -6,6 +6,8 @@ loss = criterion(feats_a, feats_b, codes_a, codes_b).loss
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from depthg import kernels
@@ -26,7 +28,12 @@ class FeatureCorrelation(nn.Module):
     ) -> None:
         super().__init__()
         self.shift = shift
-        self.options = {"center": center, "clamp": clamp, "max_similarity": max_similarity, "impl": impl}
+        self.options: dict[str, Any] = {
+            "center": center,
+            "clamp": clamp,
+            "max_similarity": max_similarity,
+            "impl": impl,
+        }
 
     def forward(
         self,
@@ -57,7 +64,7 @@ class DepthCorrelation(nn.Module):
     ) -> None:
         super().__init__()
         self.shift = shift
-        self.options = {
+        self.options: dict[str, Any] = {
             "relation": relation,
             "bandwidth": bandwidth,
             "clamp": clamp,

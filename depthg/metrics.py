@@ -7,7 +7,7 @@ images, so one matching is made over a whole split and not one per image.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,9 +60,9 @@ def confusion_matrix(
         raise ValueError(f"{shapes}; resize one to the other first")
     if not (isinstance(predicted, torch.Tensor) or isinstance(label, torch.Tensor)):
         predicted, label = _int64(predicted, "predicted"), _int64(label, "label")
-        count = np.bincount
+        count: Any = np.bincount
     else:
-        device = predicted.device if isinstance(predicted, torch.Tensor) else label.device
+        device = next(x.device for x in (predicted, label) if isinstance(x, torch.Tensor))
         predicted, label = _int64(predicted, "predicted", device), _int64(label, "label", device)
         count = torch.bincount
     _check_range(predicted, "predicted", 0, n_predicted, "is n_predicted the number of clusters?")
@@ -238,7 +238,8 @@ def bootstrap_intervals(
                 )
                 found.append((result.accuracy, result.miou))
     ends = np.percentile(found, [50 - level / 2, 50 + level / 2], axis=0)
-    return Intervals(*(tuple(map(float, ends[:, kind])) for kind in range(2)))
+    (low, low_miou), (high, high_miou) = ends.tolist()
+    return Intervals((low, high), (low_miou, high_miou))
 
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

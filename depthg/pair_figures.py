@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,7 +74,8 @@ def draw_clusters(ax: Axes, clusters: Mapping, theme: Theme) -> None:
                     color=theme.ink, fontsize=10.5, fontweight="bold")  # fmt: skip
     ax.set_ylim(min(0, *clusters["silhouette"]), 1.12)
     ax.set_xlabel("clusters", color=theme.faint)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = ax.xaxis.get_major_locator()  # whose subclass for linear axes takes this
+    locator.set_params(integer=True)
     ax.legend(frameon=False, labelcolor=theme.ink, fontsize=9, loc="upper right")
 
 

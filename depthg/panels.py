@@ -47,7 +47,7 @@ def split_confusions(data: Prepared, head: torch.nn.Module, cluster: torch.nn.Mo
     n_images, n_classes, found = len(data.evaluation.features), len(data.dataset.classes), []
     for start in range(0, n_images, BATCH):
         views = np.arange(start, min(start + BATCH, n_images))
-        ids = segment(data, head, {"cluster": (True, cluster)}, views)["cluster"]
+        ids = segment(data, head, {"cluster": (True, cluster)}, views.tolist())["cluster"]
         labels = torch.from_numpy(np.asarray(data.evaluation.labels[views]).astype(np.int64))
         found.append(image_confusions(torch.from_numpy(ids), labels, len(cluster.centroids), n_classes))
     return np.concatenate(found)

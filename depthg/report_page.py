@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -149,7 +150,7 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     return f'<table class="keys"><tbody>{body}</tbody></table>' if body else ""
 
 
-def pairs(value: object) -> Iterable[tuple[str, object]]:
+def pairs(value: object) -> Iterable[tuple[str, Any]]:
     return [(str(key), item) for key, item in value.items()] if isinstance(value, dict) else []
 
 

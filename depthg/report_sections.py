@@ -165,7 +165,7 @@ def _score_rows(rows: Sequence[str]) -> str:
 
 def _with_interval(entry: Mapping, key: str, kind: str) -> str:
     """A score with its 95% interval below; empty where there is none."""
-    ends = (entry.get(f"{key}.intervals") or {}).get(kind) or ()
+    ends: Sequence = (entry.get(f"{key}.intervals") or {}).get(kind) or ()
     if not is_number(entry.get(f"{key}.{kind}")):
         return ""
     interval = f"<small>{percent(ends[0])} to {percent(ends[1])}</small>" if len(ends) == 2 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def exponential_decay(iteration: int, initial: float, *, factor: float, every: int, minimum: float = 0.0) -> float:
@@ -22,7 +22,7 @@ def exponential_decay(iteration: int, initial: float, *, factor: float, every: i
     return max(initial * factor ** (iteration // every), min(minimum, initial))
 
 
-def piecewise_constant(iteration: int, initial: int, changes: Iterable[tuple[int, int]]) -> int:
+def piecewise_constant(iteration: int, initial: int, changes: Iterable[Sequence[int]]) -> int:
     """The value of the latest ``(start, value)`` at or before ``iteration``; ``initial`` before the first one."""
     reached = [(start, value) for start, value in changes if start <= iteration]
     return max(reached)[1] if reached else initial

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from depthg.backbones import Backbone, load_backbone
@@ -26,6 +27,7 @@ from depthg.data import load_dataset
 from depthg.data.base import Split
 from depthg.data.files import cache_root
 from depthg.data.transforms import Views, to_float
+from depthg.features import Maps
 from depthg.loading import fingerprint, load_views
 from depthg.prepare_summary import Stage
 from depthg.processes import main_first
@@ -75,7 +77,8 @@ class Stages:
 
     def views(self, split: Split, size: Sequence[int], crop: str = "none", **maps) -> Views:
         data = self.config.data
-        return Views(split, tuple(size), crop, data.interpolation, data.crop_ratio, **maps)
+        height, width = size
+        return Views(split, (height, width), crop, data.interpolation, data.crop_ratio, **maps)
 
     @property
     def backbone(self) -> Backbone:
@@ -123,10 +126,10 @@ class Stages:
         """Views in a shard."""
         return rows_per_shard(row_bytes, self.config.cache.shard_mb, multiple)
 
-    def maps(self, views: Views) -> Callable[[Sequence[int], int], Iterator[torch.Tensor]]:
+    def maps(self, views: Views) -> Maps:
         """Function from numbers of views and a batch size to backbone output ``[batch, C, h, w]``, in order."""
 
-        def run(numbers: Sequence[int], batch: int) -> Iterator[torch.Tensor]:
+        def run(numbers: Sequence[int] | np.ndarray, batch: int) -> Iterator[torch.Tensor]:
             images = []
             for place, view in enumerate(load_views(views, numbers, "image"), 1):
                 images.append(view.image)
@@ -149,4 +152,5 @@ class Stages:
             raise ValueError(
                 f"{key}={list(views.size)} must be multiples of {multiple} for {self.backbone.name}: {near}"
             )
-        return tuple(side // self.backbone.stride for side in views.size)
+        height, width = (side // self.backbone.stride for side in views.size)
+        return height, width

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -146,7 +147,7 @@ def _notes(table: PaperTable, results: Sequence[Result]) -> Iterable[str]:
         yield table.note
     shown = {result.row for result in results}
     yield from (f"{row.method}: {row.note}." for row in table.rows if row.note and (row.paper or row.row in shown))
-    measured = {}  # of a row's last checkpoint, or of what there is
+    measured: dict[str, Any] = {}  # of a row's last checkpoint, or of what there is
     for result in results:
         for metrics in result.metrics.values():
             own = {key: value for key, value in metrics.get("protocol", {}).items() if key not in NOT_SHOWN}

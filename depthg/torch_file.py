@@ -6,11 +6,12 @@ the storages. What a storage or tensor claims about its size is compared with th
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def _read_zip(file: BinaryIO) -> Any:
                 raise UnpickleError(f"the storage {key[:40]!r} {found}, {size} are promised")
             content = bytearray(size)
             with archive.open(info) as stream:
-                if stream.readinto(content) != size or stream.read(1):
+                if cast(io.BufferedIOBase, stream).readinto(content) != size or stream.read(1):
                     raise UnpickleError(f"the storage {key[:40]!r} is truncated")
             return content
 
@@ -143,7 +144,7 @@ def _read_rows(file: BinaryIO, size: int) -> Any:
         target = storages.known[key]
         (count,) = struct.unpack("<q", file.read(8))
         view = memoryview(target.view(torch.uint8).numpy()) if target.numel() else memoryview(bytearray())
-        if count != target.numel() or file.readinto(view) != len(view):
+        if count != target.numel() or cast(io.BufferedIOBase, file).readinto(view) != len(view):
             raise UnpickleError(f"the storage {key[:40]!r} is truncated or has {count} values, not {target.numel()}")
     return content
 
@@ -159,7 +160,8 @@ class _Storages:
     """Flat tensors by key, each made once; `make(key, dtype, bytes)` finds or promises the memory."""
 
     def __init__(self, make: Callable[[str, torch.dtype, int], Tensor]):
-        self.make, self.known = make, {}
+        self.make = make
+        self.known: dict[str, Tensor] = {}
 
     def __call__(self, identity: Any) -> Tensor:
         """The storage of ``("storage", kind, key, location, number of values)``; the older format adds a view."""

@@ -11,7 +11,7 @@ import io
 import pickletools
 from collections.abc import Callable, Mapping
 from functools import partialmethod
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from depthg.inert import (
     OLD_NAMES,
@@ -92,7 +92,7 @@ class _Machine:
         self.work = 0
 
     def run(self, file: _Bounded) -> Any:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):  # which reads and reads lines
             self.spend(1)
             name = opcode.name
             if name in LITERALS:
@@ -287,7 +287,7 @@ LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
     "BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
 )
-EMPTY = {
+EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set,
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
 }  # fmt: skip

@@ -109,7 +109,7 @@ def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
         return image
     if interpolation == "nearest":
         return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
-    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
     return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
 
 

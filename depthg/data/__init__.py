@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from depthg.data.base import Dataset, Split, Subset, check_on_error, drop_unreadable
 from depthg.data.files import DataError, cache_root
@@ -56,8 +57,8 @@ def load_dataset(
     if unknown:
         known = ", ".join((*COUNTS, *FILES))
         raise TypeError(f"load_dataset has no argument {unknown[0]!r}; beside the named ones it takes {known}")
-    counts = {key: value for key, value in given.items() if key in COUNTS and value is not None}
-    files = {key: value for key, value in given.items() if key in FILES and value not in (None, "")}
+    counts: dict[str, Any] = {key: value for key, value in given.items() if key in COUNTS and value is not None}
+    files: dict[str, Any] = {key: value for key, value in given.items() if key in FILES and value not in (None, "")}
     if name == "scenes":
         _check_files(name, files, ())
         return _scenes(cache_dir, seed, counts)
@@ -70,7 +71,7 @@ def load_dataset(
     return open_it(root, on_error=on_error, **files, **n_val)
 
 
-def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, int]) -> Dataset:
+def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, Any]) -> Dataset:
     from depthg.data.scenes import SceneDataset
 
     return SceneDataset(cache_dir=cache_root(cache_dir), seed=seed, **counts)

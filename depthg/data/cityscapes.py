@@ -82,13 +82,12 @@ class Cityscapes(Dataset):
 def _split(root: Path, part: str, on_error: str) -> Split:
     folders = root / "leftImg8bit" / part, root / "gtFine" / part
     endings = f"{PHOTO}.png", f"{LABEL}.png"
-    images, labels = (
-        by_stem(
-            find_files(folder, root, EXPECTED, (ending.lower(),), recursive=True),
-            lambda path, ending=ending: f"{path.parent.name}/{path.name[: -len(ending)]}",
-        )
-        for folder, ending in zip(folders, endings, strict=True)
-    )
+
+    def frames(folder: Path, ending: str) -> dict[str, Path]:
+        files = find_files(folder, root, EXPECTED, (ending.lower(),), recursive=True)
+        return by_stem(files, lambda path: f"{path.parent.name}/{path.name[: -len(ending)]}")
+
+    images, labels = (frames(folder, ending) for folder, ending in zip(folders, endings, strict=True))
     pairs, alone = pair_files(
         images,
         labels,

@@ -1,6 +1,7 @@
 """COCO-Stuff-27: everyday photos of COCO 2017, 182 ids of things and stuff merged into 27 classes."""
 
 from pathlib import Path
+from typing import Any
 
 from depthg.colours import class_palette
 from depthg.data.base import Dataset, Split
@@ -101,7 +102,7 @@ def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tu
     maps = find_files(label_folder, root, EXPECTED, (".png",))
     labels = by_stem([path for path in maps if "_" not in path.stem])  # converters leave *_labelTrainIds.png there
     source = find_list(given, f"data.list_{part}", root, root / "curated" / year / usual)
-    places = {
+    places: dict[str, Any] = {
         "photo_path": lambda key: image_folder / f"{key}.jpg",
         "label_path": lambda key: label_folder / f"{key}.png",
         "on_error": on_error,

@@ -44,7 +44,8 @@ def list_files(root: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, rec
         DataError: a folder cannot be listed.
     """
     root, found, seen = Path(root), [], set()
-    folders, links = [root], []
+    folders: list[Path] = [root]
+    links: list[Path] = []
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         try:

@@ -67,5 +67,5 @@ class Frames(Views):
 
     def _layout(self, photo: tuple[int, int], view: int) -> tuple[Window, tuple[int, int], tuple[int, int]]:
         height, width = frame_size(photo, self.side, self.multiple)
-        window = Window(crop=(0, 0, *photo), box=(0.0, 0.0, *map(float, photo)))
+        window = Window(crop=(0, 0, *photo), box=(0.0, 0.0, float(photo[0]), float(photo[1])))
         return window, (height, width), (height // self.map_stride, width // self.map_stride)

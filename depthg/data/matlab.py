@@ -90,13 +90,13 @@ def _element(data: bytes, at: int, order: str) -> tuple[int, bytes, int]:
 
 def _matrix(content: bytes, order: str) -> tuple[str, Callable[[], np.ndarray]]:
     """Name of a matrix, and a function that reads its values."""
-    _, flags, at = _element(content, 0, order)
+    _, head, at = _element(content, 0, order)
     kind, dimensions, at = _element(content, at, order)
-    _, name, at = _element(content, at, order)
-    if len(flags) != 8 or kind != 5 or not 8 <= len(dimensions) <= 32 * 4 or len(dimensions) % 4:
+    _, text, at = _element(content, at, order)
+    if len(head) != 8 or kind != 5 or not 8 <= len(dimensions) <= 32 * 4 or len(dimensions) % 4:
         raise _Damaged("the head of a variable is damaged")
-    flags = struct.unpack_from(order + "I", flags)[0]
-    name = name.decode("ascii", "replace")
+    flags = struct.unpack_from(order + "I", head)[0]
+    name = text.decode("ascii", "replace")
     shape = struct.unpack(f"{order}{len(dimensions) // 4}i", dimensions)
 
     def values() -> np.ndarray:

@@ -75,9 +75,9 @@ class Views:
             if len(value) != 2 or min(value) < 1:
                 raise ValueError(f"{name}={tuple(value)} must be a height and a width of at least 1")
         self.split, self.crop, self.interpolation, self.crop_ratio = split, crop, interpolation, crop_ratio
-        self.size = tuple(size)
+        self.size: tuple[int, int] = (size[0], size[1])
         self.maps = dict(maps or {})
-        self.map_size = self.size if map_size is None else tuple(map_size)
+        self.map_size: tuple[int, int] = self.size if map_size is None else (map_size[0], map_size[1])
         self._recent: dict[tuple, _Recent] = {}  # the photos read last, oldest first, for their other crops
         self._lock = threading.Lock()
 

@@ -64,7 +64,8 @@ SKIN = ((0.85, 0.66, 0.54), (0.72, 0.52, 0.40), (0.48, 0.33, 0.24), (0.90, 0.74,
 def pick(rng: np.random.Generator, options: tuple, spread: float = 0.04) -> Colour:
     """One of the colours with a small random change."""
     base = np.asarray(options[rng.integers(len(options))])
-    return tuple(float(v) for v in np.clip(base * rng.uniform(0.9, 1.1) + rng.uniform(-spread, spread, 3), 0.03, 0.97))
+    r, g, b = np.clip(base * rng.uniform(0.9, 1.1) + rng.uniform(-spread, spread, 3), 0.03, 0.97).tolist()
+    return r, g, b
 
 
 def solid(
@@ -276,7 +277,7 @@ def building(
 ) -> list[Primitive]:
     """Box with windows and a flat or gabled roof; `half` widths along its local x and y are rounded to whole bays."""
     bay, storey = rng.uniform(2.2, 3.6), rng.uniform(2.8, 3.6)
-    half = tuple(max(1, round(2 * h / bay)) * bay / 2 for h in half)
+    half = (max(1, round(2 * half[0] / bay)) * bay / 2, max(1, round(2 * half[1] / bay)) * bay / 2)
     eaves = storeys * storey + 0.3
     wall = Wall(
         colour=pick(rng, WALL_COLOURS),
