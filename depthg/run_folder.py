@@ -179,7 +179,7 @@ class MetricLog:
 def read_log(path: Path) -> list[dict]:
     """Lines of ``metrics.jsonl``; an unfinished or damaged line and what follows it are ignored."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
         try:
             line = parse_json(text)
         except ValueError:

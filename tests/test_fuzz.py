@@ -1,0 +1,63 @@
+"""Readers of files under mutated input: a value, or an error that names the file. ``tests/fuzz/run.py`` goes on."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "fuzz"
+sys.path.insert(0, str(FOLDER))
+
+from mutate import mutations  # noqa: E402
+from targets import TARGETS  # noqa: E402
+
+INPUTS = 150  # of each target
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutated_files_end_in_a_value_or_in_an_error_that_names_the_file(name):
+    for number, content in enumerate(mutations(TARGETS[name].seeds, INPUTS)):
+        try:
+            TARGETS[name](content)
+        except Exception as error:
+            raise AssertionError(f"input {number} of {name}: {content[:200]!r}") from error
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_are_valid(name):
+    """Otherwise the mutations would stop at the first check."""
+    target = TARGETS[name]
+    if name == "stego":
+        pytest.skip("a whole network would be needed")
+    for seed in target.seeds:
+        target.read(target.write(seed))
+
+
+def test_mutations_repeat_and_differ():
+    first, again, other = (list(mutations([b"abc", b"0123"], 50, seed)) for seed in (1, 1, 2))
+    assert first == again and first != other and len(first) == 50 and first[:3] == [b"abc", b"0123", b""]
+
+
+def test_an_unexpected_error_is_a_finding(tmp_path):
+    code = (
+        "import sys, run, targets\nfrom pathlib import Path\n"
+        "targets.TARGETS['list'] = targets.Target('x', lambda path: 1 / len(path.read_bytes()), [b'a'])\n"
+        "sys.argv = ['run', 'list', '--seconds', '5']\nrun.importlib.util.find_spec = lambda name: None\n"
+        "sys.exit(run.main())\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n{code}"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 1 and "list: 2 inputs, FAILED" in finished.stdout, finished.stderr
+    assert len(list((tmp_path / "fuzz-findings").iterdir())) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install atheris")
+def test_atheris_finds_nothing_in_a_short_time(tmp_path):
+    command = [sys.executable, str(FOLDER / "run.py"), "list", "config", "checkpoint", "labels", "--seconds", "12"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "no finding" in finished.stdout and " 0 inputs" not in finished.stdout
