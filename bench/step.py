@@ -6,6 +6,7 @@ Both steps work on the same arrays: sample P points by FPS on the depth of 2 N p
 the loss, both probes, backward, Adam. The eager step reads and runs the head on whole maps, which the probes then see.
 Ours reads features at the sampled points alone, and for the probes at P random cells of each anchor (``probe.cells``);
 "depthg, all cells" gives the probes whole maps too, which takes another pass of the head without gradient.
+A second table says which share of a step waits for features in memory and on the disk (see ``waiting.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import common
 import numpy as np
 import stego
 import torch
+import waiting
 from depthg.kernels import LossSettings
 
 from depthg import kernels
@@ -54,10 +56,18 @@ class Data:
         self.labels = rng.integers(CLASSES, size=(views, side * side))
 
     def batch(self, images: int, iteration: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        turn, position = divmod(iteration, len(self.features) // (2 * images))
+        views = np.random.default_rng(turn).permutation(len(self.features))[2 * images * position :][: 2 * images]
         rng = np.random.default_rng(iteration)
-        views = rng.permutation(len(self.features))[: 2 * images]
         negatives = np.stack([(np.arange(images) + shift) % images for shift in rng.permutation(images - 1)[:5] + 1])
         return views[:images], views[images:], torch.from_numpy(negatives)
+
+    def at(self, views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
+        """Vectors in float32."""
+        area, channels = self.features.shape[1:]
+        rows = (torch.from_numpy(views)[:, None] * area + cells.cpu()).flatten()
+        found = torch.from_numpy(self.features).view(-1, channels).index_select(0, rows)
+        return found.view(*cells.shape, channels).float()
 
 
 class Clock:
@@ -87,19 +97,22 @@ class Probes(torch.nn.Module):
 
 
 def our_step(
-    data: Data, images: int, points: int, codes: int, device: str, all_cells: bool
+    data: Data,
+    images: int,
+    points: int,
+    codes: int,
+    device: str,
+    all_cells: bool,
+    features: waiting.FileFeatures | None = None,
 ) -> Callable[[int, Clock], float]:
     torch.manual_seed(0)
     head = SegmentationHead(data.features.shape[2], codes).to(device)
     probes = Probes(codes).to(device)
     adam = torch.optim.Adam([*head.parameters(), *probes.parameters()], lr=5e-4)
-
-    area, channels = data.features.shape[1:]
-    vectors = torch.from_numpy(data.features).view(-1, channels)
+    area, source = data.features.shape[1], data if features is None else features
 
     def read(views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
-        rows = torch.from_numpy(views)[:, None] * area + cells.cpu()
-        return vectors.index_select(0, rows.flatten()).view(*cells.shape, channels).to(device).float()
+        return source.at(views, cells).to(device)
 
     def step(iteration: int, clock: Clock) -> float:
         anchors, near, negatives = data.batch(images, iteration)
@@ -196,6 +209,20 @@ def measure(device: str, quick: bool) -> list[Row]:
     return rows
 
 
+def measure_waiting(device: str, quick: bool) -> list[waiting.Row]:
+    images, points, codes = (8, 49, 70) if quick else (32, 121, 70)
+    data = Data(8 * images, 28, 384)
+
+    def make_step(features: waiting.FileFeatures) -> Callable[[int], None]:
+        step, clock = our_step(data, images, points, codes, device, False, features), Clock(device)
+        return lambda iteration: step(iteration, clock)
+
+    def views(iteration: int) -> np.ndarray:
+        return np.concatenate(data.batch(images, iteration)[:2])
+
+    return waiting.measure(make_step, views, data.features, 4 if quick else 20)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -205,8 +232,13 @@ def main() -> None:
     print(common.machine_line(args.device))
     rows = measure(args.device, args.quick)
     print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in rows]))
+    waits = measure_waiting(args.device, args.quick)
+    print()
+    print(
+        common.format_table([f.name for f in dataclasses.fields(waiting.Row)], [dataclasses.astuple(r) for r in waits])
+    )
     if args.json:
-        common.write_json(args.json, device=args.device, rows=rows)
+        common.write_json(args.json, device=args.device, rows=rows, waiting=[dataclasses.asdict(r) for r in waits])
 
 
 if __name__ == "__main__":

@@ -26,3 +26,9 @@ def test_step(benchmark, make, device):
     loss = benchmark(lambda: run(0, clock))
     assert math.isfinite(loss)
     assert set(clock.parts) == set(step.PARTS)
+
+
+def test_waiting_is_measured_in_every_case():
+    rows = step.measure_waiting("cpu", quick=True)
+    assert [row.features for row in rows] == (list(step.waiting.CASES) if step.waiting.AVAILABLE else [])
+    assert all(0 < row.waiting_ms < row.step_ms for row in rows)

@@ -1,22 +1,57 @@
-"""Telling the system which rows of a memory-mapped file are needed next, so that it reads them in the meantime."""
+"""Rows of memory-mapped files that are needed next are read in the meantime, by a thread."""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import torch
 
-AVAILABLE = hasattr(os, "posix_fadvise")  # elsewhere files are read when they are touched
+PAGE = 4096  # bytes
 
 
 def read_ahead(array: np.ndarray | None, rows: np.ndarray) -> None:
-    """Starts the reading of some rows of a map of a file and returns; does nothing for arrays in memory."""
-    if not AVAILABLE or not isinstance(array, np.memmap):
+    """Brings some rows of a map of a file into memory; does nothing for arrays that are there.
+
+    The system hears of all rows before the first is touched, and a touch of every page puts it into the map.
+    """
+    if not isinstance(array, np.memmap):
         return
-    size = array.nbytes // max(1, len(array))
-    file = os.open(array.filename, os.O_RDONLY)
-    try:
-        for row in np.unique(rows).tolist():
-            os.posix_fadvise(file, array.offset + row * size, size, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(file)
+    size, rows = array.nbytes // max(1, len(array)), np.unique(rows).tolist()
+    if hasattr(os, "posix_fadvise"):
+        file = os.open(array.filename, os.O_RDONLY)
+        try:
+            for row in rows:
+                os.posix_fadvise(file, array.offset + row * size, size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        flat = torch.from_numpy(np.frombuffer(array, np.uint8))
+    for row in rows:  # numpy would hold the interpreter's lock
+        flat[row * size : (row + 1) * size : PAGE].sum()
+
+
+class ReadAhead:
+    """A thread that runs one reading at a time; what comes while it is busy is left out."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: Future | None = None
+
+    def start(self, read: Callable[[], None]) -> None:
+        """Runs ``read()`` in the thread and returns; an error comes up with the next call."""
+        if self._running is not None:
+            if not self._running.done():
+                return
+            self._running.result()
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._running = self._pool.submit(read)
+
+    def wait(self) -> None:
+        """Returns when the thread has read."""
+        if self._running is not None:
+            self._running.result()

@@ -25,6 +25,7 @@ from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sam
 from depthg.kernels.feature_means import feature_means
 from depthg.prepare import Prepared
 from depthg.processes import Share, share_of
+from depthg.read_ahead import ReadAhead
 from depthg.sampling import regular_grid, sample
 from depthg.schedules import exponential_decay, piecewise_constant
 
@@ -60,6 +61,7 @@ class Step:
         self.guided = data.depth is not None
         self.buffer: Tensor | None = None
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
+        self.ahead = ReadAhead()
         self.share = share_of(config.batch_size, "batch_size")
         self.joint = self.share is not None and config.loss.scope == "global"  # one batch over all processes
 
@@ -194,7 +196,7 @@ class Step:
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
-        announce(draw_batch(config, data, iteration + 1).part(self.share), data)
+        self.ahead.start(lambda: announce(draw_batch(config, data, iteration + 1).part(self.share), data))
         batch = draw_batch(config, data, iteration).part(self.share)
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)

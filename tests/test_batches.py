@@ -1,6 +1,8 @@
 """Which views a step compares, and that the disk is told of the next ones."""
 
 import dataclasses
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -46,13 +48,14 @@ def test_a_step_announces_the_next_one(made, monkeypatch):
     monkeypatch.setattr(batches, "read_ahead", lambda array, rows: arrays.append((array, rows)))
     step = Step(config, data, Model(data.transform.channels, 8, 0.1, 11, 11), torch.device("cpu"))
     step.losses(4)
+    step.ahead.wait()
     batch = draw_batch(config, data, 5)
     assert np.array_equal(told[0], np.concatenate([batch.anchors, batch.neighbours, batch.others]))
     assert [array is part for (array, _), part in zip(arrays, (data.depth, data.normals, data.labels), strict=True)]
     assert np.array_equal(arrays[2][1], batch.anchors)
 
 
-@pytest.mark.skipif(not read_ahead.AVAILABLE, reason="this system takes no advice about files")
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice about files")
 def test_rows_of_files_are_announced_by_their_bytes(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.zeros((10, 3, 5), np.float32))
     array, calls = np.load(tmp_path / "a.npy", mmap_mode="r"), []
@@ -62,6 +65,20 @@ def test_rows_of_files_are_announced_by_their_bytes(tmp_path, monkeypatch):
     read_ahead.read_ahead(np.zeros((10, 3)), np.array([1]))
     read_ahead.read_ahead(None, np.array([1]))
     assert len(calls) == 2
+
+
+def test_one_reading_at_a_time_and_its_error_comes_up():
+    ahead, go, done = read_ahead.ReadAhead(), threading.Event(), []
+    ahead.start(lambda: done.append(go.wait(10)))
+    ahead.start(lambda: done.append("left out"))
+    go.set()
+    ahead.wait()
+    assert done == [True]
+    ahead.start(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ahead.wait()
+    with pytest.raises(ZeroDivisionError):
+        ahead.start(lambda: None)
 
 
 def test_streamed_features_have_nothing_to_announce(made):
