@@ -73,7 +73,7 @@ def read_stego(path: str | Path) -> Converted:
     state = tensors_of(content.get("state_dict", content))
     given = plain(content.get("hyper_parameters", {}))
     given = given if isinstance(given, dict) else {}
-    nested = next((given[key] for key in ("cfg", "config", "hparams") if isinstance(given.get(key), dict)), {})
+    nested: dict = next((given[key] for key in ("cfg", "config", "hparams") if isinstance(given.get(key), dict)), {})
     settings = {**given, **nested}
     if "net.cluster1.0.weight" not in state:
         raise ValueError(
@@ -186,7 +186,7 @@ def _config(settings: dict, modules: dict[str, Any], name: str, with_weights: bo
     res = numbers.pop("res", TRAIN_SIZE)
     res = int(res) if 8 <= res <= 4096 else TRAIN_SIZE
     dropout = 0.0 if settings.get("dropout") is False else 0.1
-    values = {SETTINGS[key]: value for key, value in numbers.items()}
+    values: dict[str, Any] = {SETTINGS[key]: value for key, value in numbers.items()}
     values |= {
         "experiment": "converted", "n_classes": len(modules["cluster"].centroids), "data.size": [res, res],
         "data.name": DATA.get(str(settings.get("dataset_name")), "folder"), "data.eval_size": [EVAL_SIZE, EVAL_SIZE],

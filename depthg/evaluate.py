@@ -75,7 +75,8 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     config = run.config
     if request.clusters is not None and not 2 <= request.clusters <= MAX_CLUSTERS:
         raise ValueError(f"clusters={request.clusters} is out of range; it must be between 2 and {MAX_CLUSTERS}")
-    resolutions = request.resolutions or (tuple(config.data.eval_size),)
+    height, width = config.data.eval_size
+    resolutions: Sequence[Resolution] = request.resolutions or ((height, width),)
     _check_resolutions(resolutions, run.backbone)
     refined = any(variant.crf for variant in request.variants)
     workers = processes.own_cores() if request.workers is None else request.workers
@@ -134,7 +135,7 @@ def _evaluation(
 
 def _check_resolutions(resolutions: Sequence[Resolution], backbone: Backbone) -> None:
     for size in resolutions:
-        if size != FULL and any(side < 1 or side % backbone.multiple for side in size):
+        if not isinstance(size, str) and any(side < 1 or side % backbone.multiple for side in size):
             near = "x".join(str(max(1, round(side / backbone.multiple)) * backbone.multiple) for side in size)
             raise ValueError(
                 f"resolution {'x'.join(map(str, size))} must be a multiple of {backbone.multiple} for {backbone.name}; "
@@ -177,12 +178,12 @@ def resolution_of(text: str) -> Resolution:
     if text == FULL:
         return FULL
     try:
-        sides = tuple(int(side) for side in text.split("x"))
+        sides = [int(side) for side in text.split("x")]
     except ValueError:
-        sides = ()
+        sides = []
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give 320, 320x416 (height x width) or full")
-    return sides * 2 if len(sides) == 1 else sides
+    return sides[0], sides[-1]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -215,11 +216,13 @@ def parser() -> argparse.ArgumentParser:
 
 def request_of(options: argparse.Namespace, default: Sequence[int]) -> Request:
     """The request that the options make; ``default`` is the run's ``data.eval_size``."""
-    size = options.resolution or tuple(default)
+    height, width = default
+    size: Resolution = options.resolution or (height, width)
+    sizes: tuple[Resolution, ...]
+    variants: tuple[Variant, ...]
     if options.all:
-        crop = tuple(default) if size == FULL else size
         variants = (PLAIN, FLIP) if options.crf is False else (PLAIN, FLIP, FLIP_CRF)
-        sizes: tuple[Resolution, ...] = (crop, FULL)
+        sizes = ((height, width) if size == FULL else size, FULL)
     else:
         sizes, variants = (size,), (Variant(bool(options.flip), bool(options.crf)),)
     return Request(options.split, sizes, variants, options.clusters, options.kmeans, options.bootstrap, options.workers)
@@ -259,12 +262,12 @@ def _run(options: argparse.Namespace) -> None:
     if not processes.is_main():
         return
     seconds = time.perf_counter() - started
-    files = {write_evaluation(folder, item, environment(), seconds): item for item in found}
+    written = {write_evaluation(folder, item, environment(), seconds): item for item in found}
     if not options.out:
-        note_in_metrics(run.path, files)
+        note_in_metrics(run.path, written)
         write_report(run.path)
     print_evaluations(found, console)
-    for path in files:
+    for path in written:
         console.print(f"written: {path}", highlight=False)
 
 

@@ -146,7 +146,8 @@ class EvaluationPass:
     @torch.no_grad()
     def _batch(self, frames: list[Frame]) -> None:
         images = to_float(torch.stack([frame.network for frame in frames]).to(self.run.device))
-        grid = tuple(side // self.run.backbone.stride for side in images.shape[-2:])
+        stride = self.run.backbone.stride
+        grid = (images.shape[2] // stride, images.shape[3] // stride)
         values = {False: self._values(images)}
         if any(variant.flip for variant in self.variants):
             mirrored = self._values(images.flip(-1))
@@ -159,7 +160,7 @@ class EvaluationPass:
                 self._submit(frames, variant, values[variant.flip]["codes"], grid)
                 continue
             for name, read in self.read_outs.items():
-                ids = predict_ids(read(values[variant.flip][read.on]), grid, label.shape[1:])
+                ids = predict_ids(read(values[variant.flip][read.on]), grid, (label.shape[1], label.shape[2]))
                 self._count(frames, variant, name, ids, label)
 
     def _values(self, images: Tensor) -> dict[str, Tensor]:  # [B, 3, H, W] -> [B, h*w, C], [B, h*w, K]
@@ -182,7 +183,7 @@ class EvaluationPass:
         for frame, own in zip(frames, codes, strict=True):
             while len(self._refining) >= 2 * self.pool.workers:
                 self._collect()
-            maps = {}
+            maps: dict[str, np.ndarray] = {}
             for name, read in probes.items():
                 maps |= read.maps(name, own, grid)
             self._refining.append((frame, variant, self.pool.submit(frame.image, maps)))

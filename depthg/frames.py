@@ -49,6 +49,12 @@ class _Photo:
     def label(self, index: int) -> np.ndarray | None:
         return self._label
 
+    def depth(self, index: int) -> None:
+        return None
+
+    def fov_deg(self, index: int) -> None:
+        return None
+
 
 def load_frames(
     split: Split, number: int, resolutions: Sequence[Resolution], multiple: int, interpolation: str

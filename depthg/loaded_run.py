@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,7 +119,7 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path,
+    path: str | os.PathLike,
     checkpoint: str = "last",
     device: torch.device | str | None = "cpu",
     overrides: Sequence[str] = (),

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -46,5 +47,6 @@ def fingerprint(split: Split) -> str:
     elif isinstance(split, SceneSplit):
         parts = [split.folder.name]
     else:
-        parts = [file_stamp(path) for path in [*split.images, *(split.labels or ())] if path is not None]
+        files: Any = split  # every other split is one of files
+        parts = [file_stamp(path) for path in [*files.images, *(files.labels or ())] if path is not None]
     return hashlib.sha256("\n".join([*split.names, *parts]).encode("utf-8", "backslashreplace")).hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def output_folder(path: Path, names: Iterable[str] = (), overwrite: bool = False, option: str = "--out") -> Path:
+def output_folder(path: Path, names: Iterable[str | Path] = (), overwrite: bool = False, option: str = "--out") -> Path:
     """``path``, made if needed and proved writable.
 
     Args:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from depthg.checkpoints import write_text
+from depthg.heads import ClusterProbe
 from depthg.metrics import image_confusions, scores
 from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
@@ -42,7 +43,7 @@ def segment(data: Prepared, head: torch.nn.Module, read_outs: Mapping, views: Se
     return {name: ids.cpu().numpy() for name, ids in maps.items()}
 
 
-def split_confusions(data: Prepared, head: torch.nn.Module, cluster: torch.nn.Module) -> np.ndarray:
+def split_confusions(data: Prepared, head: torch.nn.Module, cluster: ClusterProbe) -> np.ndarray:
     """Confusion matrix of every evaluation image: int64 ``[V, n_classes, n_clusters]``."""
     n_images, n_classes, found = len(data.evaluation.features), len(data.dataset.classes), []
     for start in range(0, n_images, BATCH):

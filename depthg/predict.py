@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,7 +129,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarr
     return drawn
 
 
-def _save_npz(path: Path, **arrays: np.ndarray) -> None:
+def _save_npz(path: Path, **arrays: Any) -> None:
     with open(path, "wb") as file:  # numpy.savez adds a suffix to names
         np.savez(file, **arrays)
 
@@ -147,7 +148,7 @@ def predict_files(
     """
     counts: dict[Target, np.ndarray] = {}
     failed: list[str] = []
-    by_photo = {target.photo: target for target in targets}
+    by_photo: dict[object, Target] = {target.photo: target for target in targets}
     with CrfPool() if crf else nullcontext() as pool:
 
         def finish(photo: Photo, maps: Maps) -> tuple[Target, np.ndarray]:
@@ -243,7 +244,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{segmenter.run.n_clusters} clusters do not fit the 256 colours of a PNG palette")
     if options.crf:
         check_available()
-    names = [LEGEND, *(file.relative_to(options.out) for target in targets for file in target.files)]
+    names: list[str | Path] = [LEGEND, *(file.relative_to(options.out) for target in targets for file in target.files)]
     output_folder(options.out, names, options.overwrite)
     with StageBar("predicting", len(targets)) as bar:
         counts, failed = predict_files(segmenter, targets, options.crf, bar.advance)

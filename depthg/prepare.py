@@ -22,7 +22,7 @@ from depthg.cache import Build, cache_key
 from depthg.cli import run_command
 from depthg.config import Config
 from depthg.data.base import Dataset, Split
-from depthg.data.transforms import View, Views
+from depthg.data.transforms import FloatMap, View, Views
 from depthg.depth import MappedDepth, Normals, depth_source
 from depthg.depth_cache import Crops
 from depthg.depth_sources import DepthSource
@@ -75,7 +75,8 @@ class Preparation(Stages):
         """The fitted transform, training features, evaluation features, and the folder of the training features."""
         folders = [self._write_features(*part) for part in self.feature_plans]
         both = (self.train_views, folders[0]), (self.evaluation_views, folders[-1])
-        return self.transform, *(self._open_features(*part) for part in both), folders[0]
+        training, evaluation = (self._open_features(*part) for part in both)
+        return self.transform, training, evaluation, folders[0]
 
     @cached_property
     def transform(self) -> FeatureTransform:
@@ -174,7 +175,7 @@ class Preparation(Stages):
             return None, None
         split, crop = (Crops(views), "none") if part.on == "crop" else (views.split, views.crop)
         surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
-        maps = {"depth": self.mapped_depth(split, source)}
+        maps: dict[str, FloatMap] = {"depth": self.mapped_depth(split, source)}
         maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
         with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
 
@@ -193,7 +194,7 @@ class Preparation(Stages):
             "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},
             "grid": list(grid), "views": self.describe(views), "source": source.describe(split), "normals": surfaces,
         }  # fmt: skip
-        arrays = {"depth": ((len(views), cells), np.float16)}
+        arrays: dict[str, tuple[tuple[int, ...], type]] = {"depth": ((len(views), cells), np.float16)}
         arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}
         folder = self.make(Plan("depth", "depth", settings, arrays), build)
         return _map(folder / "depth.npy"), _map(folder / "normals.npy") if surfaces else None
@@ -243,7 +244,7 @@ class Preparation(Stages):
             normals=normals,
             photos=self.photos,
             neighbours=self.neighbours(folder / "means.npy"),
-            evaluation=EvaluationSet(evaluation, evaluation_labels, self.grid(views), tuple(views.size)),
+            evaluation=EvaluationSet(evaluation, evaluation_labels, self.grid(views), views.size),
             evaluation_split=self.evaluation_split,
             example=self.example,
         )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
             name: KeptRows(views, tensors[name].numpy(), count) if name in tensors else None
             for name in ("neighbours", "labels", "depth", "normals")
         }
-        data = KeptData(
+        data: Any = KeptData(  # what a step reads of a Prepared
             tuple(kept["grid"]), tensors["photos"].numpy(), KeptFeatures(views, tensors["features"], count), **found
         )
         classes = len(tensors.get("model.linear.weight", ()))
@@ -95,7 +96,8 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
         model = Model(data.features.shape[2], config.head.dim, config.head.dropout, classes, clusters)
         load_modules(tensors, dict(model.named_children()), beside)
         step = Step(config, data, model.to(pick_device(device)), pick_device(device))
-        step.shifts = tuple(map(float, kept["shifts"]))
+        own, near, far = map(float, kept["shifts"])
+        step.shifts = (own, near, far)
         int(kept["iteration"]), kept["term"], dict(kept["values"])
     except (SafetensorError, KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path} or {beside.name} is damaged: {type(error).__name__}: {error}") from error
@@ -106,7 +108,8 @@ def replay(path: str | Path, device: str = "cpu") -> dict[str, float | str]:
     """The losses and logged values of a kept iteration, computed again; ``nan`` and ``inf`` as text."""
     step, kept = read_step(path, device)
     losses, logged = step.losses(int(kept["iteration"]) - 1)
-    return {name: as_json(value) for name, value in {"loss": losses["total"].detach(), **logged}.items()}
+    values = {"loss": losses["total"].detach(), **logged}
+    return {name: as_json(value) for name, value in values.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

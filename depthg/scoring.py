@@ -95,7 +95,8 @@ def confusions(
             counted = confusion_matrix(ids, label, value.shape[-1], n_classes)
             total[name] = total.get(name, 0) + counted
     parts = processes.collect(total)  # a process may have had none
-    return {name: sum(part[name] for part in parts if name in part) for name in read_outs}
+    zero = np.zeros((), np.int64)
+    return {name: sum((part[name] for part in parts if name in part), zero) for name in read_outs}
 
 
 def summarize(

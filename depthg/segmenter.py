@@ -76,7 +76,7 @@ class Segmenter:
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1")
         self.run, self.batch = run, batch
-        self.window = None if window == RESIZE else window
+        self.window = window if isinstance(window, int) else None
 
     @classmethod
     def load(
@@ -196,7 +196,7 @@ class Segmenter:
             pending: deque[Future] = deque()
             for group in self._groups(_ahead(self.prepare, images, readers, self.batch + READERS)):
                 if isinstance(group, DataError):
-                    pending.append(writers.submit(lambda error=group: error))
+                    pending.append(writers.submit(lambda error: error, group))
                 else:
                     pairs = zip(group, self.maps(group), strict=True)
                     pending.extend(writers.submit(finish, photo, maps) for photo, maps in pairs)
@@ -216,16 +216,17 @@ class Segmenter:
         group: list[Photo] = []
         count = 0
         for photo in photos:
-            failed = isinstance(photo, DataError)
-            new = 0 if failed else len(photo.plan.corners)
-            if group and (failed or count + new > self.batch or photo.plan.window != group[0].plan.window):
+            if isinstance(photo, DataError):
+                yield from [group] if group else []
+                yield photo
+                group, count = [], 0
+                continue
+            new = len(photo.plan.corners)
+            if group and (count + new > self.batch or photo.plan.window != group[0].plan.window):
                 yield group
                 group, count = [], 0
-            if failed:
-                yield photo
-            else:
-                group.append(photo)
-                count += new
+            group.append(photo)
+            count += new
         if group:
             yield group
 
@@ -239,7 +240,7 @@ class Segmenter:
         found = []
         for photo, parts in zip(photos, codes.split([len(photo.plan.corners) for photo in photos]), strict=True):
             corners = [(top // stride, left // stride) for top, left in photo.plan.corners]
-            grid = tuple(n // stride for n in photo.plan.size)
+            grid = (photo.plan.size[0] // stride, photo.plan.size[1] // stride)
             whole = blend(parts, corners, grid)  # [K, h, w]
             scores = run.cluster(whole.flatten(1).T)  # [h*w, n]
             ids = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,8 @@ class Step:
         """
         if points.ndim == 2:
             return self.forward(self.gather(maps, points))
-        return tuple(self.gather(values, points) for values in self.forward(maps))
+        feats, codes = (self.gather(values, points) for values in self.forward(maps))
+        return feats, codes
 
     def depth_values(self, views: np.ndarray, points: Tensor, side: int) -> Tensor:
         """What the relation compares, at the sampled points: ``[N, P]`` or ``[N, P, D]``."""
@@ -166,7 +168,8 @@ class Step:
         """Shifts at quantiles of centred F over a few batches: self, neighbour, negative pairs."""
         loss = self.config.loss
         counts = self.pair_counts(self.plain_features, center=loss.center)
-        return tuple(round(quantile_of(row, q), 4) for row, q in zip(counts, loss.quantiles, strict=True))
+        own, near, far = (round(quantile_of(row, q), 4) for row, q in zip(counts, loss.quantiles, strict=True))
+        return own, near, far
 
     def plain_features(self, views: np.ndarray, generator: torch.Generator) -> Tensor:  # [N, P, C]
         """Features at the points of iteration 0, without dropout."""
@@ -191,7 +194,7 @@ class Step:
             self.buffer = torch.empty(shape)
         return self.data.features.rows(views, self.device, self.buffer)
 
-    def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and what is logged."""
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
@@ -201,7 +204,8 @@ class Step:
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)
         negatives = self.negatives(iteration, generator)
-        own, bank = config.sampling.negatives == "own", {}
+        own = config.sampling.negatives == "own"
+        bank: dict[str, Any] = {}
         sparse = config.probe.cells and own and points.ndim == 2  # then nothing needs whole maps
         maps = None if sparse else self.anchor_maps(batch.anchors)
         if maps is None:
@@ -220,17 +224,12 @@ class Step:
         depth = self.depth_inputs(batch, points, iteration, generator)
         shift = depth.pop("shift", 0.0)
         result = depthg_loss(
-            feats,
-            codes,
-            near_feats,
-            near_codes,
-            index,
-            self.settings(iteration, shift),
-            **bank,
-            **depth,
+            feats, codes, near_feats, near_codes, index, self.settings(iteration, shift), **bank, **depth
         )
         terms = {"self": result.self, "neighbour": result.neighbour, "negative": result.negative, "depth": result.depth}
-        logged = {f"loss.{name}": term.loss for name, term in terms.items() if term is not None}
+        logged: dict[str, float | Tensor] = {
+            f"loss.{name}": term.loss for name, term in terms.items() if term is not None
+        }
         logged |= {f"similarity.{name}": term.similarity for name, term in terms.items() if term is not None}
         if self.guided:
             logged |= {"weight.depth": self.settings(iteration, 0.0).depth_weight, "shift.depth": shift}
@@ -255,9 +254,9 @@ class Step:
         Both come from one forward pass over the maps, so one draw of dropout, as in the released code. Processes that
         share a batch give each other their maps.
         """
-        whole = self.forward(maps)
-        feats, codes = (self.gather(values, points) for values in whole)
-        whole = tuple(processes.gather(values) for values in whole) if self.joint else whole
+        own = self.forward(maps)
+        feats, codes = (self.gather(values, points) for values in own)
+        whole = [processes.gather(values) for values in own] if self.joint else own
         rows, at = negatives.flatten(), near_points.repeat(len(negatives), *[1] * (near_points.ndim - 1))
         bank_feats, bank_codes = (self.gather(values[rows], at) for values in whole)
         index = torch.arange(negatives.numel(), device=self.device).view(negatives.shape)
@@ -276,7 +275,7 @@ class Step:
             other = self.depth_values(batch.others, other_points, side)
             codes = self.read_views(batch.others, other_points)[1]
             inputs |= {"codes_depth": codes, "depth_other": other}
-        shift = exponential_decay(
+        shift: Any = exponential_decay(
             iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum
         )
         if settings.shift_mean:

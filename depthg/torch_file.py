@@ -143,7 +143,7 @@ def _read_rows(file: BinaryIO, size: int) -> Any:
     for key in map(str, keys):
         target = storages.known[key]
         (count,) = struct.unpack("<q", file.read(8))
-        view = memoryview(target.view(torch.uint8).numpy()) if target.numel() else memoryview(bytearray())
+        view = target.view(torch.uint8).numpy().data if target.numel() else memoryview(bytearray())
         if count != target.numel() or cast(io.BufferedIOBase, file).readinto(view) != len(view):
             raise UnpickleError(f"the storage {key[:40]!r} is truncated or has {count} values, not {target.numel()}")
     return content

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -113,7 +114,8 @@ class Trainer:
                 losses, logged = self.step.losses(self.iteration)
                 for optimizer in self.optimizers.values():
                     optimizer.zero_grad(set_to_none=True)
-                sum(losses.values()).backward()
+                total: Any = sum(losses.values())
+                total.backward()
                 processes.average_gradients(list(self.model.parameters()))
                 finite = self.guard.passes(self.step, self.iteration, losses, logged)
                 for optimizer in self.optimizers.values() if finite else ():

@@ -71,7 +71,7 @@ def load_dataset(
     return open_it(root, on_error=on_error, **files, **n_val)
 
 
-def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, Any]) -> Dataset:
+def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, Any]) -> Any:  # what a Dataset has
     from depthg.data.scenes import SceneDataset
 
     return SceneDataset(cache_dir=cache_root(cache_dir), seed=seed, **counts)

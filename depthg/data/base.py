@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.progress import track
@@ -37,6 +37,9 @@ class Split(Protocol):
 
     def fov_deg(self, index: int) -> float | None:
         """Horizontal field of view in degrees; None when unknown."""
+
+
+AnySplit = TypeVar("AnySplit", bound=Split)
 
 
 @dataclass
@@ -156,7 +159,7 @@ def photo_size(split: Split, index: int) -> tuple[int, int]:
     return split.size(index) if hasattr(split, "size") else split.image(index).shape[:2]
 
 
-def drop_unreadable(split: Split, on_error: str) -> Split:
+def drop_unreadable(split: AnySplit, on_error: str) -> AnySplit | Subset:
     """Apply the policy `data.on_error` to a split.
 
     "raise" leaves the split as it is: reading is lazy, and the first bad photo raises when it is read. "skip" reads

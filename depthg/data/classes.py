@@ -50,8 +50,8 @@ def read_classes(path: str | Path) -> Classes:
     if not labels:
         raise DataError(f"{show(path)} names no class; it must hold a class per line, the first for id 0")
     palette = class_palette(len(labels)).copy()
-    for label, colour in colours.items():
-        palette[label] = colour
+    for label, rgb in colours.items():
+        palette[label] = rgb
     return Classes(tuple(labels), palette, label_table({VOID_ID: -1} | ids))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.data.base import Dataset, FileSplit, Split, Subset, drop_unreadable, report_skipped
+from depthg.data.base import Dataset, FileSplit, Subset, drop_unreadable, report_skipped
 from depthg.data.classes import NO_CLASSES, Classes, read_classes
 from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, show, tree_error
 from depthg.data.pairing import by_stem, check_alone, find_files, find_list, normal, read_list
@@ -17,6 +17,7 @@ NOT_READ = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", "
 EXPECTED = f"""
 photos, in subfolders if you like ({" ".join(IMAGE_SUFFIXES)})
 """
+Files = FileSplit | Subset
 EXPECTED_LABELS = "label maps of ids (.png) under the photos' relative paths"
 
 
@@ -79,7 +80,7 @@ class Folder(Dataset):
         )
 
 
-def _photos(root: Path, folder: Path | None, known: Classes, on_error: str) -> tuple[Split, list[int]]:
+def _photos(root: Path, folder: Path | None, known: Classes, on_error: str) -> tuple[Files, list[int]]:
     """All photos that can be used, and which of them have a label map."""
     images = list_files(root, recursive=True) if root.is_dir() else []
     inside = None if folder is None else os.path.relpath(folder.resolve(), root.resolve())
@@ -117,7 +118,7 @@ def _stem(path: Path, folder: Path) -> str:
     return os.path.splitext(path.relative_to(folder).as_posix())[0]
 
 
-def _listed(given: str | Path | None, option: str, root: Path, split: Split, on_error: str) -> list[int] | None:
+def _listed(given: str | Path | None, option: str, root: Path, split: Files, on_error: str) -> list[int] | None:
     """Photos of a list file, named with or without their suffix."""
     source = find_list(given, option, root)
     if source is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -114,6 +115,9 @@ class Primitive:
     holes: float = 0.0  # share of the surface that is cut out (leaves)
     shadow: bool = True
     corners: np.ndarray = field(init=False)  # [V, 3], the shape lies in their convex hull
+    hit: ClassVar[Callable]  # methods of the shapes below
+    normals: ClassVar[Callable]
+    occludes: ClassVar[Callable]
 
     @cached_property
     def centre(self) -> np.ndarray:
