@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -129,8 +130,20 @@ def run_command(task: Callable[[Config], object], command: str, summary: str, pa
         sys.exit(f"error{processes.label()}: {error}")
 
 
+def importable(task: Callable) -> Callable:
+    """The same function under the name that other processes import it by, not as a part of ``__main__``.
+
+    Hydra's launchers send it to their workers, and could not send all that belongs to ``__main__``.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if task.__module__ != "__main__" or spec is None:
+        return task
+    return getattr(importlib.import_module(spec.name), task.__name__)
+
+
 def _run_hydra(task: Callable[[Config], object]) -> None:
     """Hydra's own flags: ``--multirun``, ``--cfg job``, ``--info`` ..."""
+    task = importable(task)
 
     def guarded(node) -> None:
         try:
