@@ -32,6 +32,7 @@ def receive(stream: IO[bytes]) -> dict[str, np.ndarray] | None:
 
 
 def main() -> None:
+    """Answers images from standard input until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits; it ends this one
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers

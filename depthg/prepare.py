@@ -264,6 +264,7 @@ def prepare(config: Config) -> Preparation:
 
 
 def main() -> None:
+    """``python -m depthg.prepare``."""
     run_command(prepare, "depthg.prepare", SUMMARY, PARTS)
 
 

@@ -291,6 +291,7 @@ def train(config: Config) -> dict:
 
 
 def main() -> None:
+    """``python -m depthg.train``."""
     run_command(train, "depthg.train", SUMMARY)
 
 

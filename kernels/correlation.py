@@ -194,8 +194,19 @@ def correlation(
     ``F[r, n, p, q] = cos(a[n, p], b[index_b[r, n], q])``; ``center`` as in ``correlation_loss``; without ``cosine`` the
     vectors are taken as they are.
 
+    Args:
+        a: vectors ``[N, P, C]``, any length, float.
+        b: vectors of the other side ``[M, Q, C]``.
+        index_b: ``[R, N]`` int64 in [0, M): image n is compared with ``index_b[r, n]``; default image n with image n.
+        center: spatial centring as in ``correlation_loss``.
+        cosine: normalise the vectors; False takes plain dot products.
+
+    Returns:
+        ``[R, N, P, Q]`` in the dtype of the vectors; R = 1 without ``index_b``.
+
     Raises:
-        TypeError, ValueError: as ``correlation_loss``.
+        TypeError: an input is not floating point, or ``index_b`` is not int64.
+        ValueError: shapes, devices or indices do not fit.
 
     DepthG Eq. 1. For quantiles and shifts use ``correlation_histogram``, which never holds it.
     """
