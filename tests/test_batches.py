@@ -9,7 +9,7 @@ import pytest
 import torch
 from miniature import settings, write_camvid
 
-from depthg import batches, read_ahead
+from depthg import batches, loading, read_ahead
 from depthg.batches import draw_batch, epoch_order
 from depthg.prepare import Preparation
 from depthg.step import Model, Step
@@ -85,3 +85,15 @@ def test_streamed_features_have_nothing_to_announce(made):
     config, _ = made
     streamed = dataclasses.replace(config, features=dataclasses.replace(config.features, cache="off"))
     Preparation(streamed, torch.device("cpu")).run().features.announce(np.arange(3))
+
+
+def test_threads_that_decode_change_nothing(made, monkeypatch):
+    """Nothing random happens there: every draw of a step is made before, from the seed and the iteration."""
+    config, _ = made
+    streamed = dataclasses.replace(config, features=dataclasses.replace(config.features, cache="off"))
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(loading, "LOADERS", threads)
+        features = Preparation(streamed, torch.device("cpu")).run().features
+        found.append(features.read(np.array([7, 3, 29, 3])))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from depthg.checkpoints import read_checkpoint
 from depthg.cli import load_config
+from depthg.device import pick_device
 from depthg.processes import Share, precision
 from depthg.run_folder import read_log
 from depthg.train import train
@@ -209,3 +210,18 @@ def test_parts_of_shares_cover_them_once(size):
             batch[first : first + size][share.within(first, min(first + size, 12)).rows] for first in range(0, 12, size)
         ]
         assert torch.equal(torch.cat(parts), batch[share.rows])
+
+
+def test_every_process_of_a_machine_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == torch.device("cuda"), "one process"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 1)
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device=cuda:0 is one GPU, but there are several processes"):
+        pick_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 3 of this machine has no GPU \(2 here\); start at most 2"):
+        pick_device("auto")
