@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds the C++ code with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch folder and runs tests on it:
+#   bash tests/sanitize.sh                       the whole suite of farthest point sampling
+#   bash tests/sanitize.sh tests/test_knn.py ... other tests, or options of pytest
+# PYTHON chooses the interpreter (default: python), CXX the compiler (g++). The first error of a sanitizer ends the run.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python}
+cxx=${CXX:-g++}
+flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+for part in csrc kernels depthg tests setup.py pyproject.toml README.md LICENSE; do cp -r "$root/$part" "$scratch/"; done
+find "$scratch" -name '_C*.so' -delete
+ln -s ../kernels "$scratch/depthg/kernels"
+cd "$scratch"
+CXX="$cxx $flags" CXXFLAGS="${CXXFLAGS:--O1}" DEPTHG_BUILD=cpu "$python" setup.py -q build_ext --inplace
+export LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so) $($cxx -print-file-name=libstdc++.so.6)"
+# Python leaks on purpose, and torch is not instrumented: only what is wrong in our code is to be told.
+export ASAN_OPTIONS="detect_leaks=0:alloc_dealloc_mismatch=0:verify_asan_link_order=0:detect_stack_use_after_return=1"
+export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"
+export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+built=$("$python" -c 'import depthg._C as c; print(c.__file__)' 2>&1 | tail -n 1)
+case "$built" in "$scratch"/*) ;; *) echo "the tests would use $built, not the instrumented build" >&2; exit 1 ;; esac
+nm -D "$built" | grep -q __asan_ || { echo "$built is not instrumented" >&2; exit 1; }
+"$python" -m pytest -p no:cacheprovider "${@:-tests/test_fps.py}"
