@@ -59,10 +59,9 @@ class Step:
 
     def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device):
         self.config, self.data, self.model, self.device = config, data, model, device
-        self.guided = data.depth is not None
+        self.guided, self.ahead = data.depth is not None, ReadAhead()
         self.buffer: Tensor | None = None
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
-        self.ahead = ReadAhead()
         self.share = share_of(config.batch_size, "batch_size")
         self.joint = self.share is not None and config.loss.scope == "global"  # one batch over all processes
 
@@ -219,8 +218,7 @@ class Step:
         near_feats, near_codes = self.read_views(batch.neighbours, near_points)
         index = bank.pop("index", negatives)
         if self.joint and config.loss.center:
-            means = feature_means(feats, near_feats, index, bank["feats_negative"])
-            bank["feature_means"] = processes.average(means)
+            bank["feature_means"] = processes.average(feature_means(feats, near_feats, index, bank["feats_negative"]))
         depth = self.depth_inputs(batch, points, iteration, generator)
         shift = depth.pop("shift", 0.0)
         result = depthg_loss(

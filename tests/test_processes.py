@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,19 @@ def test_evaluation_split_over_processes_is_that_of_one(two, tmp_path):
     for path in (tmp_path / "one").glob("*.json"):
         one, other = (json.loads((tmp_path / name / path.name).read_text()) for name in ("one", "two"))
         assert one.keys() == other.keys() and all(one[key] == other[key] for key in one if key != "seconds")
+
+
+def test_two_machines(root, two):
+    """Two launchers that meet at an address, as on two machines with one process each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = ["--master-addr", "localhost", "--master-port", str(free.getsockname()[1])]
+    command = ["-m", "depthg.train", *lines(root, "bilinear", "machines")]
+    ranks = [["torch.distributed.run", "--nnodes", "2", "--node-rank", rank, *meeting] for rank in "01"]
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda prefix: launch(*command, prefix=prefix), ranks):
+            assert done.returncode == 0, done.stderr
+    assert differ(two[0] / "bilinear", root.parent / "machines" / "bilinear") == (0, 0)
 
 
 def test_precision_of_the_launcher(monkeypatch):
