@@ -151,9 +151,10 @@ def _writing(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise OSError(
-            f"cannot write depth maps in {show(cache)}: {error.strerror or error}; make room or set cache.dir to "
-            f"another folder (maps that are finished stay)"
+            f"cannot write depth maps in {show(cache)}: {reason}; make room or set cache.dir to another folder (maps "
+            f"that are finished stay)"
         ) from error
 
 
