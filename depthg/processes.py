@@ -94,17 +94,39 @@ def precision(name: str) -> str:
     return "bfloat16" if asked == "bf16" else "float32"
 
 
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Says in one line that another process is gone.
+
+    Raises:
+        ConnectionError: it is, or the network is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"the connection to the other processes is lost: one of them has ended, see its message, or the network "
+            f"failed ({str(error).splitlines()[0][:200]}); what is saved goes on with resume=RUN"
+        ) from error
+
+
+def _add_up(x: Tensor) -> None:
+    """Replaces a tensor by its sum over processes."""
+    with _together():
+        dist.all_reduce(x)
+
+
 def barrier() -> None:
     """Returns when every process is here."""
     if count() > 1:
-        dist.all_reduce(torch.zeros(1))
+        _add_up(torch.zeros(1))
 
 
 def total(x: Tensor) -> Tensor:
     """Sum over processes, in the dtype of ``x``."""
     if count() > 1:
         x = x.detach().clone()
-        dist.all_reduce(x)
+        _add_up(x)
     return x
 
 
@@ -129,7 +151,8 @@ def from_main(make: Callable[[], T]) -> T:
             pickle.dumps(found[0])
         except Exception as error:
             found = [None, _sendable(error)]
-    dist.broadcast_object_list(found)
+    with _together():
+        dist.broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
     return found[0]
@@ -148,7 +171,8 @@ def collect(part: T) -> list[T]:
     if count() == 1:
         return [part]
     parts: list[Any] = [None] * count()
-    dist.all_gather_object(parts, part)
+    with _together():
+        dist.all_gather_object(parts, part)
     return parts
 
 
@@ -168,13 +192,16 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         out = x.new_empty(count(), *x.shape)
-        dist.all_gather(list(_bytes(out).unbind()), _bytes(x.contiguous()))  # every dtype, whatever gloo knows
+        with _together():
+            dist.all_gather(list(_bytes(out).unbind()), _bytes(x.contiguous()))  # every dtype, whatever gloo knows
         return out.flatten(0, 1)
 
     @staticmethod
     def backward(ctx, d_out: Tensor) -> Tensor:
         everyones = d_out.float().contiguous()
-        dist.all_reduce(everyones)
+        if everyones.data_ptr() == d_out.data_ptr():
+            everyones = everyones.clone()  # autograd may use it elsewhere
+        _add_up(everyones)
         return everyones.chunk(count())[rank()].to(d_out.dtype)
 
 
@@ -193,7 +220,7 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         return
     with_gradient = [p for p in parameters if p.grad is not None]
     flat = torch.cat([p.grad.flatten() for p in with_gradient])
-    dist.all_reduce(flat)
+    _add_up(flat)
     flat /= count()
     for p, mean in zip(with_gradient, flat.split([p.numel() for p in with_gradient]), strict=True):
         p.grad.copy_(mean.view_as(p))

@@ -142,13 +142,7 @@ def test_a_batch_that_does_not_divide_is_an_error(root, tmp_path):
 
 def test_a_signal_stops_all_at_one_iteration_and_resuming_needs_no_second_process(root, tmp_path):
     command = arguments(root, f"runs_dir={tmp_path}", "name=cut", "batch_size=8", "iterations=100000", "log_every=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", *TORCHRUN, "-m", "depthg.train", *command, "checkpoint.every=0"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    log = tmp_path / "cut" / "metrics.jsonl"
-    while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) > 5):
-        time.sleep(0.1)
+    process, log = begin(tmp_path / "cut", *command, "checkpoint.every=0")
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=60)[0]
     assert printed.replace("\n", "").count(f"resume={tmp_path / 'cut'}") == 1
@@ -160,6 +154,34 @@ def test_a_signal_stops_all_at_one_iteration_and_resuming_needs_no_second_proces
     whole = train(settings(root, f"runs_dir={tmp_path}", "name=whole", "batch_size=8", f"iterations={iteration + 3}"))
     assert whole["environment"]["processes"] == "1"
     assert differ_weights(tmp_path / "whole", tmp_path / "cut") < 1e-4
+
+
+def begin(run: Path, *command: str) -> tuple[subprocess.Popen, Path]:
+    """Two processes that have trained for some iterations, and their log."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *TORCHRUN, "-m", "depthg.train", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = run / "metrics.jsonl"
+    while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) > 5):
+        time.sleep(0.1)
+    return process, log
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process in /proc")
+def test_a_killed_process_ends_all_in_one_line_and_the_run_goes_on(root, tmp_path):
+    run = tmp_path / "killed"
+    command = arguments(root, f"runs_dir={tmp_path}", "name=killed", "batch_size=8", "iterations=100000", "log_every=1")
+    process, log = begin(run, *command, "checkpoint.every=2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {b"\0LOCAL_RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes(): int(child) for child in children}
+    os.kill(ranks[True], signal.SIGKILL)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "error: the connection to the other processes is lost: one of them has ended" in printed
+    assert read_checkpoint(run / "checkpoints" / "last")[1]["iteration"] >= 4
+    train(load_config([f"resume={run}", f"iterations={len(log.read_text().splitlines()) + 3}"]))
+    assert (run / "metrics.json").is_file()
 
 
 def differ_weights(a: Path, b: Path) -> float:
