@@ -24,6 +24,7 @@ def test_only_the_first_rank_draws(monkeypatch, capsys, rank, drawn):
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
     with StageBar("depth", 1) as bar:
         bar.advance()
     assert ("depth" in capsys.readouterr().out) == drawn
