@@ -140,6 +140,12 @@ def check_relation(name_u: str, u: Tensor, codes: Tensor, relation: str) -> None
         )
 
 
+def check_bandwidth(relation: str, bandwidth: float) -> None:
+    """What the relations "gaussian" and "euclidean" divide by is above 0."""
+    if relation in ("gaussian", "euclidean") and not bandwidth > 0:
+        raise ValueError(f"bandwidth must be above 0 for relation {relation!r}, got {bandwidth}")
+
+
 def scalar(value: float | Tensor, device: torch.device) -> Tensor:
     """A 0-dim float64 tensor on the device; a tensor already there is not read by the host."""
     if isinstance(value, Tensor):
@@ -180,6 +186,7 @@ def check_terms(
     if codes_depth is not None and depth_other is None:
         raise ValueError("codes_depth needs depth_other, the depth at the points of the other crop")
     check_relation("depth", depth, codes, settings.relation)
+    check_bandwidth(settings.relation, settings.bandwidth)
     if codes_depth is not None:
         check_codes("codes", codes, "codes_depth", codes_depth)
     if depth_other is not None:

@@ -211,6 +211,8 @@ def correlation(
     DepthG Eq. 1. For quantiles and shifts use ``correlation_histogram``, which never holds it.
     """
     check_pair("a", a, "b", b, index_b)
+    if a.dtype != b.dtype:
+        raise TypeError(f"a is {a.dtype} but b is {b.dtype}; convert one of them")
     return reference.correlation(a, b, index_b=index_b, center=center, cosine=cosine)
 
 

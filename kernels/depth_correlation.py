@@ -153,7 +153,8 @@ def depth_correlation_loss(
 
     Raises:
         TypeError: an input is not floating point.
-        ValueError: shapes or devices do not fit, the relation is unknown, depth requires grad, or ``impl`` cannot run.
+        ValueError: shapes or devices do not fit, the relation is unknown, its bandwidth is not above 0, depth requires
+            grad, or ``impl`` cannot run.
 
     DepthG Eq. 5 and 6.
     """
@@ -162,6 +163,7 @@ def depth_correlation_loss(
     checks.check_codes("codes_a", codes_a, "codes_b", codes_b)
     checks.check_relation("depth_a", depth_a, codes_a, relation)
     checks.check_relation("depth_b", depth_b, codes_b, relation)
+    checks.check_bandwidth(relation, bandwidth)
     impl = checks.choose_impl(impl, codes_a, codes_b, depth_a, depth_b)
     options: dict[str, Any] = {
         "relation": relation,

@@ -79,9 +79,14 @@ def _check_values(points: Tensor, k: int, starts: Tensor | None, start: int, len
             )
 
 
+NARROWEST_DEG = 1e-30  # focal lengths of narrower views overflow float32
+
+
 def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
     """Focal length in cells, after a check of the field of view (values of a tensor: on the CPU, when not tracing)."""
     if isinstance(fov_deg, Tensor):
+        if not fov_deg.is_floating_point():
+            raise TypeError(f"fov_deg must be floating point, got {fov_deg.dtype}")
         _check_per_cloud("fov_deg", fov_deg, depth, dtype=None)
         if (
             not torch.compiler.is_compiling()
@@ -89,7 +94,7 @@ def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
             and not ((fov_deg > 0) & (fov_deg < 180)).all()
         ):
             raise ValueError(f"fov_deg must lie between 0 and 180 degrees, both excluded, got {fov_deg.tolist()}")
-    elif not 0 < fov_deg < 180:
+    elif not NARROWEST_DEG < fov_deg < 180:
         raise ValueError(f"fov_deg must lie between 0 and 180 degrees, both excluded, got {fov_deg}")
     return reference.focal_length(fov_deg, depth.shape[2])
 

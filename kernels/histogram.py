@@ -93,14 +93,20 @@ def correlation_histogram(
 
     Raises:
         TypeError: an input is not floating point, or ``index_b`` is not int64.
-        ValueError: shapes, devices, bins or range do not fit, or ``impl`` cannot run here.
+        ValueError: shapes, devices, bins or range do not fit, a value is not finite (not checked on CUDA), or ``impl``
+            cannot run here.
     """
     check_pair("a", a, "b", b, index_b)
     low, high = float(range[0]), float(range[1])
+    if not isinstance(bins, int):
+        raise TypeError(f"bins must be an int, got {bins!r}")
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     if not low < high:
         raise ValueError(f"range must be (low, high) with low < high, got {tuple(range)}")
+    for name, x in (("a", a), ("b", b)):
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity, which belongs to no bin")
     impl = checks.choose_impl(impl, a, b)
     a, b = a.detach(), b.detach()
     if impl == "eager":

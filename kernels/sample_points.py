@@ -208,6 +208,8 @@ def sample_points(
     """
     _check(maps, points, index)
     impl = checks.choose_impl(impl, maps)
+    if maps.shape[2] * maps.shape[3] == 0:  # then there are no points either
+        return maps.new_zeros(*points.shape[:2], maps.shape[1])
     if index is not None and not (impl == "cpu" and compiled(maps)):
         maps, index = maps[index], None
     if impl == "eager":
