@@ -67,7 +67,7 @@ def remove_partials(folder: Path) -> None:
     """Removes what :func:`write_whole` left below ``folder`` when its process was killed."""
     for path in folder.rglob(".*"):
         owner = PARTIAL.fullmatch(path.name)
-        if owner and not _runs(int(owner[1])):
+        if owner and path.is_file() and not _runs(int(owner[1])):
             path.unlink(missing_ok=True)
 
 

@@ -157,7 +157,8 @@ def load_run(
             f"{folder / FILE} was trained on features of {header.get('backbone')}, {path / 'config.yaml'} names "
             f"{config.backbone.name}; put the checkpoint and the settings of one run together"
         )
-    device = pick_device(config.device if device is None else str(device))
+    if not isinstance(device, torch.device):
+        device = pick_device(config.device if device is None else device)
     classes = tuple(header.get("classes") or ())
     modules = _modules(tensors, header, classes, config, folder / FILE, device)
     with torch.no_grad():

@@ -87,7 +87,7 @@ def first_not_finite(losses: dict[str, Tensor], logged: dict, model: torch.nn.Mo
     values = {**terms, "loss": losses["total"], **{f"loss.{name}": value for name, value in losses.items()}}
     values = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and parameter.grad.numel():
             values[f"d_loss of {name}"] = parameter.grad.abs().amax()
     numbers = {name: float(value) for name, value in values.items()}
     return next(((name, value) for name, value in numbers.items() if not np.isfinite(value)), None)

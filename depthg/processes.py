@@ -103,6 +103,8 @@ def _together() -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ConnectionError(
             f"the connection to the other processes is lost: one of them has ended, see its message, or the network "

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -22,12 +23,9 @@ def read_ahead(array: np.ndarray | None, rows: np.ndarray) -> None:
         return
     size, rows = array.nbytes // max(1, len(array)), np.unique(rows).tolist()
     if hasattr(os, "posix_fadvise"):
-        file = os.open(array.filename, os.O_RDONLY)
-        try:
+        with suppress(OSError), open(array.filename, "rb", buffering=0) as file:  # it may be deleted by now
             for row in rows:
-                os.posix_fadvise(file, array.offset + row * size, size, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(file)
+                os.posix_fadvise(file.fileno(), array.offset + row * size, size, os.POSIX_FADV_WILLNEED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         flat = torch.from_numpy(np.frombuffer(array, np.uint8))

@@ -26,6 +26,18 @@ from depthg.nonfinite import as_json
 from depthg.step import Model, Step
 
 
+def places(kept: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Where views lie among the kept ones, which ascend.
+
+    Raises:
+        IndexError: one is not kept.
+    """
+    found = np.searchsorted(kept, views)
+    if not np.array_equal(kept[np.minimum(found, len(kept) - 1)], views):
+        raise IndexError(f"only the images {kept.tolist()} of this step are kept, not {np.asarray(views).tolist()}")
+    return found
+
+
 class KeptRows:
     """Some rows of an array ``[V, ...]`` that is not there as a whole; indexed by the numbers that they had in it.
 
@@ -40,7 +52,7 @@ class KeptRows:
 
     def __getitem__(self, index) -> np.ndarray:
         first, *rest = index if isinstance(index, tuple) else (index,)
-        return self.rows[(np.searchsorted(self.views, first), *rest)]
+        return self.rows[(places(self.views, first), *rest)]
 
 
 class KeptFeatures(Features):
@@ -51,7 +63,7 @@ class KeptFeatures(Features):
         self.views, self.maps = views, maps
 
     def read(self, views: np.ndarray) -> Tensor:
-        return self.maps[torch.from_numpy(np.searchsorted(self.views, views))]
+        return self.maps[torch.from_numpy(places(self.views, views))]
 
 
 @dataclass
@@ -95,7 +107,7 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
         clusters = len(tensors["model.cluster.centroids"])
         model = Model(data.features.shape[2], config.head.dim, config.head.dropout, classes, clusters)
         load_modules(tensors, dict(model.named_children()), beside)
-        step = Step(config, data, model.to(pick_device(device)), pick_device(device))
+        step = Step(config, data, model.to(pick_device(device)), pick_device(device), ahead=False)
         own, near, far = map(float, kept["shifts"])
         step.shifts = (own, near, far)
         int(kept["iteration"]), kept["term"], dict(kept["values"])

@@ -148,7 +148,8 @@ class RunLock:
         """Lets others train here."""
         if self.descriptor is not None:
             with contextlib.suppress(OSError):  # a folder that is gone or read-only by now
-                self.path.unlink()
+                if self._names(self.descriptor):  # not that of a later run in a folder that was deleted
+                    self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = None
 
@@ -172,8 +173,10 @@ class MetricLog:
             raise write_error(self.path.parent, error) from error
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        """Closes both files. What could not be written was an error of ``write``, so it is none again here."""
+        for file in (self.file, self.board):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def read_log(path: Path) -> list[dict]:

@@ -57,9 +57,9 @@ class Step:
     Of several processes each works on its share of the batch; the mean of their losses is that of the whole batch.
     """
 
-    def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device):
+    def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device, ahead: bool = True):
         self.config, self.data, self.model, self.device = config, data, model, device
-        self.guided, self.ahead = data.depth is not None, ReadAhead()
+        self.guided, self.ahead = data.depth is not None, ReadAhead() if ahead else None  # reads for the next step
         self.buffer: Tensor | None = None
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
         self.share = share_of(config.batch_size, "batch_size")
@@ -198,7 +198,8 @@ class Step:
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
-        self.ahead.start(lambda: announce(draw_batch(config, data, iteration + 1).part(self.share), data))
+        if self.ahead is not None:
+            self.ahead.start(lambda: announce(draw_batch(config, data, iteration + 1).part(self.share), data))
         batch = draw_batch(config, data, iteration).part(self.share)
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)

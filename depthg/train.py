@@ -285,9 +285,11 @@ def train(config: Config) -> dict:
                 console.print(f"stopped; continue with: python -m depthg.train resume={trainer.run}")
             raise
         finally:
-            if trainer is not None and trainer.log is not None:
-                trainer.log.close()
-            lock.drop()
+            try:
+                if trainer is not None and trainer.log is not None:
+                    trainer.log.close()
+            finally:
+                lock.drop()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What comes between a run and its end: a full disk, a read-only or deleted folder, a second training, signals."""
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -177,6 +178,40 @@ def test_the_lock_of_a_killed_process_is_free_and_of_two_that_start_at_once_one_
     lock.drop()
     with pytest.raises(FileExistsError, match="overwrite=true"):
         create_run(second)
+
+
+def test_a_lock_of_a_later_run_in_the_same_place_stays(tmp_path):
+    first, second = (RunLock(tmp_path / "run") for _ in range(2))
+    first.take()
+    shutil.rmtree(tmp_path / "run")
+    second.take()
+    first.drop()
+    with pytest.raises(FileExistsError, match="trains in"):
+        RunLock(tmp_path / "run").take()
+    second.drop()
+
+
+def test_a_log_that_cannot_be_closed_hides_nothing(root, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MetricLog, "write", fail)
+    monkeypatch.setattr(MetricLog, "close", fail)
+    config = settings(root, "name=closed")
+    with pytest.raises(OSError):
+        train(config)
+    RunLock(tmp_path / "runs" / "closed").take().drop()  # free again
+
+    class Full(io.StringIO):
+        def close(self):
+            fail()
+
+    monkeypatch.undo()
+    log = MetricLog(create_run(settings(root, "name=full")))
+    log.file.close()
+    log.file = Full()
+    log.close()
+    assert log.board.file.closed
 
 
 def test_locks_are_handed_over_without_a_gap(tmp_path):

@@ -49,6 +49,13 @@ def test_stop_names_iteration_term_and_images_and_the_step_can_be_replayed(root,
     for folder in (root, tmp_path / "cache"):  # neither data nor caches are needed
         folder.rename(folder.with_name(f"away-{folder.name}"))
     assert replay(path) == kept["values"], "the same numbers, bit for bit"
+    step, _ = read_step(path)
+    again = [step.losses(kept["iteration"] - 1)[1][kept["term"]] for _ in range(3)] if kept["term"] != "loss" else []
+    assert all(map(torch.isnan, again)), "a step that was read may run any number of times"
+    missing = np.array([max(kept["anchors"] + kept["neighbours"]) + 1])
+    for rows in (step.data.features, step.data.neighbours):
+        with pytest.raises(IndexError, match="are kept"):
+            rows.read(missing) if rows is step.data.features else rows[missing]
     assert main([str(path)]) == 0 and kept["term"] in capsys.readouterr().out
 
 
