@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <vector>
+#include <memory>
 
 #include "parallel.h"
 #include "transpose.h"
@@ -17,17 +17,17 @@ constexpr int64_t kRow = 128;       // of a block when the channels of a cell ar
 constexpr int64_t kFewPoints = 16;  // cells per tap above which turning a map costs more than reading it at its strides
 constexpr float kOnes[4] = {1, 1, 1, 1};
 
-// Calls work(image, first channel, end channel, scratch) for every `step` channels of every image; scratch holds kChannels.
+// Calls work(image, first channel, end channel, scratch) for every `step` channels of every image, with `floats` of scratch.
 template <class Work>
-void for_blocks(const MapSamples& s, int64_t step, int threads, const Work& work) {
+void for_blocks(const MapSamples& s, int64_t step, int64_t floats, int threads, const Work& work) {
   const int64_t blocks = (s.channels + step - 1) / step;
   std::atomic<int64_t> next{0};
   threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, s.images * blocks)));
   run_parallel(threads, [&](int) {
-    std::vector<float> scratch(s.cells_of_map * kChannels);
+    std::unique_ptr<float[]> scratch(new float[floats]);
     for (int64_t b; (b = next.fetch_add(1)) < s.images * blocks;) {
       const int64_t from = b % blocks * step;
-      work(b / blocks, from, std::min(from + step, s.channels), scratch.data());
+      work(b / blocks, from, std::min(from + step, s.channels), scratch.get());
     }
   });
 }
@@ -92,7 +92,8 @@ void read_points(const MapSamples& s, int64_t row, const float* maps, int64_t st
 template <int TAPS>
 void read(const MapSamples& s, const float* maps, float* out, int threads) {
   const bool turned = s.stride_channel != 1 && s.stride_cell == 1 && s.cells_of_map <= kFewPoints * s.points * TAPS;
-  for_blocks(s, s.stride_channel == 1 ? kRow : kChannels, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
+  const int64_t block = s.cells_of_map * kChannels;
+  for_blocks(s, s.stride_channel == 1 ? kRow : kChannels, turned ? block : 0, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
     const float* at = maps + n * s.stride_image + from * s.stride_channel;
     const int64_t count = to - from;
     bool ready = false;
@@ -126,7 +127,7 @@ void add_points(const MapSamples& s, int64_t row, const float* d_out, int64_t co
 
 template <int TAPS>
 void write(const MapSamples& s, const float* d_out, float* d_maps, int threads) {
-  for_blocks(s, kChannels, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
+  for_blocks(s, kChannels, s.cells_of_map * kChannels, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
     std::fill_n(scratch, s.cells_of_map * kChannels, 0.0f);
     const auto points = to - from == kChannels ? add_points<TAPS, kChannels> : add_points<TAPS, 0>;
     for_rows(s, n, [&](int64_t m) { points(s, m, d_out + m * s.points * s.channels + from, to - from, scratch); });

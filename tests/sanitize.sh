@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the C++ code with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch folder and runs tests on it:
-#   bash tests/sanitize.sh                       the whole suite of farthest point sampling
+#   bash tests/sanitize.sh                       the suites of what is written in C++
 #   bash tests/sanitize.sh tests/test_knn.py ... other tests, or options of pytest
 # PYTHON chooses the interpreter (default: python), CXX the compiler (g++). The first error of a sanitizer ends the run.
 set -euo pipefail
@@ -22,5 +22,7 @@ export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"
 export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 built=$("$python" -c 'import depthg._C as c; print(c.__file__)' 2>&1 | tail -n 1)
 case "$built" in "$scratch"/*) ;; *) echo "the tests would use $built, not the instrumented build" >&2; exit 1 ;; esac
+tests=("$@")
+[ $# -gt 0 ] || tests=(tests/test_{fps,sample_points,depthg_loss,upsampling,knn}.py)
 nm -D "$built" | grep -q __asan_ || { echo "$built is not instrumented" >&2; exit 1; }
-"$python" -m pytest -p no:cacheprovider "${@:-tests/test_fps.py}"
+"$python" -m pytest -p no:cacheprovider "${tests[@]}"
