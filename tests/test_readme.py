@@ -1,6 +1,7 @@
 """The README: its commands are the tested ones, its Python runs, its options and links exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_every_command_line_has_valid_keys():
     lines = [line for line in re.findall(r"python -m depthg\.train([^`\n]*)", README) if line.strip()]
     assert len(lines) >= 4
     for line in lines:
-        check_overrides([word for word in line.split() if not word.startswith("-")])
+        check_overrides([word for word in shlex.split(line) if not word.startswith("-")])
 
 
 def test_every_named_option_exists():
