@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -37,25 +38,30 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """Switches on a limit of 1,000 bytes a file, which fails as a full disk does: in the middle of a write."""
+    """Gives a switch for a limit of 1,000 bytes a file, which fails as a full disk does: in the middle of a write.
+
+    The limit ends with the block, and not with the test: pytest's own output may be a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_named_and_the_last_checkpoint_stays(root, tmp_path, monkeypatch, full_disk, capsys):
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(root, tmp_path, monkeypatch, capsys):
     train(settings(root, "name=whole"))
     original = Trainer.save
 
     def save(self, *name):
         if self.iteration == 8:
-            full_disk()
+            fill()
         original(self, *name)
 
     run = tmp_path / "runs" / "cut"
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, full_disk() as fill:
         patch.setattr(Trainer, "save", save)
         with pytest.raises(
             OSError, match=rf"cannot write {run}/checkpoints/last/{FILE}: File too large; free"
@@ -64,15 +70,14 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(root, tmp_path, monk
     assert caught.value.errno == errno.EFBIG
     assert read_checkpoint(run / "checkpoints" / "last")[1]["iteration"] == 4
     assert not [path for path in run.rglob(".*")], "neither partial files nor a lock stay"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     train(load_config([f"resume={run}"]))
     assert same(weights(tmp_path / "runs" / "whole"), weights(run))
 
 
-def test_a_full_disk_under_the_log_is_named(tmp_path, full_disk):
+def test_a_full_disk_under_the_log_is_named(tmp_path):
     log = MetricLog(tmp_path)
-    full_disk()
-    with pytest.raises(OSError, match=rf"cannot write {tmp_path}: File too large; free"):
+    with full_disk() as fill, pytest.raises(OSError, match=rf"cannot write {tmp_path}: File too large; free"):
+        fill()
         for iteration in range(100):
             log.write(iteration, {"loss": 0.5, "loss.self": 0.25})
     log.close()
