@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
+from depthg import processes
 from depthg.checkpoints import FILE, write_text
 from depthg.cli import load_config, stored_settings, to_config
 from depthg.config import Config
@@ -75,7 +76,9 @@ def check_folder(job: Job, overwrite: bool) -> None:
         stored = to_config(stored_settings(job.folder))
     except FileNotFoundError as error:
         raise FileExistsError(f"{job.folder} holds something that is no run; choose another --out") from error
-    different = different_settings(stored, load_config(job.overrides))
+    asked = load_config(job.overrides)
+    asked = dataclasses.replace(asked, precision=processes.precision(asked.precision))  # as training stores it
+    different = different_settings(stored, asked)
     if different:
         key, (old, new) = next(iter(different.items()))
         raise FileExistsError(

@@ -266,7 +266,13 @@ def test_folders_are_flushed_after_the_rename(tmp_path, monkeypatch):
 
 # ---- signals to a process of its own
 
-LOOP = "import sys, time\nfrom depthg import train\n{}\nsys.argv = ['train', *sys.argv[1:]]\ntrain.main()\n"
+LOOP = """import signal, sys, time
+from depthg import train
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+{}
+sys.argv = ['train', *sys.argv[1:]]
+train.main()
+"""
 PLACES = {
     "preparation": "train.Preparation.run = lambda self: (print('here', flush=True), time.sleep(60))",
     "evaluation": "train.Trainer.scores = lambda self: (print('here', flush=True), time.sleep(60))",
