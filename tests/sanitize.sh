@@ -16,8 +16,9 @@ ln -s ../kernels "$scratch/depthg/kernels"
 cd "$scratch"
 CXX="$cxx $flags" CXXFLAGS="${CXXFLAGS:--O1}" DEPTHG_BUILD=cpu "$python" setup.py -q build_ext --inplace
 export LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so) $($cxx -print-file-name=libstdc++.so.6)"
-# Python leaks on purpose, and torch is not instrumented: only what is wrong in our code is to be told.
-export ASAN_OPTIONS="detect_leaks=0:alloc_dealloc_mismatch=0:verify_asan_link_order=0:detect_stack_use_after_return=1"
+# Python leaks on purpose, and torch is not instrumented: only what is wrong in our code is to be told. Stacks that outlive
+# their functions stay off: with them 64-byte vectors are misaligned and every test of the pair pass faults (GCC 12).
+export ASAN_OPTIONS="detect_leaks=0:alloc_dealloc_mismatch=0:verify_asan_link_order=0:detect_stack_use_after_return=0"
 export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"
 export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 built=$("$python" -c 'import depthg._C as c; print(c.__file__)' 2>&1 | tail -n 1)
