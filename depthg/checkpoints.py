@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,8 +20,10 @@ FILE = "checkpoint.safetensors"
 PARTIAL = re.compile(r"\..+\.(\d+)")  # names that write_whole gives to unfinished files
 
 
-def write_whole(path: Path, write) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """Calls ``write(temporary_path)``, flushes it to disk and renames it to ``path``: whole or not at all.
+
+    ``flush=False`` is for results that can be made again: nothing waits until they are on the disk.
 
     Raises:
         OSError: it cannot be written; what was at ``path`` is intact.
@@ -30,15 +32,17 @@ def write_whole(path: Path, write) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
-        flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a disk that became read-only must not hide the first error
             partial.unlink(missing_ok=True)
+    if flush:  # apart: an error here comes after the file was replaced
+        flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:

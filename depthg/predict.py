@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from depthg.checkpoints import write_error, write_text
+from depthg.checkpoints import write_text, write_whole
 from depthg.cli import USER_ERRORS
 from depthg.crf import check_available
 from depthg.crf_pool import CrfPool
@@ -87,32 +87,16 @@ def write_outputs(
 ) -> None:
     """Writes the files of one photo, each whole or not at all."""
     image = with_palette(ids, segmenter.colours)
-    write_file(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS))
+    write_whole(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
     if target.overlay is not None:
         kind = OVERLAYS[target.overlay.suffix[1:]]
         drawn = Image.fromarray(overlay(photo.image, ids, segmenter.colours))
-        write_file(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90))
+        write_whole(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90), flush=False)
     if target.probabilities is not None:
         half, names = probabilities.astype(np.float16), np.array(segmenter.names)
-        write_file(target.probabilities, lambda partial: _save_npz(partial, probabilities=half, names=names))
-
-
-def write_file(path: Path, save: Callable[[Path], None]) -> None:
-    """Writes a file whole or not at all. Results can be made again, so that nothing waits until they are on the disk.
-
-    Raises:
-        OSError: it cannot be written; what was at ``path`` is intact.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        write_whole(
+            target.probabilities, lambda partial: _save_npz(partial, probabilities=half, names=names), flush=False
+        )
 
 
 def with_palette(ids: np.ndarray, colours: np.ndarray) -> Image.Image:  # [H, W] below 256, uint8 [n, 3]

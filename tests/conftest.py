@@ -22,6 +22,17 @@ def _seeded():
 
 
 @pytest.fixture
+def bounded_memory():
+    """Fails a test in which the process took much more memory than before."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 300, f"took {grown:.0f} MiB"
+
+
+@pytest.fixture
 def run_module(tmp_path):
     """Runs ``python -m MODULE ARGS...`` in ``tmp_path`` with a cache of its own; returns the finished process."""
     import subprocess

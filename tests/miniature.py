@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from depthg.checkpoints import read_checkpoint
 from depthg.cli import load_config
 from depthg.config import Config
 
@@ -49,3 +52,12 @@ def arguments(root: Path, *overrides: str) -> list[str]:
 def settings(root: Path, *overrides: str) -> Config:
     """The settings of :func:`arguments`."""
     return load_config(arguments(root, *overrides))
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """The tensors of a run's last checkpoint."""
+    return read_checkpoint(run / "checkpoints" / "last")[0]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -2,14 +2,13 @@
 
 import json
 import pickle
-import resource
 import struct
 import zipfile
 import zlib
 
-import numpy as np
 import pytest
 import torch
+from hostile import folder_depth
 from safetensors.torch import save_file
 
 from depthg.backbone_weights import read_state_dict
@@ -17,38 +16,11 @@ from depthg.checkpoints import FILE, read_checkpoint
 from depthg.convert import read_stego
 from depthg.data.files import DataError, image_size, read_image, read_values
 from depthg.data.matlab import read_mat
-from depthg.depth_sources import FolderDepth
 from depthg.torch_file import read_torch_file
 
-MOST_MIB = 300  # that refusing a file may take
-
-
-@pytest.fixture(autouse=True)
-def _bounded():
-    """Fails a test in which the process took much more memory than before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert grown < MOST_MIB, f"took {grown:.0f} MiB"
-
+pytestmark = pytest.mark.usefixtures("bounded_memory")
 
 READERS = [read_torch_file, read_state_dict, read_stego]
-
-
-def folder_depth(root, name):
-    class Split:
-        names, relative = [name], [name]
-
-        def __len__(self):
-            return 1
-
-        def fov_deg(self, index):
-            return 60.0
-
-        def image(self, index):
-            return np.zeros((32, 32, 3), np.uint8)
-
-    return FolderDepth(root, None, expects_metres=False)(Split(), 0)
 
 
 def png(width, height, *chunks, idat=b"\x00"):

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import tarfile
 import zipfile
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hostile import folder_depth
 from PIL import Image
 
 from depthg.backbone_weights import read_state_dict
@@ -26,7 +26,6 @@ from depthg.convert import read_stego
 from depthg.data.files import DataError, read_image
 from depthg.data.matlab import read_mat
 from depthg.data.pairing import read_list
-from depthg.depth_sources import FolderDepth
 from depthg.loaded_run import load_run
 from depthg.replay import read_step
 from depthg.report import read_run, write_report
@@ -34,17 +33,7 @@ from depthg.run_folder import create_run, read_log
 from depthg.safe_text import MOST_CHARACTERS, parse_json, parse_yaml
 from depthg.torch_file import read_torch_file
 
-MOST_MIB = 300  # that refusing a file may take
-
-
-@pytest.fixture(autouse=True)
-def _bounded():
-    """Fails a test in which the process took much more memory than before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert grown < MOST_MIB, f"took {grown:.0f} MiB"
-
+pytestmark = pytest.mark.usefixtures("bounded_memory")
 
 # ---- pickles
 
@@ -112,22 +101,6 @@ def disguised(tmp_path, marker) -> dict:
         "array of objects": lambda: folder_depth(tmp_path / "depth", "a"),
         "archive as an array": lambda: folder_depth(tmp_path / "depth", "b"),
     }  # fmt: skip
-
-
-def folder_depth(root, name):
-    class Split:
-        names, relative = [name], [name]
-
-        def __len__(self):
-            return 1
-
-        def fov_deg(self, index):
-            return 60.0
-
-        def image(self, index):
-            return np.zeros((32, 32, 3), np.uint8)
-
-    return FolderDepth(root, None, expects_metres=False)(Split(), 0)
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "run", "safetensors", "step", "photo", "list", "matlab",

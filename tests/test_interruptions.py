@@ -12,8 +12,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-import torch
-from miniature import settings, write_camvid
+from miniature import same, settings, weights, write_camvid
 
 from depthg import checkpoints
 from depthg.checkpoints import FILE, read_checkpoint, remove_partials, write_text
@@ -28,14 +27,6 @@ fcntl = pytest.importorskip("fcntl")
 @pytest.fixture
 def root(tmp_path):
     return write_camvid(tmp_path / "camvid")
-
-
-def weights(run):
-    return read_checkpoint(run / "checkpoints" / "last")[0]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from miniature import settings, write_camvid
+from miniature import same, settings, weights, write_camvid
 from PIL import Image
 
 from depthg.checkpoints import read_checkpoint
@@ -26,14 +26,6 @@ KEYS = [
 @pytest.fixture
 def root(tmp_path):
     return write_camvid(tmp_path / "camvid")
-
-
-def weights(run):
-    return read_checkpoint(run / "checkpoints" / "last")[0]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_losses_fall_and_the_run_folder_is_complete(root, tmp_path):
