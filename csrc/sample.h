@@ -1,7 +1,7 @@
 // Weighted sums of map vectors at points on the CPU, and their gradient.
 //
 //   out[m, p, c] = sum_t weights[m, p, t] maps[image[m], c, cells[m, p, t]]       T = 1: a gather, T = 4: bilinear
-//   d_maps[image[m], c, cells[m, p, t]] += weights[m, p, t] d_out[m, p, c]
+//   d_maps[image[m], c, cells[m, p, t]] += weights[m, p, t] d_out[m, p, c]       from 0
 //
 // The sums run over t, then p, then m, in order: results do not depend on the number of threads.
 #pragma once
@@ -19,6 +19,7 @@ struct MapSamples {
 };
 
 void sample_maps(const MapSamples& s, const float* maps, float* out, int threads);
-void sample_maps_backward(const MapSamples& s, const float* d_out, float* d_maps, int threads);  // contiguous d_maps
+// d_maps is contiguous and overwritten.
+void sample_maps_backward(const MapSamples& s, const float* d_out, float* d_maps, int threads);
 
 }  // namespace depthg

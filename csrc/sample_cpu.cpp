@@ -46,7 +46,7 @@ void for_rows(const MapSamples& s, int64_t image, const Work& work) {
 
 // out[column][row] = in[row][column] for a square of four rows and columns, as far as they exist.
 inline void turn_square(const float* in, int64_t stride, int64_t first, int64_t rows, int64_t column, int64_t columns, float* out,
-                      int64_t out_stride) {
+                        int64_t out_stride) {
   if (first + 4 <= rows && column + 4 <= columns) {
     return transpose4(in + first * stride + column, stride, kOnes, out + column * out_stride + first, out_stride);
   }
@@ -91,23 +91,22 @@ void read_points(const MapSamples& s, int64_t row, const float* maps, int64_t st
 
 template <int TAPS>
 void read(const MapSamples& s, const float* maps, float* out, int threads) {
-  const bool turned = s.stride_channel != 1 && s.stride_cell == 1 && s.cells_of_map <= kFewPoints * s.points * TAPS;
-  const int64_t block = s.cells_of_map * kChannels;
-  for_blocks(s, s.stride_channel == 1 ? kRow : kChannels, turned ? block : 0, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
+  const bool adjacent = s.stride_channel == 1;  // channels of a cell
+  const bool turned = !adjacent && s.stride_cell == 1 && s.cells_of_map <= kFewPoints * s.points * TAPS;
+  const int64_t step = adjacent ? kRow : kChannels, floats = turned ? s.cells_of_map * kChannels : 0;
+  for_blocks(s, step, floats, threads, [&](int64_t n, int64_t from, int64_t to, float* scratch) {
     const float* at = maps + n * s.stride_image + from * s.stride_channel;
     const int64_t count = to - from;
-    bool ready = false;
+    const int64_t stride_cell = turned ? kChannels : s.stride_cell, stride_channel = turned ? 1 : s.stride_channel;
+    const auto points = stride_channel != 1  ? read_points<TAPS, 0>
+                        : count == kChannels ? read_points<TAPS, kChannels>
+                        : count == kRow      ? read_points<TAPS, kRow>
+                                             : read_points<TAPS, 0>;
+    bool waiting = turned;  // a map that no row reads is not turned
     for_rows(s, n, [&](int64_t m) {
-      float* rows = out + m * s.points * s.channels + from;
-      if (turned && !ready) turn(at, s.stride_channel, count, s.cells_of_map, scratch);
-      ready = true;
-      const float* source = turned ? scratch : at;
-      const int64_t stride_cell = turned ? kChannels : s.stride_cell, stride_channel = turned ? 1 : s.stride_channel;
-      const auto points = stride_channel != 1  ? read_points<TAPS, 0>
-                          : count == kChannels ? read_points<TAPS, kChannels>
-                          : count == kRow      ? read_points<TAPS, kRow>
-                                               : read_points<TAPS, 0>;
-      points(s, m, source, stride_cell, stride_channel, count, rows);
+      if (waiting) turn(at, s.stride_channel, count, s.cells_of_map, scratch);
+      waiting = false;
+      points(s, m, turned ? scratch : at, stride_cell, stride_channel, count, out + m * s.points * s.channels + from);
     });
   });
 }

@@ -102,9 +102,7 @@ class Target:
     d_b: Tensor | None = None  # [M, Q, K]; may be the same tensor as d_a
     a: Vectors = field(kw_only=True)  # [N, P, C] what side a is compared by: features, or factors of depth
     b: Vectors = field(kw_only=True)  # [M, Q, C]
-    shift: float = field(
-        default=0.0, kw_only=True
-    )  # of a depth target; that of features is part of their pairs' weights
+    shift: float = field(default=0.0, kw_only=True)  # of depth; that of features is part of their pairs' weights
     total: float = field(default=0.0, init=False)
     chunk_d_b: Tensor = field(init=False, repr=False)  # [B, Q, K] gradient of side b in the open chunk
 
