@@ -55,7 +55,7 @@ class Row:
     value: int
     step_ms: float
     ratio: float
-    memory_mib: float
+    memory_mib: float | None
     neighbours_s: float | None
     features_mb: float
 
@@ -97,8 +97,8 @@ class Repeated:
         return self.rows[np.asarray(views) % len(self.rows)]
 
 
-def training(case: Case) -> tuple[list[float], float]:
-    """Milliseconds of some steps, and MiB by which one step's peak exceeds the memory before it."""
+def training(case: Case) -> tuple[list[float], float | None]:
+    """Milliseconds of some steps, and MiB by which one step's peak exceeds the memory before it (None: unknown)."""
     side = round(case.points**0.5)
     config = load_config(
         [
@@ -120,12 +120,12 @@ def training(case: Case) -> tuple[list[float], float]:
         adam.step()
         return (time.perf_counter() - begin) * 1e3
 
-    memory = common.peak_memory(lambda: once(0)) or 0
+    memory = common.peak_memory(lambda: once(0))
     heavy = case.points * case.batch > 20_000
-    return [once(iteration) for iteration in range(1, 4 if heavy else 12)], memory / 2**20
+    return [once(iteration) for iteration in range(1, 4 if heavy else 12)], None if memory is None else memory / 2**20
 
 
-def in_new_processes(case: Case) -> tuple[list[float], float]:
+def in_new_processes(case: Case) -> tuple[list[float], float | None]:
     """As ``training``, in processes of its own: as many as the case says, each with this one's number of threads."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
     launcher = launcher if case.processes > 1 else []
@@ -143,7 +143,7 @@ def worker(case: Case) -> None:
     samples, memory = training(case)
     everyone = processes.collect(memory)
     if processes.is_main():
-        print(json.dumps([samples, max(everyone)]))
+        print(json.dumps([samples, None if None in everyone else max(everyone)]))
 
 
 def neighbours_seconds(images: int) -> float:

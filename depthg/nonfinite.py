@@ -19,7 +19,7 @@ from depthg.run_folder import environment
 from depthg.step import Step
 
 FOLDER = "nonfinite"  # of a run, for steps that are kept
-KEPT_STEPS = 3  # a run keeps no more: one takes about as much room as its batch of features
+KEPT_STEPS = 3  # of the skipped ones: one takes about as much room as its batch of features
 MOST_IN_A_ROW = 10  # skipped iterations; more of them do not come from single photos
 
 
@@ -46,14 +46,16 @@ class FiniteGuard:
         """
         if not processes.any_of(not all_finite(losses, step.model)):
             return True
-        here = first_not_finite(losses, logged, step.model)
-        term, value = next(found for found in processes.collect(here) if found)
+        values = processes.averages({"loss": losses["total"].detach(), **logged})
+        parts = processes.averages({f"loss.{name}": loss.detach() for name, loss in losses.items()})
+        term, value = first_not_finite({**values, **parts}, step.model)
         number = iteration + 1
-        path = processes.from_main(lambda: self._keep(step, iteration, term, losses, logged))
         self.skipped.append(number)
         row = self.skipped[-MOST_IN_A_ROW:]
         stuck = len(row) == MOST_IN_A_ROW and row[-1] - row[0] == MOST_IN_A_ROW - 1
-        if self.on_nan == "skip" and not stuck:
+        skip = self.on_nan == "skip" and not stuck
+        path = processes.from_main(lambda: self._keep(step, iteration, term, values, skip))
+        if skip:
             self.console.print(f"iteration {number} is skipped: {term} is {value}")
             return False
         anchors = draw_batch(step.config, step.data, iteration).anchors
@@ -64,14 +66,12 @@ class FiniteGuard:
             f"(the last checkpoint in {self.run / 'checkpoints'} is intact)"
         )
 
-    def _keep(self, step: Step, iteration: int, term: str, losses: dict, logged: dict) -> Path:
-        """Keeps the step; the file of the latest one when there are enough."""
-        folder = self.run / FOLDER
-        found = sorted(folder.glob("iteration-*.json"))
-        path = folder / f"iteration-{iteration + 1:07d}.json"
-        if len(found) >= KEPT_STEPS and path not in found:
-            return found[-1]
-        return keep_step(path, step, iteration, term, losses, logged)
+    def _keep(self, step: Step, iteration: int, term: str, values: dict[str, float], skip: bool) -> Path:
+        """Keeps the step: of those that are skipped the first few, and the one that the run stops at."""
+        path = self.run / FOLDER / f"iteration-{iteration + 1:07d}.json"
+        if not skip or len(list(path.parent.glob("iteration-*.json"))) < KEPT_STEPS:
+            keep_step(path, step, iteration, term, values)
+        return path
 
 
 def all_finite(losses: dict[str, Tensor], model: torch.nn.Module) -> bool:
@@ -81,19 +81,17 @@ def all_finite(losses: dict[str, Tensor], model: torch.nn.Module) -> bool:
     return bool(torch.stack(values).isfinite().all())
 
 
-def first_not_finite(losses: dict[str, Tensor], logged: dict, model: torch.nn.Module) -> tuple[str, float] | None:
-    """Name and value of a term of the loss, a loss, or else a gradient that is not finite; None when all are."""
-    terms = {key: value for key, value in logged.items() if key.startswith("loss.")}
-    values = {**terms, "loss": losses["total"], **{f"loss.{name}": value for name, value in losses.items()}}
-    values = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+def first_not_finite(values: dict[str, float], model: torch.nn.Module) -> tuple[str, float] | None:
+    """Name and value of a term of the loss, the loss, or else a gradient that is not finite; None when all are."""
+    terms = {name: value for name, value in values.items() if name.startswith("loss.")}
+    numbers = {**terms, "loss": values["loss"]}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and parameter.grad.numel():
-            values[f"d_loss of {name}"] = parameter.grad.abs().amax()
-    numbers = {name: float(value) for name, value in values.items()}
+            numbers[f"d_loss of {name}"] = float(parameter.grad.abs().amax())
     return next(((name, value) for name, value in numbers.items() if not np.isfinite(value)), None)
 
 
-def keep_step(path: Path, step: Step, iteration: int, term: str, losses: dict, logged: dict) -> Path:
+def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[str, float]) -> Path:
     """Writes what the losses of one iteration depend on: ``path`` (JSON) and tensors beside it (safetensors).
 
     The tensors are weights before the step, and of every view of the batch features as stored, depth, normals, labels
@@ -108,9 +106,8 @@ def keep_step(path: Path, step: Step, iteration: int, term: str, losses: dict, l
     tensors |= {"views": torch.from_numpy(views), "photos": torch.from_numpy(np.array(data.photos))}
     tensors["features"] = data.features.read(views).contiguous()
     tensors |= {f"model.{name}": value.detach().cpu().contiguous() for name, value in step.model.state_dict().items()}
-    numbers = {"loss": losses["total"].detach(), **logged}
     content = {
-        "iteration": iteration + 1, "term": term, "values": {name: as_json(value) for name, value in numbers.items()},
+        "iteration": iteration + 1, "term": term, "values": {name: as_json(value) for name, value in values.items()},
         "anchors": batch.anchors.tolist(), "neighbours": batch.neighbours.tolist(),
         "others": None if batch.others is None else batch.others.tolist(),
         "images": len(data.features), "grid": list(data.grid), "shifts": list(step.shifts),

@@ -10,7 +10,7 @@ import atexit
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -135,6 +135,12 @@ def total(x: Tensor) -> Tensor:
 def average(x: Tensor) -> Tensor:
     """Mean over processes."""
     return total(x) / count() if count() > 1 else x
+
+
+def averages(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Means over processes of numbers that all have under the same names."""
+    numbers = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+    return dict(zip(values, average(numbers).tolist(), strict=True))
 
 
 def any_of(flag: bool) -> bool:

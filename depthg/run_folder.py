@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -143,6 +144,9 @@ class RunLock:
             raise FileExistsError(
                 f"{owner} trains in {self.path.parent}; wait for it, stop it, or choose another name="
             ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+                raise write_error(self.path, error) from error
 
     def drop(self) -> None:
         """Lets others train here."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import yaml
 
 MOST_CHARACTERS = 2**20  # of settings; those of this package take 5,000
 MOST_LEVELS = 20
+LONG_NUMBER = re.compile(r"[-+.:_0-9]{101,}")  # 1:1:1 ... is one to base 60, whose value takes quadratic time
 
 
 def parse_yaml(text: str) -> Any:
@@ -26,10 +28,15 @@ def parse_yaml(text: str) -> Any:
             level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if level > MOST_LEVELS:
                 raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
+            if isinstance(event, yaml.ScalarEvent) and LONG_NUMBER.fullmatch(event.value):
+                raise ValueError(f"{event.value[:20]}... is a number of {len(event.value):,} characters")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"it refers to another part of itself (*{event.anchor}); write that part out")
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is no YAML of plain values: {error}") from error
+    try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, AttributeError, TypeError, IndexError, KeyError, OverflowError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, IndexError, KeyError, OverflowError, ValueError) as error:
         raise ValueError(f"it is no YAML of plain values: {error}") from error  # a few slip through PyYAML's own checks
 
 

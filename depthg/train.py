@@ -141,8 +141,7 @@ class Trainer:
 
     def log_step(self, values: dict) -> float:
         """A line of ``metrics.jsonl``, means over processes, and its loss; one that is not finite stops the run."""
-        numbers = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
-        values = dict(zip(values, processes.average(numbers).tolist(), strict=True))
+        values = processes.averages(values)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(

@@ -22,8 +22,8 @@ def up_sampled_ids(
 
     Ties go to the lowest id; NaN exceeds every number and the first NaN wins, as in ``torch.argmax``. The compiled code
     gives the same ids whatever the number of threads and the instruction set; torch rounds differently, so where two
-    scores differ in their last bit its ids may be others. Runs on as many threads as torch is set to in the calling
-    thread, and holds two rows of scores of 64 pixels per thread.
+    scores differ in their last bit, or beside cells that are NaN or infinite, its ids may be others. Runs on as many
+    threads as torch is set to in the calling thread, and holds two rows of scores of 64 pixels per thread.
 
     Args:
         scores: one map per id.

@@ -256,7 +256,8 @@ def depthg_loss(
         codes_depth: codes of another crop of the same images ``[N, Q'', K]``; default the anchors.
         depth_other: depth at the points of that crop.
         feature_means: ``[2 + R]`` float, the means of F that centring adds to self, neighbour and every draw, where the
-            images are only a part of the batch (see ``feature_means.py``); default those of the given images.
+            images are only a part of the batch (see ``feature_means.py``); default those of the given images. Without
+            ``settings.center`` nothing is added, whatever they are.
         impl: "auto", "triton", "cpu" or "eager".
 
     Returns:
@@ -275,6 +276,10 @@ def depthg_loss(
         raise ValueError(
             f"feature_means must be [{2 + len(negatives)}] (self, neighbour, {len(negatives)} draws), got "
             f"{checks.shape(feature_means)}"
+        )
+    if feature_means is not None and feature_means.device != feats.device:
+        raise ValueError(
+            f"feature_means is on {feature_means.device} but feats is on {feats.device}; move them to one device"
         )
     impl = checks.choose_impl(impl, feats, codes, feats_neighbour, codes_neighbour, *optional)
     s = settings

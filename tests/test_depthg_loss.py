@@ -250,6 +250,7 @@ def test_second_derivative_raises():
         ({"feats": torch.rand(2, 6, 4, requires_grad=True)}, "feats requires grad"),
         ({"depth": torch.rand(2, 5)}, r"depth must be \[2, 6\]"),
         ({"feature_means": torch.rand(2)}, r"feature_means must be \[3\]"),
+        ({"feature_means": torch.rand(3, device="meta")}, "feature_means is on meta but feats is on cpu"),
     ],
 )
 def test_wrong_inputs(change, message):

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 import zipfile
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_yaml_and_json_of_plain_values():
     for deep in ("[" * 100_000, '{"a":' * 100_000):
         with pytest.raises(ValueError):
             parse_json(deep)
+
+
+@pytest.mark.parametrize("text", ["seed: " + "1:" * 200_000 + "1", "a: 2020-13-45"])
+def test_yaml_values_that_take_long_or_do_not_exist(text):
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"is a number of|no YAML of plain values"):
+        parse_yaml(text)
+    assert time.process_time() - began < 20  # to base 60 the first would take half a minute and more
+    parse_yaml("name: 2024-" + "a-run-with-a-long-name" * 10)
 
 
 def test_pages_show_hostile_text_as_text(tmp_path):

@@ -210,6 +210,20 @@ def test_a_log_that_cannot_be_closed_hides_nothing(root, tmp_path, monkeypatch):
     assert log.board.file.closed
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
+def test_a_file_system_without_locks_is_used_and_a_broken_one_is_named(tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    lock = RunLock(tmp_path / "run")
+    if number == errno.ENOLCK:
+        lock.take().drop()
+        return
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}/run/\.lock: Input/output error"):
+        lock.take()
+
+
 def test_locks_are_handed_over_without_a_gap(tmp_path):
     """Many processes that take and drop a lock, which removes its file, are never in at the same time."""
     inside, children = tmp_path / "inside", []

@@ -90,10 +90,12 @@ def test_skip_leaves_weights_alone_lists_iterations_and_survives_a_resume(root, 
 
 def test_skipping_ends_when_it_does_not_help(root, tmp_path, monkeypatch):
     times(monkeypatch, "cluster", lambda iteration: np.inf if iteration >= 5 else 1)
-    with pytest.raises(ValueError, match=r"loss\.cluster is -inf at iteration 15: .* \(at most 9 in a row\)"):
+    with pytest.raises(ValueError, match=r"loss\.cluster is -inf at iteration 15: .* \(at most 9 in a row\)") as caught:
         train(settings(root, "name=a", "train.on_nan=skip", "probe.reinit=0", "checkpoint.every=4"))
     tensors, header = read_checkpoint(tmp_path / "runs" / "a" / "checkpoints" / "last")
     assert header["iteration"] == 12 and all(value.isfinite().all() for value in tensors.values())
+    kept = sorted(path.stem for path in (tmp_path / "runs" / "a" / FOLDER).glob("*.json"))
+    assert kept == [f"iteration-{number:07d}" for number in (6, 7, 8, 15)] and f"{kept[-1]}.json" in str(caught.value)
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_found(root, tmp_path, monkeypatch):
@@ -118,14 +120,15 @@ def test_a_replay_is_exact_with_other_options(root, tmp_path, options):
     trainer = Trainer(config)
     trainer.log.close()
     losses, logged = trainer.step.losses(2)
-    path = nonfinite.keep_step(tmp_path / "s" / "iteration-3.json", trainer.step, 2, "loss", losses, logged)
-    assert replay(path) == {key: as_json(value) for key, value in {"loss": losses["total"], **logged}.items()}
+    values = {"loss": losses["total"].detach(), **logged}
+    path = nonfinite.keep_step(tmp_path / "s" / "iteration-3.json", trainer.step, 2, "loss", values)
+    assert replay(path) == {key: as_json(value) for key, value in values.items()}
 
 
 def test_damaged_steps_are_named(root, tmp_path, capsys):
     trainer = Trainer(settings(root, "name=a"))
     trainer.log.close()
-    path = nonfinite.keep_step(tmp_path / "iteration-1.json", trainer.step, 0, "loss", *trainer.step.losses(0))
+    path = nonfinite.keep_step(tmp_path / "iteration-1.json", trainer.step, 0, "loss", {"loss": np.nan})
     beside, text = path.with_suffix(".safetensors"), path.read_text()
     whole = beside.read_bytes()
     for change in ("{", "[]", text.replace('"grid"', '"gird"'), text.replace('"batch_size": 6', '"batch_size": -6')):
@@ -144,10 +147,10 @@ def test_what_is_finite():
     model = torch.nn.Linear(2, 1)
     losses = {"total": model(torch.ones(2)).sum(), "cluster": torch.tensor(1.0)}
     losses["total"].backward()
-    assert all_finite(losses, model) and first_not_finite(losses, {"loss.self": 1.0}, model) is None
-    logged = {"similarity.self": float("nan"), "loss.self": float("inf")}
-    assert first_not_finite({**losses, "total": torch.tensor(torch.inf)}, logged, model) == ("loss.self", float("inf"))
+    assert all_finite(losses, model) and first_not_finite({"loss": 1.0, "loss.self": 1.0}, model) is None
+    values = {"loss": float("inf"), "similarity.self": float("nan"), "loss.self": float("inf")}
+    assert first_not_finite(values, model) == ("loss.self", float("inf"))
     assert not all_finite({**losses, "linear": torch.tensor(torch.nan)}, model)
     model.bias.grad[0] = torch.nan
-    assert not all_finite(losses, model) and first_not_finite(losses, {}, model)[0] == "d_loss of bias"
+    assert not all_finite(losses, model) and first_not_finite({"loss": 1.0}, model)[0] == "d_loss of bias"
     assert [as_json(torch.tensor(x)) for x in (1.5, float("inf"), float("-inf"))] == [1.5, "inf", "-inf"]

@@ -39,6 +39,16 @@ CASES = {
     "bfloat16": ["batch_size=8", "precision=bfloat16", "iterations=8"],
     "bfloat16-released": ["batch_size=8", "mode=released", "precision=bfloat16", "iterations=8"],
 }  # fmt: skip
+DIVERGE = """from depthg import processes, step, train
+original = step.Step.losses
+def losses(self, iteration):
+    losses, logged = original(self, iteration)
+    factor = float("nan") if iteration == 2 and processes.rank() == 1 else 1
+    changed = losses["cluster"] * factor
+    return {**losses, "cluster": changed}, {**logged, "loss.cluster": changed.detach()}
+step.Step.losses = losses
+train.main()
+"""
 EQUAL = [name for name in CASES if name not in ("uncentred", "halves", "bfloat16", "bfloat16-released")]
 
 
@@ -110,6 +120,16 @@ def test_scope_process_knows_only_its_own_part(root, two):
     assert own["uncentred"]["loss.self"] == pytest.approx(one["uncentred"]["loss.self"], abs=1e-6)
     assert abs(own["uncentred"]["loss.negative"] - one["uncentred"]["loss.negative"]) > 1e-4, "other negatives"
     assert abs(own["halves"]["loss.self"] - one["halves"]["loss.self"]) > 1e-6, "another mean of F"
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_is_kept(root, tmp_path):
+    script = tmp_path / "diverge.py"
+    script.write_text(DIVERGE)
+    command = [sys.executable, "-m", *TORCHRUN, str(script), *arguments(root, "name=nan", "batch_size=4")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode and "loss.cluster is nan at iteration 3: training diverged" in done.stderr, done.stderr
+    kept = json.loads((root.parent / "runs/nan/nonfinite/iteration-0000003.json").read_text())
+    assert kept["processes"] == 2 and kept["term"] == "loss.cluster" and kept["values"]["loss.cluster"] == "nan"
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "bfloat16-released"])

@@ -8,8 +8,11 @@ A finding is written to ``fuzz-findings/`` in the working folder, and the status
 """
 
 import argparse
+import atexit
+import hashlib
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,7 @@ FINDINGS = Path("fuzz-findings")
 
 def keep(name: str, content: bytes) -> None:
     FINDINGS.mkdir(exist_ok=True)
-    path = FINDINGS / f"{name}-{abs(hash(content)):x}"
+    path = FINDINGS / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
     path.write_bytes(content)
     print(f"finding: {path}", file=sys.stderr)
     traceback.print_exc()
@@ -54,7 +57,9 @@ def guided(name: str, seconds: float) -> None:
     with atheris.instrument_imports(include=["depthg", "yaml", "omegaconf"]):
         from targets import TARGETS
     target = TARGETS[name]
+    FINDINGS.mkdir(exist_ok=True)
     corpus = Path(tempfile.mkdtemp(prefix="depthg-corpus-"))
+    atexit.register(shutil.rmtree, corpus, ignore_errors=True)
     for number, seed in enumerate(target.seeds):
         (corpus / str(number)).write_bytes(seed)
 
@@ -66,7 +71,7 @@ def guided(name: str, seconds: float) -> None:
             raise
 
     limits = [f"-max_total_time={max(1, round(seconds))}", "-max_len=8192", "-rss_limit_mb=4096", "-timeout=20"]
-    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={corpus}/", str(corpus)], one)
+    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={FINDINGS}/{name}-", str(corpus)], one)
     atheris.Fuzz()
 
 

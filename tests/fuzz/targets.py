@@ -4,9 +4,11 @@ A reader may return, or raise ``ValueError`` or ``FileNotFoundError`` with a mes
 is a finding.
 """
 
+import atexit
 import io
 import json
 import pickle
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -36,6 +38,7 @@ from depthg.unpickle import read_pickle
 
 EXPECTED = (ValueError, FileNotFoundError)
 folder = Path(tempfile.mkdtemp(prefix="depthg-fuzz-"))
+atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
