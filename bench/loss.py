@@ -3,8 +3,9 @@
     python bench/loss.py [--device cpu|cuda] [--json FILE] [--quick] [--no-compile] [--case TEXT]
 
 Contenders get the same tensors, are compared with each other before they are timed, and run in turns. ``floor`` is the
-matrix products of the plain algorithm over the matrix rate measured in the same run (forward: F and S once; with
-backward: two more products of S's size). Ours can go below it: pairs drawn twice or mirrored are one pair. ``ratio`` is
+matrix products of the plain algorithm over the matrix rate (forward: F and S once; with backward: two more products of
+S's size), or reading the inputs and writing the gradients once over the bandwidth if that is longer; both rates are
+measured in the same run. Ours can go below it: pairs drawn twice or mirrored are one pair. ``ratio`` is
 the contender's median over ours. Memory is the peak above what was in use before, each in a fresh process.
 """
 
@@ -60,6 +61,16 @@ class Case:
         width = self.channels + self.codes * (3 if backward else 1)
         depth = self.codes if backward else 0
         return 2.0 * self.side**4 * (self.pairs * width + self.images * depth)
+
+    def bytes_moved(self, backward: bool) -> float:
+        """Inputs of both sides read once, with backward also gradients of the codes written once."""
+        passes = 2 if backward else 1
+        if self.side == 0:
+            return 4.0 * 2 * self.images * self.codes * passes
+        return 4.0 * 2 * self.images * (self.cells or self.side) ** 2 * (self.channels + self.codes * passes)
+
+    def floor_ms(self, backward: bool, rate: float, bandwidth: float) -> float:
+        return 1e3 * max(self.operations(backward) / rate, self.bytes_moved(backward) / bandwidth)
 
     def eager_bytes(self) -> float:
         """Rough size of what eager keeps at a time: three tensors per pair in the graph."""
@@ -196,7 +207,9 @@ def check_equal(calls: dict[str, tuple[Callable, list[torch.Tensor]]]) -> None:
                 raise RuntimeError(f"the gradients of depthg and {name} differ: nothing is timed")
 
 
-def measure_case(case: Case, device: str, names: tuple[str, ...], rate: float, budget_s: float) -> list[Row]:
+def measure_case(
+    case: Case, device: str, names: tuple[str, ...], rates: tuple[float, float], budget_s: float
+) -> list[Row]:
     calls = make_calls(case, device, names)
     check_equal(calls)
     peaks = {name: peak(case, name, device) for name in calls}
@@ -211,7 +224,7 @@ def measure_case(case: Case, device: str, names: tuple[str, ...], rate: float, b
             rows.append(
                 Row(
                     case.name, name, "forward + backward" if backward else "forward", t.median, t.p20, t.p80, t.runs,
-                    t.median / timings["depthg"].median, case.operations(backward) / rate * 1e3,
+                    t.median / timings["depthg"].median, case.floor_ms(backward, *rates),
                     None if not backward or peaks[name] is None else peaks[name] / 2**20,
                 )
             )  # fmt: skip
@@ -263,17 +276,18 @@ def main() -> None:
     names = tuple(n for n in CONTENDERS if n != "compile" or not (args.quick or args.no_compile))
     cases = CASES[5:7] if args.quick else CASES + (GPU_CASES if args.device == "cuda" else [])
     cases = [case for case in cases if args.case in case.name]
-    rate = common.measure_matmul(args.device)
+    rate, bandwidth = common.measure_matmul(args.device), common.measure_bandwidth(args.device)
     print(common.machine_line(args.device))
-    print(f"matrix products {rate / 1e9:.0f} GFLOP/s")
+    print(f"matrix products {rate / 1e9:.0f} GFLOP/s, copies {bandwidth / 1e9:.1f} GB/s")
     rows = []
     for case in cases:
         too_big = args.device == "cpu" and case.eager_bytes() > MEMORY_LIMIT
-        found = measure_case(case, args.device, ("depthg",) if too_big else names, rate, 0.5 if args.quick else 2.0)
+        contenders, budget_s = ("depthg",) if too_big else names, 0.5 if args.quick else 2.0
+        found = measure_case(case, args.device, contenders, (rate, bandwidth), budget_s)
         rows += found
         print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in found]))
     if args.json:
-        common.write_json(args.json, device=args.device, rows=rows, matmul_flops=rate)
+        common.write_json(args.json, device=args.device, rows=rows, matmul_flops=rate, bytes_per_s=bandwidth)
 
 
 if __name__ == "__main__":
