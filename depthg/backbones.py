@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -65,29 +66,34 @@ class Backbone(nn.Module):
         """
         self._check(images)
         size = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        chunk = max(1, len(images))
-        if images.device.type == "cpu":
-            chunk = max(1, self.body.cpu_pixels // (images.shape[-2] * images.shape[-1]))
         # Allocated outside inference mode: autograd refuses to save tensors made inside it.
         features = torch.empty(
             len(images), self.channels, *size, device=images.device, memory_format=torch.channels_last
         )
-        with torch.no_grad():
-            for start in range(0, len(images), chunk):
-                part = slice(start, start + chunk)
-                for target, stage in zip(
-                    features[part].split(self.stages, 1), self._stage_maps(images[part], size), strict=True
-                ):
-                    target.copy_(stage)
+        with torch.inference_mode():
+            for part in self._chunks(images):
+                for target, stage in zip(features[part].split(self.stages, 1), self._maps(images[part]), strict=True):
+                    target.copy_(up_sampled(stage, size))
         return features
 
-    @torch.inference_mode()
-    def _stage_maps(self, images: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """Maps of all stages [B, stage, h, w], the coarser ones up-sampled to size (h, w)."""
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """As `forward`, but every stage at its own resolution: float32 [B, stage, h_s, w_s], channels-last."""
+        self._check(images)
+        with torch.inference_mode():
+            parts = [self._maps(images[part]) for part in self._chunks(images)]
+            return [torch.cat(stage).float() for stage in zip(*parts, strict=True)]
+
+    def _chunks(self, images: Tensor) -> Iterator[slice]:
+        """Images that go through the body at once."""
+        chunk = max(1, len(images))
+        if images.device.type == "cpu":
+            chunk = max(1, self.body.cpu_pixels // (images.shape[-2] * images.shape[-1]))
+        return (slice(start, start + chunk) for start in range(0, max(1, len(images)), chunk))
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with _autocast(images.device):
-            maps = self.body(x)
-        return [m if m.shape[-2:] == size else F.interpolate(m.float(), size=size, mode="bilinear") for m in maps]
+            return self.body(x)
 
     def _check(self, images: Tensor) -> None:
         if not images.is_floating_point():
@@ -101,6 +107,11 @@ class Backbone(nn.Module):
                 f"{self.name} needs H and W as multiples of {self.multiple}, not {shape[2]} x {shape[3]} "
                 f"(images {list(shape)}); nearest: {h} x {w}"
             )
+
+
+def up_sampled(maps: Tensor, size: tuple[int, int]) -> Tensor:  # [B, C, h', w'] -> [B, C, h, w]
+    """Maps of a stage at the size of the finest one, bilinear."""
+    return maps if maps.shape[-2:] == size else F.interpolate(maps.float(), size, mode="bilinear")
 
 
 def _autocast(device: torch.device):

@@ -45,6 +45,18 @@ def test_identity_and_errors():
         FeatureTransform((3, 5), pca=9)
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("pca", [0, 5])
+def test_coarse_stages_are_projected_before_they_are_up_sampled(pca, standardize):
+    sizes = {3: (8, 12), 5: (4, 6), 6: (2, 3), 2: (3, 5)}  # channels -> size; the last is no divisor of the first
+    maps = [torch.randn(2, channels, *size) + 1 for channels, size in sizes.items()]
+    maps[1][0] = 0.0
+    whole = torch.cat([F.interpolate(m, (8, 12), mode="bilinear") for m in maps], 1).flatten(2).transpose(1, 2)
+    transform = FeatureTransform(tuple(sizes), pca, standardize).fit(lambda: iter(whole))
+    transform.mean[3:8] = 0.0  # so that the first image's second stage has no direction
+    torch.testing.assert_close(transform.of_stages(maps, (8, 12)), transform(whole), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_features_that_do_not_fit_the_type_are_refused(dtype):
     transform, maps = FeatureTransform((3,), standardize=False), torch.ones(2, 3, 2, 2)
