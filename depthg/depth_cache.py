@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class ModelDepth(DepthSource):
     def __init__(self, network: DepthNetwork, cache: Path, batch_size: int = 4):
         self.network, self.cache, self.batch_size = network, cache, batch_size
         self.metric, self.name = network.metric, network.source.label
-        self._lock = Lock()
+        self._lock = RLock()
 
     @cached_property
     def folder(self) -> Path:
@@ -70,8 +70,8 @@ class ModelDepth(DepthSource):
             "network": network.name, "flip": network.flip, "preprocessing": asdict(network.preprocessing),
             "values": "metres, logarithmic" if self.metric else "inverse depth, each picture from 0 to 65535",
         }  # fmt: skip
-        if not (folder / "settings.json").is_file():
-            with _writing(self.cache):
+        with self._lock, _writing(self.cache):  # from Python 3.12 on, threads may come here at once
+            if not (folder / "settings.json").is_file():
                 write_text(folder / "settings.json", json.dumps(settings, indent=1))
         return folder
 

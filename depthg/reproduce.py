@@ -182,8 +182,6 @@ def reproduce(options: argparse.Namespace, command: str) -> bool:
         raise ValueError(f"{hydra[0]} is for Hydra's launcher; pass --sweep as well")
     table = choose_table(options.table, overrides)
     protocol = options.protocol or ("plain" if table.name == "ablation" else "flip-crf")
-    if protocol == "flip-crf" and importlib.util.find_spec("pydensecrf") is None:
-        raise ImportError("the paper's numbers are measured with a CRF; install pydensecrf2, or pass --protocol flip")
     out = (options.out or default_out(options.table, overrides)).expanduser().resolve()
     jobs = plan(table, choose_rows(table, options.rows), overrides, seeds, out, protocol, options.split)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -192,6 +190,8 @@ def reproduce(options: argparse.Namespace, command: str) -> bool:
             for line in commands(job, options.overwrite):
                 console.print(" ".join(["python", *line[1:]]), markup=False, highlight=False, soft_wrap=True)
         return True
+    if protocol == "flip-crf" and importlib.util.find_spec("pydensecrf") is None:
+        raise ImportError("the paper's numbers are measured with a CRF; install pydensecrf2, or pass --protocol flip")
     for job in jobs:
         check_folder(job, options.overwrite)
     output_folder(out)

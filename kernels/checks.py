@@ -141,9 +141,9 @@ def check_relation(name_u: str, u: Tensor, codes: Tensor, relation: str) -> None
 
 
 def check_bandwidth(relation: str, bandwidth: float) -> None:
-    """What the relations "gaussian" and "euclidean" divide by is above 0."""
-    if relation in ("gaussian", "euclidean") and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be above 0 for relation {relation!r}, got {bandwidth}")
+    """The relations "gaussian" and "euclidean" divide by the square of the bandwidth, in float32."""
+    if relation in ("gaussian", "euclidean") and not 1e-18 <= bandwidth <= 1e18:
+        raise ValueError(f"bandwidth must be between 1e-18 and 1e18 for relation {relation!r}, got {bandwidth}")
 
 
 def scalar(value: float | Tensor, device: torch.device) -> Tensor:

@@ -118,6 +118,9 @@ def test_second_derivative_raises():
         ({"codes_b": torch.rand(3, 6, 3)}, r"codes_a \(2, 5, 3\) and codes_b \(3, 6, 3\)"),
         ({"codes_b": torch.rand(2, 6, 4)}, r"codes_a \(2, 5, 3\) and codes_b \(2, 6, 4\)"),
         ({"depth_a": torch.rand(2, 5, requires_grad=True)}, "depth_a requires grad"),
+        ({"relation": "gaussian", "bandwidth": 1e-200}, "bandwidth must be between 1e-18 and 1e18 for relation 'gau"),
+        ({"relation": "gaussian", "bandwidth": 1e200}, "bandwidth must be between"),
+        ({"relation": "gaussian", "bandwidth": float("nan")}, "bandwidth must be between"),
     ],
 )
 def test_wrong_inputs(change, message):

@@ -74,13 +74,13 @@ def test_any_size_comes_back_at_its_size(run, segmenter, window, size):
 def batches(segmenter, monkeypatch):
     """Shapes of what goes through the backbone."""
     shapes, kind = [], type(segmenter.run.backbone)
-    forward = kind.forward
+    stage_maps = kind.stage_maps
 
     def spy(self, images):
         shapes.append(tuple(images.shape))
-        return forward(self, images)
+        return stage_maps(self, images)
 
-    monkeypatch.setattr(kind, "forward", spy)
+    monkeypatch.setattr(kind, "stage_maps", spy)
     return shapes
 
 
