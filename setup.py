@@ -146,10 +146,13 @@ class BuildExtension(build_ext):
             )
             flags = [*ISA_FLAGS[isa], f"-DUPSAMPLE_ISA={isa}"]
             steps.compile("cxx", "csrc/upsample_simd.cpp", flags, name=f"upsample_simd_{isa}")
+            flags = [*ISA_FLAGS[isa], f"-DSTAGES_ISA={isa}"]
+            steps.compile("cxx", "csrc/stages_simd.cpp", flags, name=f"stages_simd_{isa}")
         steps.compile("cxx", "csrc/fps_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_cpu.cpp")
         steps.compile("cxx", "csrc/pairs_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/sample_cpu.cpp")
+        steps.compile("cxx", "csrc/stages_cpu.cpp")
         steps.compile("cxx", "csrc/upsample_cpu.cpp")
         steps.compile("cxx", "csrc/upsample_bindings.cpp", ["-O1", *includes])
         steps.compile("cxx", "csrc/knn_cpu.cpp")

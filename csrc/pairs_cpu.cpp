@@ -9,22 +9,17 @@
 #include <memory>
 #include <vector>
 
+#include "isa.h"
 #include "parallel.h"
 #include "transpose.h"
 
 namespace depthg {
 namespace {
 
-// The best instruction set of this machine, or a lower one that the environment variable DEPTHG_ISA names (for tests).
 RunPairs pick() {
 #if defined(FPS_X86)
-  const char* wanted = std::getenv("DEPTHG_ISA");
-  const auto may_use = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool fma = __builtin_cpu_supports("fma");
-  if (avx512 && fma && may_use("avx512")) return run_pairs_avx512;
-  if (__builtin_cpu_supports("avx2") && fma && may_use("avx2")) return run_pairs_avx2;
+  if (may_use("avx512")) return run_pairs_avx512;
+  if (may_use("avx2")) return run_pairs_avx2;
 #endif
   return run_pairs_baseline;
 }

@@ -3,12 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
-#include <vector>
 
+#include "isa.h"
 #include "parallel.h"
+#include "taps.h"
 
 namespace depthg {
 namespace {
@@ -17,36 +16,13 @@ constexpr int64_t kAlignment = 16;  // floats
 constexpr int64_t kTasks = 4;       // per thread at least, where there are rows enough
 constexpr int64_t kWork = 1 << 19;  // scores that are worth one more thread
 
-// The best instruction set of this machine, or a lower one that the environment variable DEPTHG_ISA names (for tests).
 UpsamplePart pick() {
 #if defined(FPS_X86)
-  const char* wanted = std::getenv("DEPTHG_ISA");
-  const auto may_use = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && may_use("avx512")) return upsample_part_avx512;
-  if (__builtin_cpu_supports("avx2") && may_use("avx2")) return upsample_part_avx2;
+  if (may_use("avx512")) return upsample_part_avx512;
+  if (may_use("avx2")) return upsample_part_avx2;
 #endif
   return upsample_part_baseline;
 }
-
-class Axis {
- public:
-  Axis(int64_t cells, int64_t pixels) : cell_(pixels), lower_(pixels + kSpare), upper_(pixels + kSpare) {
-    const double scale = static_cast<double>(cells) / static_cast<double>(pixels);
-    for (int64_t n = 0; n < pixels; ++n) {
-      const double at = std::max((static_cast<double>(n) + 0.5) * scale - 0.5, 0.0);
-      cell_[n] = std::min(static_cast<int64_t>(at), cells - 1);
-      upper_[n] = static_cast<float>(at - static_cast<double>(cell_[n]));
-      lower_[n] = 1.0f - upper_[n];
-    }
-  }
-  Taps taps() const { return {cell_.data(), lower_.data(), upper_.data()}; }
-
- private:
-  std::vector<int64_t> cell_;
-  std::vector<float> lower_, upper_;
-};
 
 }  // namespace
 

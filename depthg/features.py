@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthg.backbones import up_sampled
 from depthg.read_ahead import read_ahead
+from depthg.upsampling import sum_of_stages
 
 # Backbone output [batch, C, h, w] of some views, in order: maps(views, batch)
 Maps = Callable[[Sequence[int] | np.ndarray, int], Iterator[Tensor]]
@@ -66,25 +67,15 @@ class FeatureTransform(nn.Module):
         """`forward` of the maps of all stages, up-sampled (bilinear) to ``size`` = (h, w) and concatenated.
 
         Up-sampling is linear, so with a projection the coarse maps are projected before it, while they have few cells.
-        The length of an up-sampled vector follows from inner products of its neighbours z_j: with weights u_j its
-        square is ``sum_jk u_j u_k <z_j, z_k>``.
         """
         if not self.basis.shape[1]:
             return self(torch.cat([up_sampled(m, size) for m in maps], 1).flatten(2).transpose(1, 2))
-        total = maps[0].new_zeros(len(maps[0]), *size, self.channels)
-        parts = (x.split(self.stages) for x in (self.mean, self.scale, self.basis))
-        for m, mean, scale, basis in zip(maps, *parts, strict=True):
-            x = m.permute(0, 2, 3, 1)
-            x = (x - mean) * scale if self.standardize else x
-            y, coarse = x @ basis, x.shape[1:3] != size
-            if coarse:
-                rows, columns = (_up_sampling(n, new, x) for n, new in zip(x.shape[1:3], size, strict=True))
-                y = columns @ _at_rows(y, rows)
-            if self.standardize:
-                square = _squared_lengths(x, rows, columns) if coarse else x.square().sum(-1)
-                y *= torch.where(square > 0, square, torch.inf).rsqrt()[..., None]  # a zero vector stays zero
-            total += y
-        return total.flatten(1, 2)
+        vectors = [m.permute(0, 2, 3, 1) for m in maps]
+        if self.standardize:
+            parts = zip(vectors, self.mean.split(self.stages), self.scale.split(self.stages), strict=True)
+            vectors = [(x - mean) * scale for x, mean, scale in parts]
+        values = [x @ basis for x, basis in zip(vectors, self.basis.split(self.stages), strict=True)]
+        return sum_of_stages(values, vectors if self.standardize else None, size).flatten(1, 2)
 
     def fit(self, chunks: Callable[[], Iterator[Tensor]]) -> FeatureTransform:
         """Fits mean and scale, then the basis (leading eigenvectors of the second moment) on ``[rows, C]`` chunks."""
@@ -105,22 +96,6 @@ class FeatureTransform(nn.Module):
             vectors = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : self.basis.shape[1]]
             self.basis.copy_(vectors * vectors.sum(0).sign())
         return self
-
-
-def _up_sampling(n: int, size: int, like: Tensor) -> Tensor:  # [size, n]
-    """Linear up-sampling of ``n`` values as a matrix."""
-    eye = torch.eye(n, device=like.device, dtype=like.dtype)
-    return nn.functional.interpolate(eye[None], size, mode="linear")[0].T
-
-
-def _at_rows(x: Tensor, rows: Tensor) -> Tensor:  # [B, h_s, w_s, C], [h, h_s] -> [B, h, w_s, C]
-    return (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-def _squared_lengths(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:  # [B, h_s, w_s, C] -> [B, h, w]
-    """Of the up-sampled vectors, which are not computed."""
-    x = _at_rows(x, rows)
-    return ((columns @ (x @ x.mT)) * columns).sum(-1)
 
 
 def stored(maps: Tensor, transform: FeatureTransform, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, D]

@@ -1,6 +1,9 @@
-"""Arg-max of score maps at the size of a photo; on the CPU in C++, without the up-sampled scores (csrc/upsample.h)."""
+"""Up-sampled maps that are never held, on the CPU in C++: the arg-max of score maps at the size of a photo
+(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/stages.h)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,6 +53,44 @@ def up_sampled_ids(
 def eager_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # [n, h, w] -> int64 [H, W], on the same device
     """The definition, which holds the up-sampled scores."""
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def sum_of_stages(
+    values: Sequence[Tensor],  # float32 [B, h_s, w_s, D] per stage
+    vectors: Sequence[Tensor] | None,  # float32 [B, h_s, w_s, C_s], or nothing is divided
+    size: tuple[int, int],
+    *,
+    impl: str = "auto",
+) -> Tensor:  # float32 [B, H, W, D]
+    """``sum_s up(values_s) / |up(vectors_s)|`` with bilinear up-sampling to ``size``; a vector of length 0 counts as 0.
+
+    Args:
+        values, vectors: one tensor per stage, on the same device; no gradient flows.
+        size: height H and width W.
+        impl: "cpp" (CPU), "eager" (torch, any device), or "auto".
+    """
+    if pick(impl) == "eager" or not values[0].is_cpu:
+        return _eager_sum(values, vectors, size)
+    values = [x.float().contiguous() for x in values]
+    vectors = [] if vectors is None else [x.float().contiguous() for x in vectors]
+    shapes = [tuple(x.shape[1:]) for x in vectors or values]
+    out = values[0].new_empty(len(values[0]), *size, values[0].shape[-1])
+    addresses = [x.data_ptr() for x in vectors] or [0] * len(values)
+    native.sum_stages(
+        shapes, addresses, [x.data_ptr() for x in values], out.shape, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def _eager_sum(values: Sequence[Tensor], vectors: Sequence[Tensor] | None, size: tuple[int, int]) -> Tensor:
+    def up(maps: Tensor) -> Tensor:
+        return F.interpolate(maps.permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
+
+    total = values[0].new_zeros(len(values[0]), *size, values[0].shape[-1])
+    for i, part in enumerate(values):
+        square = None if vectors is None else up(vectors[i]).square().sum(-1, keepdim=True)
+        total += up(part) if square is None else up(part) * torch.where(square > 0, square, torch.inf).rsqrt()
+    return total
 
 
 def pick(impl: str) -> str:

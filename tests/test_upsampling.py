@@ -1,8 +1,9 @@
-"""Arg-max at full size against PyTorch's up-sampling."""
+"""Arg-max at full size, and sums of stages, against PyTorch's up-sampling."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import depthg.upsampling
-from depthg.upsampling import up_sampled_ids
+from depthg.upsampling import sum_of_stages, up_sampled_ids
 
 needs_extension = pytest.mark.skipif(depthg.upsampling.pick("auto") != "cpp", reason="depthg._C is not compiled")
 IMPLS = [pytest.param("cpp", marks=needs_extension), "eager"]
@@ -142,6 +143,87 @@ print(found.hexdigest())
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         found.add(done.stdout)
     assert len(found) == 1
+
+
+def random_stages(seed, images, size, dim, sizes, channels):
+    generator = torch.Generator().manual_seed(seed)
+    values = [torch.randn(images, *cells, dim, generator=generator) for cells in sizes]
+    return (
+        values,
+        [torch.randn(*x.shape[:3], c, generator=generator) for x, c in zip(values, channels, strict=True)],
+        size,
+    )
+
+
+def written_out(values, vectors, size):
+    """The sum in float64, from up-sampled maps."""
+    total = 0
+    for i, part in enumerate(values):
+        up, length = (
+            F.interpolate(x.double().permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
+            for x in (part, part if vectors is None else vectors[i])
+        )
+        norm = length.norm(dim=-1, keepdim=True)
+        total = total + (up if vectors is None else torch.where(norm > 0, up / norm, 0.0))
+    return total
+
+
+SIDE = st.integers(1, 12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 3), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.integers(1, 70),
+    st.lists(st.tuples(SIDE, SIDE, st.integers(1, 70)), min_size=1, max_size=3), st.booleans(), st.integers(1, 3),
+)  # fmt: skip
+def test_sums_of_stages_equal_those_of_up_sampled_ones(impl, seed, images, size, dim, stages, divide, threads):
+    values, vectors, size = random_stages(
+        seed, images, size, dim, [(h, w) for h, w, _ in stages], [c for *_, c in stages]
+    )
+    if not divide:
+        vectors = None
+    else:
+        vectors[0][0] = 0.0  # vectors of length 0
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = sum_of_stages(values, vectors, size, impl=impl)
+    finally:
+        torch.set_num_threads(before)
+    assert found.shape == (images, *size, dim) and found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), written_out(values, vectors, size), rtol=1e-4, atol=1e-4)
+
+
+@needs_extension
+def test_sums_of_stages_in_any_order_of_memory_and_on_several_threads():
+    sizes = [(28, 36), (14, 18), (7, 9)]
+    values, vectors, size = random_stages(0, 4, (28, 36), 128, sizes, [40, 112, 320])
+    expected = written_out(values, vectors, size)
+    torch.testing.assert_close(
+        sum_of_stages(values, vectors, size, impl="cpp").double(), expected, rtol=1e-4, atol=1e-5
+    )
+    turned = [x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for x in vectors]
+    assert torch.equal(sum_of_stages(values, turned, size), sum_of_stages(values, vectors, size))
+    assert sum_of_stages([x[:0] for x in values], None, size).shape == (0, 28, 36, 128)
+
+
+@needs_extension
+def test_every_instruction_set_sums_stages():
+    code = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_upsampling import random_stages, written_out, sum_of_stages
+data = random_stages(1, 2, (9, 13), 37, [(9, 13), (5, 7), (2, 1)], [5, 40, 33])
+torch.testing.assert_close(sum_of_stages(*data, impl="cpp").double(), written_out(*data), rtol=1e-4, atol=1e-4)
+"""
+    for name in ("baseline", "avx2", "avx512"):
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "DEPTHG_ISA": name},
+            check=True,
+            cwd=Path(__file__).parent.parent,
+        )
 
 
 def test_without_the_extension(monkeypatch):

@@ -1,0 +1,99 @@
+// One row of one up-sampled stage, see stages.h. Compiled once per instruction set (STAGES_ISA), chosen at run time.
+//
+// This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
+#include <math.h>
+#include <string.h>
+
+#include "stages_cpu.h"
+
+#define STAGES_JOIN_(a, b) a##b
+#define STAGES_JOIN(a, b) STAGES_JOIN_(a, b)
+
+namespace depthg {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// out = a u + b v, or out += a u + b v
+template <bool ADD>
+inline void mix(float a, const float* u, float b, const float* v, int64_t count, float* out) {
+  int64_t n = 0;
+  for (; n + kLanes <= count; n += kLanes) {
+    const Vec mixed = a * load(u + n) + b * load(v + n);
+    store(out + n, ADD ? load(out + n) + mixed : mixed);
+  }
+  for (; n < count; ++n) out[n] = (ADD ? out[n] : 0.0f) + (a * u[n] + b * v[n]);
+}
+
+inline void add_scaled(float a, const float* u, int64_t count, float* out) {
+  int64_t n = 0;
+  for (; n + kLanes <= count; n += kLanes) store(out + n, load(out + n) + a * load(u + n));
+  for (; n < count; ++n) out[n] += a * u[n];
+}
+
+inline float dot(const float* u, const float* v, int64_t count) {
+  Vec one{}, two{};
+  int64_t n = 0;
+  for (; n + 2 * kLanes <= count; n += 2 * kLanes) {
+    one += load(u + n) * load(v + n);
+    two += load(u + n + kLanes) * load(v + n + kLanes);
+  }
+  one += two;
+  float lanes[kLanes], sum = 0;
+  memcpy(lanes, &one, sizeof lanes);
+  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+  for (; n < count; ++n) sum += u[n] * v[n];
+  return sum;
+}
+
+// A row of cells between two others; in place where it is one of them.
+const float* row_between(const StageRow& r, const float* cells, int64_t channels, float* scratch) {
+  const int64_t row = r.columns * channels, next = r.cell + 1 < r.rows ? r.cell + 1 : r.cell;
+  if (r.upper == 0 || next == r.cell) return cells + r.cell * row;
+  mix<false>(r.lower, cells + r.cell * row, r.upper, cells + next * row, row, scratch);
+  return scratch;
+}
+
+}  // namespace
+
+void STAGES_JOIN(add_stage_row_, STAGES_ISA)(const StageRow& r, float* scratch) {
+  float *squares = scratch, *products = squares + r.columns;  // <u, u> of each cell of the row, <u, v> with the next one
+  float* rest = products + r.columns;
+  const float* values = row_between(r, r.values, r.dim, rest);
+  if (r.vectors) {
+    const float* vectors = row_between(r, r.vectors, r.channels, rest + r.columns * r.dim);
+    for (int64_t c = 0; c < r.columns; ++c, vectors += r.channels) {
+      squares[c] = dot(vectors, vectors, r.channels);
+      if (r.columns != r.width && c + 1 < r.columns) products[c] = dot(vectors, vectors + r.channels, r.channels);
+    }
+  }
+  for (int64_t x = 0; x < r.width; ++x) {
+    const int64_t cell = r.taps.cell[x], next = cell + 1 < r.columns ? cell + 1 : cell;
+    const bool one = r.taps.upper[x] == 0 || next == cell;
+    const float a = one ? 1.0f : r.taps.lower[x], b = one ? 0.0f : r.taps.upper[x];
+    float scale = 1;
+    if (r.vectors) {
+      float square = a * a * squares[cell];
+      if (!one) square += 2 * a * b * products[cell] + b * b * squares[next];
+      scale = square > 0 ? 1 / sqrtf(square) : 0.0f;
+    }
+    float* out = r.out + x * r.dim;
+    if (one) {
+      add_scaled(scale * a, values + cell * r.dim, r.dim, out);
+    } else {
+      mix<true>(scale * a, values + cell * r.dim, scale * b, values + next * r.dim, r.dim, out);
+    }
+  }
+}
+
+}  // namespace depthg
