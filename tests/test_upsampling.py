@@ -146,13 +146,11 @@ print(found.hexdigest())
 
 
 def random_stages(seed, images, size, dim, sizes, channels):
+    """Values of either sign; vectors are positive: one that is much shorter than its neighbours is known less well."""
     generator = torch.Generator().manual_seed(seed)
     values = [torch.randn(images, *cells, dim, generator=generator) for cells in sizes]
-    return (
-        values,
-        [torch.randn(*x.shape[:3], c, generator=generator) for x, c in zip(values, channels, strict=True)],
-        size,
-    )
+    vectors = [torch.rand(*x.shape[:3], c, generator=generator) + 0.1 for x, c in zip(values, channels, strict=True)]
+    return values, vectors, size
 
 
 def written_out(values, vectors, size):
