@@ -4,7 +4,7 @@
 //
 // with bilinear interpolation without aligned corners. A vector of length 0 counts as 0. Neither up(values_s) nor
 // up(vectors_s) is held: the length along a row follows from the inner products of neighbours,
-// |a u + b v|^2 = a^2 |u|^2 + 2 a b <u, v> + b^2 |v|^2.
+// |a u + b v|^2 = a^2 |u|^2 + 2 a b <u, v> + b^2 |v|^2, or where these nearly cancel from a u + b v itself.
 #pragma once
 
 #include <stdint.h>

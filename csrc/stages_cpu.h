@@ -10,7 +10,8 @@ namespace depthg {
 // One stage of one image, and one row of the result.
 struct StageRow {
   int64_t rows, columns, channels, dim, width;
-  const float *vectors, *values;
+  const float* vectors;  // [rows, columns, channels], or null
+  const float* values;   // [rows, columns, dim]
   int64_t cell;  // taps of the row
   float lower, upper;
   Taps taps;  // of the columns

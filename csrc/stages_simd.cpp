@@ -19,6 +19,7 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
+constexpr float kCancelled = 1e-2f;  // share of the squares below which the products leave too few digits
 typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -56,6 +57,21 @@ inline float dot(const float* u, const float* v, int64_t count) {
   return sum;
 }
 
+// |a u + b v|^2, term by term
+inline float squared_length(float a, const float* u, float b, const float* v, int64_t count) {
+  Vec lanes{};
+  int64_t n = 0;
+  for (; n + kLanes <= count; n += kLanes) {
+    const Vec mixed = a * load(u + n) + b * load(v + n);
+    lanes += mixed * mixed;
+  }
+  float each[kLanes], sum = 0;
+  memcpy(each, &lanes, sizeof each);
+  for (int i = 0; i < kLanes; ++i) sum += each[i];
+  for (; n < count; ++n) sum += (a * u[n] + b * v[n]) * (a * u[n] + b * v[n]);
+  return sum;
+}
+
 // A row of cells between two others; in place where it is one of them.
 const float* row_between(const StageRow& r, const float* cells, int64_t channels, float* scratch) {
   const int64_t row = r.columns * channels, next = r.cell + 1 < r.rows ? r.cell + 1 : r.cell;
@@ -70,11 +86,13 @@ void STAGES_JOIN(add_stage_row_, STAGES_ISA)(const StageRow& r, float* scratch) 
   float *squares = scratch, *products = squares + r.columns;  // <u, u> of each cell of the row, <u, v> with the next one
   float* rest = products + r.columns;
   const float* values = row_between(r, r.values, r.dim, rest);
+  const float* vectors = nullptr;
   if (r.vectors) {
-    const float* vectors = row_between(r, r.vectors, r.channels, rest + r.columns * r.dim);
-    for (int64_t c = 0; c < r.columns; ++c, vectors += r.channels) {
-      squares[c] = dot(vectors, vectors, r.channels);
-      if (r.columns != r.width && c + 1 < r.columns) products[c] = dot(vectors, vectors + r.channels, r.channels);
+    vectors = row_between(r, r.vectors, r.channels, rest + r.columns * r.dim);
+    for (int64_t c = 0; c < r.columns; ++c) {
+      const float* u = vectors + c * r.channels;
+      squares[c] = dot(u, u, r.channels);
+      if (r.columns != r.width && c + 1 < r.columns) products[c] = dot(u, u + r.channels, r.channels);
     }
   }
   for (int64_t x = 0; x < r.width; ++x) {
@@ -84,7 +102,13 @@ void STAGES_JOIN(add_stage_row_, STAGES_ISA)(const StageRow& r, float* scratch) 
     float scale = 1;
     if (r.vectors) {
       float square = a * a * squares[cell];
-      if (!one) square += 2 * a * b * products[cell] + b * b * squares[next];
+      if (!one) {
+        const float apart = square + b * b * squares[next];
+        square = apart + 2 * a * b * products[cell];
+        if (square < kCancelled * apart) {
+          square = squared_length(a, vectors + cell * r.channels, b, vectors + next * r.channels, r.channels);
+        }
+      }
       scale = square > 0 ? 1 / sqrtf(square) : 0.0f;
     }
     float* out = r.out + x * r.dim;

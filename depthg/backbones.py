@@ -77,18 +77,25 @@ class Backbone(nn.Module):
         return features
 
     def stage_maps(self, images: Tensor) -> list[Tensor]:
-        """As `forward`, but every stage at its own resolution: float32 [B, stage, h_s, w_s], channels-last."""
+        """Feature maps of every stage at its own resolution.
+
+        Args: images: as for `forward`, at least one.
+        Returns: per stage float32 [B, stage, h_s, w_s], channels-last; inference tensors, which autograd does not save.
+        Raises: TypeError (not floating point), ValueError (shape, no image).
+        """
         self._check(images)
+        if not len(images):
+            raise ValueError(f"{self.name} has no stages of no image (images {list(images.shape)})")
         with torch.inference_mode():
             parts = [self._maps(images[part]) for part in self._chunks(images)]
-            return [torch.cat(stage).float() for stage in zip(*parts, strict=True)]
+            return [(torch.cat(stage) if len(parts) > 1 else stage[0]).float() for stage in zip(*parts, strict=True)]
 
     def _chunks(self, images: Tensor) -> Iterator[slice]:
         """Images that go through the body at once."""
         chunk = max(1, len(images))
         if images.device.type == "cpu":
             chunk = max(1, self.body.cpu_pixels // (images.shape[-2] * images.shape[-1]))
-        return (slice(start, start + chunk) for start in range(0, max(1, len(images)), chunk))
+        return (slice(start, start + chunk) for start in range(0, len(images), chunk))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

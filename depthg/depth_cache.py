@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -59,20 +59,21 @@ class ModelDepth(DepthSource):
     def __init__(self, network: DepthNetwork, cache: Path, batch_size: int = 4):
         self.network, self.cache, self.batch_size = network, cache, batch_size
         self.metric, self.name = network.metric, network.source.label
-        self._lock = RLock()
+        self._lock = Lock()
 
     @cached_property
     def folder(self) -> Path:
         """Where this network's maps lie; what they are stands in `settings.json` beside them."""
-        folder = self.cache / "depth-maps" / self.network.identity
         network = self.network
         settings = {
             "network": network.name, "flip": network.flip, "preprocessing": asdict(network.preprocessing),
             "values": "metres, logarithmic" if self.metric else "inverse depth, each picture from 0 to 65535",
         }  # fmt: skip
-        with self._lock, _writing(self.cache):  # from Python 3.12 on, threads may come here at once
+        with self._lock:  # from Python 3.12 on, threads may come here at once
+            folder = self.cache / "depth-maps" / network.identity
             if not (folder / "settings.json").is_file():
-                write_text(folder / "settings.json", json.dumps(settings, indent=1))
+                with _writing(self.cache):
+                    write_text(folder / "settings.json", json.dumps(settings, indent=1))
         return folder
 
     def describe(self, split: Split) -> dict:

@@ -69,7 +69,9 @@ class FeatureTransform(nn.Module):
         Up-sampling is linear, so with a projection the coarse maps are projected before it, while they have few cells.
         """
         if not self.basis.shape[1]:
-            return self(torch.cat([up_sampled(m, size) for m in maps], 1).flatten(2).transpose(1, 2))
+            parts = [up_sampled(m, size) for m in maps]
+            whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            return self(whole.flatten(2).transpose(1, 2))
         vectors = [m.permute(0, 2, 3, 1) for m in maps]
         if self.standardize:
             parts = zip(vectors, self.mean.split(self.stages), self.scale.split(self.stages), strict=True)

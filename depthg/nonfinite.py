@@ -47,8 +47,7 @@ class FiniteGuard:
         if not processes.any_of(not all_finite(losses, step.model)):
             return True
         values = processes.averages({"loss": losses["total"].detach(), **logged})
-        parts = processes.averages({f"loss.{name}": loss.detach() for name, loss in losses.items()})
-        term, value = first_not_finite({**values, **parts}, step.model)
+        term, value = first_not_finite(values, step.model)
         number = iteration + 1
         self.skipped.append(number)
         row = self.skipped[-MOST_IN_A_ROW:]

@@ -10,7 +10,11 @@ import yaml
 
 MOST_CHARACTERS = 2**20  # of settings; those of this package take 5,000
 MOST_LEVELS = 20
-LONG_NUMBER = re.compile(r"[-+.:_0-9]{101,}")  # 1:1:1 ... is one to base 60, whose value takes quadratic time
+LONG_NUMBER = re.compile(r"[-+.:_\d\s]{101,}")  # 1:1:1 ... is one to base 60, whose value takes quadratic time
+
+
+class _RefusedError(ValueError):
+    """What YAML may hold and settings do not."""
 
 
 def parse_yaml(text: str) -> Any:
@@ -23,21 +27,25 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"it has {len(text):,} characters, settings have at most {MOST_CHARACTERS:,}")
     try:
-        level = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if level > MOST_LEVELS:
-                raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
-            if isinstance(event, yaml.ScalarEvent) and LONG_NUMBER.fullmatch(event.value):
-                raise ValueError(f"{event.value[:20]}... is a number of {len(event.value):,} characters")
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"it refers to another part of itself (*{event.anchor}); write that part out")
-    except yaml.YAMLError as error:
-        raise ValueError(f"it is no YAML of plain values: {error}") from error
-    try:
+        _check_events(text)
         return yaml.safe_load(text)
+    except _RefusedError:
+        raise
     except (yaml.YAMLError, AttributeError, TypeError, IndexError, KeyError, OverflowError, ValueError) as error:
         raise ValueError(f"it is no YAML of plain values: {error}") from error  # a few slip through PyYAML's own checks
+
+
+def _check_events(text: str) -> None:
+    level = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if level > MOST_LEVELS:
+            raise _RefusedError(f"it is nested deeper than {MOST_LEVELS} levels")
+        if isinstance(event, yaml.ScalarEvent) and (event.implicit[0] or event.tag):  # else it is quoted: a text
+            if LONG_NUMBER.fullmatch(event.value):
+                raise _RefusedError(f"{event.value[:20]}... is a number of {len(event.value):,} characters")
+        if isinstance(event, yaml.AliasEvent):
+            raise _RefusedError(f"it refers to another part of itself (*{event.anchor}); write that part out")
 
 
 def parse_json(text: str | bytes) -> Any:

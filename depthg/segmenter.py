@@ -253,7 +253,9 @@ class Segmenter:
         pixels = torch.from_numpy(np.stack(windows)).to(self.run.device).permute(0, 3, 1, 2)
         size = (pixels.shape[2] // self.run.backbone.stride, pixels.shape[3] // self.run.backbone.stride)
         maps = self.run.backbone.stage_maps(to_float(pixels))
-        return self.run.codes(self.run.transform.of_stages(maps, size))  # not rounded, as in training
+        step = 1 if pixels.is_cpu else len(pixels)  # what lies between the layers is as large as the features
+        parts = ([m[i : i + step] for m in maps] for i in range(0, len(pixels), step))
+        return torch.cat([self.run.codes(self.run.transform.of_stages(part, size)) for part in parts])  # not rounded
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -65,11 +65,18 @@ def sum_of_stages(
     """``sum_s up(values_s) / |up(vectors_s)|`` with bilinear up-sampling to ``size``; a vector of length 0 counts as 0.
 
     Args:
-        values, vectors: one tensor per stage, on the same device; no gradient flows.
+        values: per stage ``[B, h_s, w_s, D]``, all on one device, without gradients.
+        vectors: per stage ``[B, h_s, w_s, C_s]``; None divides by nothing.
         size: height H and width W.
         impl: "cpp" (CPU), "eager" (torch, any device), or "auto".
+
+    Raises:
+        ValueError: shapes or devices that do not belong together, nothing to up-sample, tensors that require grad, or
+            an ``impl`` that is not there.
     """
-    if pick(impl) == "eager" or not values[0].is_cpu:
+    _check_stages(values, vectors, size)
+    impl = pick(impl, "sum_stages", on_cpu=values[0].is_cpu)
+    if impl == "eager":
         return _eager_sum(values, vectors, size)
     values = [x.float().contiguous() for x in values]
     vectors = [] if vectors is None else [x.float().contiguous() for x in vectors]
@@ -82,24 +89,47 @@ def sum_of_stages(
     return out
 
 
-def _eager_sum(values: Sequence[Tensor], vectors: Sequence[Tensor] | None, size: tuple[int, int]) -> Tensor:
-    def up(maps: Tensor) -> Tensor:
-        return F.interpolate(maps.permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
+def _check_stages(values: Sequence[Tensor], vectors: Sequence[Tensor] | None, size: tuple[int, int]) -> None:
+    tensors = [*values, *(vectors or ())]
+    fits = (
+        len(values) > 0
+        and all(x.ndim == 4 and x.is_floating_point() and x.device == values[0].device for x in tensors)
+        and all((len(x), x.shape[3]) == (len(values[0]), values[0].shape[3]) for x in values)
+        and (vectors is None or [x.shape[:3] for x in vectors] == [x.shape[:3] for x in values])
+        and all(n > 0 for x in tensors for n in x.shape[1:])
+        and min(size) > 0
+    )
+    if not fits:
+        shapes = ", ".join(str(list(x.shape)) for x in values)
+        beside = "" if vectors is None else f" and vectors {', '.join(str(list(x.shape)) for x in vectors)}"
+        raise ValueError(
+            f"values {shapes or 'of no stage'}{beside} cannot be up-sampled to {list(size)} and summed: values are "
+            "floating-point [B, h, w, D] with one B and D, vectors [B, h, w, C] of the same B, h and w, on one device"
+        )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise ValueError("sums of stages have no gradient; detach the maps, or call under torch.no_grad()")
 
-    total = values[0].new_zeros(len(values[0]), *size, values[0].shape[-1])
+
+def _eager_sum(values: Sequence[Tensor], vectors: Sequence[Tensor] | None, size: tuple[int, int]) -> Tensor:
+    """The definition, which holds the up-sampled stages; shapes as `sum_of_stages`."""
+
+    def up(maps: Tensor) -> Tensor:  # [B, h, w, C] -> [B, H, W, C]
+        return F.interpolate(maps.float().permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
+
+    total = values[0].new_zeros(len(values[0]), *size, values[0].shape[-1], dtype=torch.float32)
     for i, part in enumerate(values):
         square = None if vectors is None else up(vectors[i]).square().sum(-1, keepdim=True)
         total += up(part) if square is None else up(part) * torch.where(square > 0, square, torch.inf).rsqrt()
     return total
 
 
-def pick(impl: str) -> str:
-    """The implementation that is meant: "cpp" where it was compiled, else "eager".
+def pick(impl: str, name: str = "upsample_argmax", *, on_cpu: bool = True) -> str:
+    """The implementation that is meant: "cpp" where the function of this name was compiled, else "eager".
 
     Raises:
-        ValueError: unknown, or not compiled.
+        ValueError: unknown, not compiled, or not for this device.
     """
-    possible = ("eager", "cpp") if hasattr(native, "upsample_argmax") else ("eager",)
+    possible = ("eager", "cpp") if on_cpu and hasattr(native, name) else ("eager",)
     if impl == "auto":
         return possible[-1]
     if impl not in possible:

@@ -217,6 +217,19 @@ def test_backbone_chunks_do_not_change_the_result(lite0_file):
     assert backbone(images[:0]).shape == (0, 472, 4, 8)
 
 
+def test_stages_at_their_own_resolution(lite0_file):
+    backbone, images = load_backbone("efficientnet_lite0", lite0_file), torch.rand(5, 3, 64, 96)
+    backbone.body.cpu_pixels = 2 * 64 * 96
+    maps = backbone.stage_maps(images)
+    assert [tuple(m.shape) for m in maps] == [(5, 40, 8, 12), (5, 112, 4, 6), (5, 320, 2, 3)]
+    whole = torch.cat([F.interpolate(m, (8, 12), mode="bilinear") for m in maps], 1)
+    torch.testing.assert_close(whole, backbone(images))
+    with pytest.raises(ValueError, match=r"no stages of no image \(images \[0, 3, 64, 96\]\)"):
+        backbone.stage_maps(images[:0])
+    with pytest.raises(ValueError, match="multiples of 32"):
+        backbone.stage_maps(images[..., 1:])
+
+
 def test_backbone_rejects_bad_images(lite0_file):
     backbone = load_backbone("efficientnet_lite0", lite0_file)
     with pytest.raises(ValueError, match=r"multiples of 32, not 225 x 300 .*\[2, 3, 225, 300\].*nearest: 224 x 288"):

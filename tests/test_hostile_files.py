@@ -161,13 +161,20 @@ def test_yaml_and_json_of_plain_values():
             parse_json(deep)
 
 
-@pytest.mark.parametrize("text", ["seed: " + "1:" * 200_000 + "1", "a: 2020-13-45"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: " + "1:" * 200_000 + "1", "a: !!int '" + "1: " * 200_000 + "1'", "a: 2020-13-45",
+        r'a: "\UFFFFFFFF"', r'a: "\U00110000"', "%YAML 1." + "9" * 5000 + "\n---\na: 1",
+    ],
+)  # fmt: skip
 def test_yaml_values_that_take_long_or_do_not_exist(text):
     began = time.process_time()
     with pytest.raises(ValueError, match=r"is a number of|no YAML of plain values"):
         parse_yaml(text)
     assert time.process_time() - began < 20  # to base 60 the first would take half a minute and more
-    parse_yaml("name: 2024-" + "a-run-with-a-long-name" * 10)
+    assert len(parse_yaml("name: 2024-" + "a-run-with-a-long-name" * 10)["name"]) == 225
+    assert parse_yaml(f"line: '{'-' * 150}'") == {"line": "-" * 150}
 
 
 def test_pages_show_hostile_text_as_text(tmp_path):

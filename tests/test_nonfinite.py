@@ -65,7 +65,8 @@ def times(monkeypatch, name, factor):
 
     def changed(self, iteration):
         losses, logged = original(self, iteration)
-        return {**losses, name: losses[name] * factor(iteration)}, logged
+        changed = losses[name] * factor(iteration)
+        return {**losses, name: changed}, {**logged, f"loss.{name}": changed.detach()} if name != "total" else logged
 
     monkeypatch.setattr(Step, "losses", changed)
 

@@ -207,6 +207,41 @@ def test_sums_of_stages_in_any_order_of_memory_and_on_several_threads():
 
 
 @needs_extension
+def test_lengths_of_vectors_that_nearly_cancel():
+    generator = torch.Generator().manual_seed(0)
+    for size in (1.0, 0.1, 1e-2, 1e-3):
+        u, noise = torch.randn(2, 40, generator=generator)
+        vectors = torch.stack([u, -3 * u + size * noise])[None, None]  # 3 : 1 lies at the second of four pixels
+        data = [torch.ones(1, 1, 2, 3)], [vectors], (1, 4)
+        torch.testing.assert_close(sum_of_stages(*data, impl="cpp").double(), written_out(*data), rtol=1e-3, atol=1e-5)
+
+
+ONE = torch.ones(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "values, vectors, size",
+    [
+        ([], None, (4, 4)),
+        ([ONE, ONE[..., :2]], None, (4, 4)),
+        ([ONE, ONE[:1]], None, (4, 4)),
+        ([ONE[0]], None, (4, 4)),
+        ([ONE[:, :0]], None, (4, 4)),
+        ([ONE], [ONE[:, :2]], (4, 4)),
+        ([ONE, ONE], [ONE], (4, 4)),
+        ([ONE.long()], None, (4, 4)),
+        ([ONE], [ONE], (0, 4)),
+    ],
+)
+def test_stages_that_do_not_belong_together(impl, values, vectors, size):
+    with pytest.raises(ValueError, match=r"values .* cannot be up-sampled to \[\d, 4\] and summed: values are"):
+        sum_of_stages(values, vectors, size, impl=impl)
+    with pytest.raises(ValueError, match="have no gradient; detach"):
+        sum_of_stages([ONE.clone().requires_grad_()], None, (6, 8), impl=impl)
+
+
+@needs_extension
 def test_every_instruction_set_sums_stages():
     code = """
 import sys, torch
