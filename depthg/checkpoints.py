@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -26,7 +27,8 @@ def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = Tr
     ``flush=False`` is for results that can be made again: nothing waits until they are on the disk.
 
     Raises:
-        OSError: it cannot be written; what was at ``path`` is intact.
+        OSError: it cannot be written, and what was at ``path`` is intact; or the new file is there but not yet surely
+            on the disk.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -46,13 +48,24 @@ def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = Tr
 
 
 def flush_folder(folder: Path) -> None:
-    """Returns when renames in a folder are on the disk; systems that cannot open folders do it on their own."""
-    if os.name != "nt":
+    """Returns when renames in a folder are on the disk, where its file system can tell.
+
+    Raises:
+        OSError: they may not be; the files themselves are whole.
+    """
+    if os.name == "nt":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system that flushes no folders
+            return
+        text = f"cannot flush {folder} to the disk: {error.strerror}; what was just written in it is whole, but may be "
+        raise OSError(error.errno, text + "lost if the machine stops now") from error
 
 
 def write_error(path: Path, error: Exception) -> OSError:

@@ -145,8 +145,12 @@ class RunLock:
                 f"{owner} trains in {self.path.parent}; wait for it, stop it, or choose another name="
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise write_error(self.path, error) from error
+            print(
+                f"warning: the file system of {self.path.parent} has no locks: nothing keeps a second training out",
+                file=sys.stderr,
+            )
 
     def drop(self) -> None:
         """Lets others train here."""

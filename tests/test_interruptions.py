@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -211,7 +212,7 @@ def test_a_log_that_cannot_be_closed_hides_nothing(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
-def test_a_file_system_without_locks_is_used_and_a_broken_one_is_named(tmp_path, monkeypatch, number):
+def test_a_file_system_without_locks_is_used_and_a_broken_one_is_named(tmp_path, monkeypatch, capsys, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
@@ -219,6 +220,7 @@ def test_a_file_system_without_locks_is_used_and_a_broken_one_is_named(tmp_path,
     lock = RunLock(tmp_path / "run")
     if number == errno.ENOLCK:
         lock.take().drop()
+        assert f"the file system of {tmp_path / 'run'} has no locks" in capsys.readouterr().err
         return
     with pytest.raises(OSError, match=rf"cannot write {tmp_path}/run/\.lock: Input/output error"):
         lock.take()
@@ -267,6 +269,24 @@ def test_folders_are_flushed_after_the_rename(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints.os, name, lambda *a, o=original, n=name: (steps.append(n), o(*a))[1])
     write_text(tmp_path / "a", "b")
     assert steps == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch, number):
+    original = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        original(descriptor)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
+    if number == errno.EINVAL:  # some file systems flush no folders
+        write_text(tmp_path / "a", "b")
+    else:
+        with pytest.raises(OSError, match=rf"cannot flush {tmp_path} to the disk: Input/output error; .* whole"):
+            write_text(tmp_path / "a", "b")
+    assert (tmp_path / "a").read_text() == "b"
 
 
 # ---- signals to a process of its own
