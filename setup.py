@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-pthread"]
-ISA_FLAGS = {  # one copy of fps_simd.cpp per instruction set; fps_cpu.cpp chooses at run time
+ISA_FLAGS = {  # one copy of each *_simd.cpp per instruction set; csrc/isa.h chooses at run time
     "baseline": [],
     "avx2": ["-mavx2"],
     "avx512": [

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "isa.h"
 #include "thread_pool.h"
 
 namespace depthg {
@@ -19,16 +19,10 @@ struct Isa {
   int64_t (*vector_operations)(int64_t, float*);
 };
 
-// The best instruction set of this machine, or a lower one that the environment variable DEPTHG_ISA names (for tests).
 Isa pick_isa() {
 #if defined(FPS_X86)
-  const char* wanted = std::getenv("DEPTHG_ISA");
-  const std::string limit = wanted ? wanted : "avx512";
-  if (limit == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return {"avx512", sample_clouds_avx512, vector_operations_avx512};
-  }
-  if (limit != "baseline" && __builtin_cpu_supports("avx2")) return {"avx2", sample_clouds_avx2, vector_operations_avx2};
+  if (may_use("avx512")) return {"avx512", sample_clouds_avx512, vector_operations_avx512};
+  if (may_use("avx2")) return {"avx2", sample_clouds_avx2, vector_operations_avx2};
 #endif
   return {"baseline", sample_clouds_baseline, vector_operations_baseline};
 }

@@ -3,7 +3,8 @@
 // All matrix products are one register tile (pairs_product.h). F and S come from packed panels; W V' is formed in registers when
 // F is complete and only this block is stored, since the two gradients need it along both axes.
 //
-// This file and that header use no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
+// This file and that header use no standard library templates: copies compiled for AVX-512 must not be merged into code for
+// other machines.
 #include <sched.h>
 #include <string.h>
 

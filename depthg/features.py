@@ -74,8 +74,8 @@ class FeatureTransform(nn.Module):
             return self(whole.flatten(2).transpose(1, 2))
         vectors = [m.permute(0, 2, 3, 1) for m in maps]
         if self.standardize:
-            parts = zip(vectors, self.mean.split(self.stages), self.scale.split(self.stages), strict=True)
-            vectors = [(x - mean) * scale for x, mean, scale in parts]
+            triples = zip(vectors, self.mean.split(self.stages), self.scale.split(self.stages), strict=True)
+            vectors = [(x - mean) * scale for x, mean, scale in triples]
         values = [x @ basis for x, basis in zip(vectors, self.basis.split(self.stages), strict=True)]
         return sum_of_stages(values, vectors if self.standardize else None, size).flatten(1, 2)
 

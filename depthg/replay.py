@@ -142,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"iteration {kept['iteration']}, {kept['term']} was not finite; anchors {kept['anchors']}")
-    if kept["processes"] > 1:
-        console.print(f"then: means over {kept['processes']} processes; now: the whole batch in one")
+    if (processes := kept.get("processes", 1)) != 1:
+        console.print(f"then: means over {processes} processes; now: the whole batch in one")
     table = Table("value", "then", "now", box=None, pad_edge=False)
     for name, value in kept["values"].items():
         table.add_row(name, str(value), str(found.get(name)))
