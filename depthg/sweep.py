@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 
 from depthg.checkpoints import write_text
 from depthg.jobs import Job, quoted, run_job
@@ -60,7 +61,7 @@ def run_sweep(jobs: Sequence[Job], out: Path, hydra_overrides: Sequence[str], ov
     ]  # fmt: skip
     try:
         hydra.main(version_base="1.3", config_path=None, config_name="table_sweep")(run_one)()
-    except SystemExit as stop:
+    except (SystemExit, HydraException) as stop:  # the latter under a debugger or a tracer
         raise RuntimeError("Hydra could not run the sweep; its message stands above") from stop
     finally:
         sys.argv = before
