@@ -29,7 +29,7 @@ from PIL import Image
 
 from depthg.backbone_dino import DINO
 from depthg.backbones import load_backbone
-from depthg.checkpoints import save_checkpoint, write_text
+from depthg.checkpoints import save_checkpoint
 from depthg.config import Config
 from depthg.convert import convert
 from depthg.data.files import IMAGE_SUFFIXES, image_size, list_files, read_image
@@ -38,6 +38,7 @@ from depthg.features import FeatureTransform
 from depthg.heads import ClusterProbe, SegmentationHead
 from depthg.predict import plan, predict_files
 from depthg.segmenter import Segmenter
+from depthg.whole_files import write_text
 from depthg.windows import cut
 
 CODES, CLUSTERS = 70, 27

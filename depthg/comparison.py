@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.checkpoints import write_text
 from depthg.comparison_figures import class_figure, image_figure, signed, validation_figure
 from depthg.figures import READ_OUTS
 from depthg.outputs import output_folder
@@ -17,6 +16,7 @@ from depthg.report import protocol_parts, read_run
 from depthg.report_page import PAGE, figure, is_number, pairs, percent, section, text, words
 from depthg.report_sections import read_image_scores
 from depthg.run_folder import SCORES_FILE
+from depthg.whole_files import write_text
 
 SAME = ("data", "photos", "split")  # else the numbers are about different things
 MEASURED = ("resolution", "crop", "flip", "crf", "checkpoint", "matching", "count")

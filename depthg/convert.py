@@ -10,7 +10,6 @@ import argparse
 import importlib
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from depthg.backbone_dino import DINO, MARKER, select_network
 from depthg.backbones import load_backbone
-from depthg.checkpoints import save_checkpoint, write_text, write_whole
+from depthg.checkpoints import save_checkpoint
 from depthg.cli import USER_ERRORS, to_config
 from depthg.config import Config
 from depthg.data.files import show
@@ -32,6 +31,7 @@ from depthg.features import FeatureTransform
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 from depthg.inert import plain
 from depthg.torch_file import read_torch_file, tensors_of
+from depthg.whole_files import partial_path, write_text, write_whole
 
 BACKBONE_FILE = "backbone.safetensors"
 TRAIN_SIZE, EVAL_SIZE = 224, 320  # pixels, of both projects
@@ -214,7 +214,7 @@ def convert(checkpoint: str | Path, out: str | Path, overwrite: bool = False) ->
     _check_out(checkpoint, out, overwrite)
     found = read_stego(checkpoint)
     found.config.name, found.config.runs_dir = out.name, str(out.parent)
-    partial = out.parent / f".{out.name}.{os.getpid()}"
+    partial = partial_path(out)
     try:
         if found.backbone is not None:
             write_whole(partial / BACKBONE_FILE, lambda path: save_file(found.backbone, path))
@@ -225,7 +225,7 @@ def convert(checkpoint: str | Path, out: str | Path, overwrite: bool = False) ->
         modules = {name: module for name, module in found.modules.items() if module is not None}
         save_checkpoint(partial / "checkpoints" / "last", modules, {}, found.header)
         if out.exists():
-            old = out.parent / f".{out.name}.{os.getpid()}.old"
+            old = partial_path(out)
             out.rename(old)
             partial.rename(out)
             shutil.rmtree(old)

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from depthg.checkpoints import write_text, write_whole
 from depthg.data.base import Split
 from depthg.data.files import DataError, read_values, show
 from depthg.data.transforms import Views
 from depthg.depth_model import DepthNetwork, Prediction, check_finite, decode, encode
 from depthg.depth_sources import DepthSource
 from depthg.progress import StageBar
+from depthg.whole_files import write_text, write_whole
 
 AHEAD = 32  # photos decoded ahead of the network
 WORKERS = 4  # threads that decode and write

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from depthg.checkpoints import write_whole
 from depthg.colours import depth_colours, depth_scale
 from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, read_image, show
 from depthg.depth_cache import WORKERS, Job, ahead, predict, same_shape
@@ -24,6 +23,7 @@ from depthg.depth_sources import DEPTH_SUFFIXES
 from depthg.depth_units import UNIT_FILE, read_made_by, write_unit
 from depthg.device import pick_device
 from depthg.progress import StageBar
+from depthg.whole_files import write_whole
 
 STEP = 1 / 256  # metres per step of 16-bit maps, up to 256 m; KITTI's
 SUFFIX = {"png16": ".png", "npy": ".npy"}

@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
-from depthg.checkpoints import write_text
 from depthg.data.files import DataError, show
+from depthg.whole_files import write_text
 
 NEED_METRES = ("normals", "inclination", "euclidean")  # relations
 METRIC_EXAMPLE = "Intel/zoedepth-nyu-kitti"

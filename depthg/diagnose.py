@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from depthg.checkpoints import write_text
 from depthg.cli import USER_ERRORS, load_config
 from depthg.cluster_count import THRESHOLD, count_clusters
 from depthg.config import Config
@@ -33,6 +32,7 @@ from depthg.prepare import Preparation, Prepared
 from depthg.run_folder import run_name
 from depthg.schedules import piecewise_constant
 from depthg.step import HISTOGRAM_BINS, HISTOGRAM_RANGE, SHIFT_BATCHES, Model, Step, draw_batch, quantile_of
+from depthg.whole_files import write_text
 
 PAIRS = ("self", "neighbour", "negative")
 SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles

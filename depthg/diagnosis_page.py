@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.checkpoints import write_text
 from depthg.figures import save_figure
 from depthg.pair_figures import TITLES, diagnosis_figure
 from depthg.report_page import PAGE, figure, section
+from depthg.whole_files import write_text
 
 NOTES = {
     "F": "Pairs right of their shift b (solid line: in use; dashed: suggested) are pulled together, pairs left of it "

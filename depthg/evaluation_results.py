@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from depthg.checkpoints import write_text
 from depthg.crf import CrfSettings
 from depthg.evaluation_pass import Variant
 from depthg.figures import confusion_figure, save_figure
@@ -19,6 +18,7 @@ from depthg.frames import FULL, Resolution
 from depthg.metrics import bootstrap_intervals, matched_confusion, scores
 from depthg.results import NAMES
 from depthg.scoring import MATCHINGS, counting
+from depthg.whole_files import write_text
 
 FOLDER = "evaluations"
 HUNGARIAN = "_hungarian"  # ending of a clustering's second entry, where it has more or fewer clusters than classes

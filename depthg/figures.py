@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from depthg.checkpoints import write_whole
+from depthg.whole_files import write_whole
 
 
 class Theme(NamedTuple):

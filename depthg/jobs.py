@@ -12,11 +12,12 @@ from pathlib import Path
 from threading import Thread
 
 from depthg import processes
-from depthg.checkpoints import FILE, write_text
+from depthg.checkpoints import FILE
 from depthg.cli import load_config, stored_settings, to_config
 from depthg.config import Config
 from depthg.run_folder import read_log
 from depthg.tables import Result
+from depthg.whole_files import write_text
 
 PROTOCOLS = ("plain", "flip", "flip-crf")
 PLACES = ("name", "runs_dir", "overwrite", "resume", "device")  # settings that change no number

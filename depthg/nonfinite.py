@@ -14,9 +14,9 @@ from torch import Tensor
 
 from depthg import processes
 from depthg.batches import draw_batch
-from depthg.checkpoints import write_text, write_whole
 from depthg.run_folder import environment
 from depthg.step import Step
+from depthg.whole_files import write_text, write_whole
 
 FOLDER = "nonfinite"  # of a run, for steps that are kept
 KEPT_STEPS = 3  # of the skipped ones: one takes about as much room as its batch of features

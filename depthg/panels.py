@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from depthg.checkpoints import write_text
 from depthg.heads import ClusterProbe
 from depthg.metrics import image_confusions, scores
 from depthg.pictures import Example, panel_sheet, save_png
 from depthg.prepare import Prepared
 from depthg.run_folder import SCORES_FILE
 from depthg.scoring import codes_of, predict_ids
+from depthg.whole_files import write_text
 
 ROWS_PER_SHEET = 4
 RANKS = ("best", "median", "worst")

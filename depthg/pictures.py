@@ -12,8 +12,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from depthg.checkpoints import write_whole
 from depthg.colours import class_palette, depth_colours, depth_scale
+from depthg.whole_files import write_whole
 
 VOID, NO_CLASS = -1, -2  # ids that belong to no class: not labelled; a cluster left without a class
 VOID_COLOUR, STRIPES = (0, 0, 0), ((255, 255, 255), (110, 110, 110))

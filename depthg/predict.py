@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from depthg.checkpoints import write_text, write_whole
 from depthg.cli import USER_ERRORS
 from depthg.crf import check_available
 from depthg.crf_pool import CrfPool
@@ -28,6 +27,7 @@ from depthg.loaded_run import CHECKPOINTS
 from depthg.outputs import output_folder
 from depthg.progress import StageBar
 from depthg.segmenter import RESIZE, Maps, Segmentation, Segmenter
+from depthg.whole_files import write_text, write_whole
 from depthg.windows import Photo
 
 __all__ = ["Segmentation", "Segmenter", "main", "predict_files"]

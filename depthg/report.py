@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from depthg.checkpoints import write_text
 from depthg.cli import USER_ERRORS
 from depthg.outputs import output_folder
 from depthg.report_page import MINUS, PAGE, is_number, pairs, percent, section, table, text, words
@@ -29,6 +28,7 @@ from depthg.report_sections import (
 )  # fmt: skip
 from depthg.run_folder import SCORES_FILE, read_log
 from depthg.safe_text import parse_json, parse_yaml
+from depthg.whole_files import write_text
 
 KNOWN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "confusion.png", "panels")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from depthg.checkpoints import write_text
 from depthg.cli import USER_ERRORS, check_overrides, load_config
 from depthg.config import Config, nearest
 from depthg.jobs import PROTOCOLS, Job, check_folder, commands, result_of, run_job
 from depthg.outputs import output_folder
 from depthg.tables import CHECKPOINTS, PaperTable, Row, csv_text, markdown, paper_tables
+from depthg.whole_files import write_text
 
 TABLES = ("table1", "table2", "table3", "table4")
 CHOSEN_HERE = ("name", "runs_dir", "resume", "overwrite", "seed", "checkpoint.rule")

@@ -16,10 +16,10 @@ import torch
 from omegaconf import OmegaConf
 
 from depthg import __version__
-from depthg.checkpoints import PARTIAL, remove_partials, write_error, write_text
 from depthg.config import Config
 from depthg.event_file import EventFile
 from depthg.safe_text import parse_json
+from depthg.whole_files import PARTIAL, remove_partials, write_error, write_text
 
 try:
     import resource

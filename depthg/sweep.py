@@ -16,8 +16,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 
-from depthg.checkpoints import write_text
 from depthg.jobs import Job, quoted, run_job
+from depthg.whole_files import write_text
 
 PLAN = "plan.json"
 

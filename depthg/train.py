@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from depthg import processes
-from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint, write_text
+from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint
 from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
@@ -31,6 +31,7 @@ from depthg.run_folder import MetricLog, RunLock, check_run, create_run, environ
 from depthg.scoring import confusions, sample_rows, summarize, training_codes
 from depthg.step import Model, Step, draw_batch, seed_of
 from depthg.stopping import StopRequest, terminate_as_interrupt
+from depthg.whole_files import write_text
 
 SUMMARY = """Trains STEGO + DepthG on frozen features, without labels, and evaluates the segmentation.
 With no argument: the embedded demo on procedural RGB-D scenes.

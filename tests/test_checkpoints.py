@@ -5,15 +5,8 @@ import pickle
 import pytest
 import torch
 
-from depthg.checkpoints import (
-    FILE,
-    load_modules,
-    load_optimizers,
-    read_checkpoint,
-    save_checkpoint,
-    write_text,
-    write_whole,
-)
+from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint
+from depthg.whole_files import write_text, write_whole
 
 
 def trained():

@@ -9,17 +9,18 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
 import pytest
 from miniature import same, settings, weights, write_camvid
 
-from depthg import checkpoints
-from depthg.checkpoints import FILE, read_checkpoint, remove_partials, write_text
+from depthg.checkpoints import FILE, read_checkpoint
 from depthg.cli import load_config
 from depthg.run_folder import LOCK_FILE, MetricLog, RunLock, create_run
 from depthg.train import Trainer, train
+from depthg.whole_files import MACHINE, PARTIAL, remove_partials, write_text, write_whole
 
 resource = pytest.importorskip("resource")
 fcntl = pytest.importorskip("fcntl")
@@ -252,21 +253,40 @@ def test_locks_are_handed_over_without_a_gap(tmp_path):
 
 def test_rests_of_killed_writers_are_removed_and_those_of_living_ones_are_not(tmp_path, monkeypatch):
     process = hold(tmp_path / "x")
-    names = [f".a.txt.{os.getpid()}", f".b.txt.{process}", ".c.txt.99999999", ".lock", ".d.1.2.npz.99999998", ".e.x"]
-    for name in names:
+    own, other, ended = (f".partial-{MACHINE}-{number}-0" for number in (os.getpid(), process, 99999999))
+    far, far_and_old = ".partial-00000000-1-0", ".partial-00000000-1-1"  # of other machines
+    for name in (own, other, ended, far, far_and_old, ".lock", ".partial-e.x"):
         (tmp_path / name).write_text("half")
+    os.utime(tmp_path / far_and_old, (0, 0))
     try:
         remove_partials(tmp_path)
-        assert sorted(path.name for path in tmp_path.glob(".*")) == sorted([names[1], ".lock", ".e.x"])
+        assert {path.name for path in tmp_path.glob(".*")} == {other, far, ".lock", ".partial-e.x"}
     finally:
         end(process)
+
+
+def test_unfinished_files_have_names_of_their_own(tmp_path):
+    seen = []
+
+    def write(partial):
+        seen.append(partial.name)
+        partial.write_text("x")
+
+    name = "n" * 255  # as long as file systems allow
+    threads = [threading.Thread(target=write_whole, args=(tmp_path / name, write)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(seen)) == 8 and all(PARTIAL.fullmatch(name) for name in seen)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_folders_are_flushed_after_the_rename(tmp_path, monkeypatch):
     steps = []
     for name in ("fsync", "replace"):
         original = getattr(os, name)
-        monkeypatch.setattr(checkpoints.os, name, lambda *a, o=original, n=name: (steps.append(n), o(*a))[1])
+        monkeypatch.setattr(os, name, lambda *a, o=original, n=name: (steps.append(n), o(*a))[1])
     write_text(tmp_path / "a", "b")
     assert steps == ["fsync", "replace", "fsync"]
 
@@ -280,7 +300,7 @@ def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch, number):
             raise OSError(number, os.strerror(number))
         original(descriptor)
 
-    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     if number == errno.EINVAL:  # some file systems flush no folders
         write_text(tmp_path / "a", "b")
     else:

@@ -439,7 +439,7 @@ def test_two_runs_on_one_cache_end_with_one_valid_cache(tmp_path):
     for thread in threads:
         thread.join()
     assert len(results) == 2 and len(list(tmp_path.iterdir())) == 1
-    assert len(list(results[0].folder.glob("*.npz"))) == 8 and not list(results[0].folder.glob("*.tmp"))
+    assert len(list(results[0].folder.glob("*.npz"))) == 8 and not list(results[0].folder.glob(".*"))
     for index in range(6):
         np.testing.assert_array_equal(results[0].train.image(index), render(0, index, 32).image)
 
@@ -458,7 +458,7 @@ def test_the_worker_imports_no_torch():
 
 def test_stale_partial_files_are_removed_and_young_ones_kept(tmp_path):
     data = SceneDataset(tmp_path, n_train=1, n_val=1, size=32, workers=1, progress=False)
-    stale, young = data.folder / "000001.99.tmp", data.folder / "000002.98.tmp"
+    stale, young = data.folder / ".partial-00000000-7-0", data.folder / ".partial-00000000-8-0"
     stale.touch(), young.touch()
     os.utime(stale, (0, 0))
     SceneDataset(tmp_path, n_train=2, n_val=1, size=32, workers=1, progress=False)

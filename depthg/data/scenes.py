@@ -15,7 +15,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import zipfile
 import zlib
@@ -30,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from depthg import scenery
 from depthg.scenery.primitives import Camera
 from depthg.scenery.worker import scene_file, write_scene
+from depthg.whole_files import remove_partials
 
 CLASSES = ("sky", "road", "grass", "building", "tree", "car", "person", "pole")
 PALETTE = np.array(
@@ -176,9 +176,7 @@ class SceneDataset:
         missing = [index for index in indices if not scene_file(self.folder, index).exists()]
         if not missing:
             return
-        for left in self.folder.glob("*.tmp"):  # of killed runs; another run may be writing the young ones
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink(missing_ok=True)
+        remove_partials(self.folder)
         # runs that share the cache start at different places, so that they divide the work
         missing = np.random.default_rng(os.getpid()).permutation(missing).tolist()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -8,7 +8,6 @@ than one picture.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from depthg.scenery.renderer import render
+from depthg.whole_files import write_whole
 
 
 def scene_file(folder: Path, index: int) -> Path:
@@ -29,15 +29,14 @@ def write_scene(folder: Path, seed: int, index: int, size: int) -> None:
     camera = picture.camera
     pose = [*camera.position, camera.yaw_deg, camera.pitch_deg, camera.roll_deg, camera.fov_deg]
     target = scene_file(folder, index)
-    partial = target.with_name(f"{target.stem}.{os.getpid()}.tmp")
-    try:
+
+    def write(partial: Path) -> None:
         with open(partial, "wb") as file:
             np.savez_compressed(
                 file, image=picture.image, label=picture.label, depth=picture.depth, camera=np.array(pose)
             )
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_whole(target, write, flush=False)
 
 
 def main() -> None:

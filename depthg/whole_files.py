@@ -1,0 +1,122 @@
+"""Files that are whole or not there at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import platform
+import re
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d+)-\d+")  # machine, process, and a number of its own
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+ABANDONED_S = 3600  # without a change, for files of other machines
+_numbers = itertools.count()
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside ``path`` that no other file of this or another machine has, for what is not finished."""
+    return path.with_name(f".partial-{MACHINE}-{os.getpid()}-{next(_numbers)}")
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
+    """Calls ``write(temporary_path)``, flushes it to disk and renames it to ``path``: whole or not at all.
+
+    ``flush=False`` is for results that can be made again: nothing waits until they are on the disk.
+
+    Raises:
+        OSError: it cannot be written, and what was at ``path`` is intact; or the new file is there but not yet surely
+            on the disk.
+    """
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        if flush:
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # a disk that became read-only must not hide the first error
+            partial.unlink(missing_ok=True)
+    if flush:  # apart: an error here comes after the file was replaced
+        flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Returns when renames in a folder are on the disk, where its file system can tell.
+
+    Raises:
+        OSError: they may not be; the files themselves are whole.
+    """
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system that flushes no folders
+            return
+        text = f"cannot flush {folder} to the disk: {error.strerror}; what was just written in it is whole, but may be "
+        raise OSError(error.errno, text + "lost if the machine stops now") from error
+
+
+def write_error(path: Path, error: Exception) -> OSError:
+    """An error of the same type and number that names the file and the way out."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):  # safetensors keeps it in the text
+        number = int(found[1])
+    reason = getattr(error, "strerror", None) or (os.strerror(number) if number else str(error))
+    text = f"cannot write {path}: {reason}; free some room or make the folder writable. What was there before is intact"
+    raised = (type(error) if isinstance(error, OSError) else OSError)(text)
+    raised.errno = number
+    return raised
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what :func:`write_whole` left below ``folder`` when its process was killed."""
+    for path in folder.rglob(".partial-*"):
+        if PARTIAL.fullmatch(path.name) and path.is_file() and _abandoned(path):
+            path.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path) -> bool:
+    machine, process = PARTIAL.fullmatch(path.name).groups()
+    if machine == MACHINE:
+        return not _runs(int(process))
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    except FileNotFoundError:  # just finished
+        return False
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number exists on this machine."""
+    if process == os.getpid():
+        return False  # it had the number of this one, before
+    if os.name == "nt":  # where the call below would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else; the number is none
+        return True
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
