@@ -18,8 +18,8 @@ struct Part {  // of the result
   int64_t first_row, end_row, first_column, end_column;  // at most kTile columns
 };
 
-// Floats that one part needs: two rows of all maps, aligned to 64 bytes.
-inline int64_t upsample_floats(const ScoreMaps& s) { return 2 * s.maps * (kTile + kSpare); }
+// Floats that one part needs, aligned to 64 bytes: two rows of all maps, and three lists of maps.
+inline int64_t upsample_floats(const ScoreMaps& s) { return 2 * s.maps * (kTile + kSpare) + (3 * s.maps + 15) / 16 * 16; }
 
 using UpsamplePart = void (*)(const ScoreMaps&, const Taps& rows, const Taps& columns, const Part&, float* scratch);
 void upsample_part_baseline(const ScoreMaps&, const Taps&, const Taps&, const Part&, float*);

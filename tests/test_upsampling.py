@@ -97,6 +97,42 @@ def test_what_is_not_finite_is_taken_as_torch_takes_it(impl, value):
     assert up_sampled_ids(np.full((3, 2, 2), value, np.float32), (5, 5), impl=impl).max() == 0
 
 
+def rounded_ids(scores, size):
+    """Ids of sums that are rounded as the compiled code rounds them: along x, then along y, every product and sum."""
+
+    def along(values, pixels):  # the last axis
+        cells = values.shape[-1]
+        at = np.maximum((np.arange(pixels) + 0.5) * (cells / pixels) - 0.5, 0)
+        cell = np.minimum(at.astype(int), cells - 1)
+        upper = (at - cell).astype(np.float32)
+        return values[..., cell] * (1 - upper) + values[..., np.minimum(cell + 1, cells - 1)] * upper
+
+    columns = along(scores, size[1])
+    return along(columns.swapaxes(1, 2), size[0]).swapaxes(1, 2).argmax(0)
+
+
+@needs_extension
+@pytest.mark.parametrize("scale", [1, 1e-38, 1e-43, 1e38, 3e38])
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 7), st.integers(1, 7), st.integers(1, 200), st.integers(1, 140),
+    st.sampled_from(["normal", "few values", "one map above", "almost equal"]), st.integers(0, 2**32),
+)  # fmt: skip
+def test_maps_that_are_left_out_never_win(scale, n, h, w, height, width, kind, seed):
+    """Every id, also where scores differ in their last bit, or are too large or too small for a margin."""
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(-1, 1, (n, h, w))
+    if kind == "few values":
+        scores = scores.round()
+    elif kind == "one map above":
+        scores[rng.integers(n)] += 0.5
+    elif kind == "almost equal":
+        scores = 0.7 + scores * 1e-7
+    scores = (scores * scale / 1.5).astype(np.float32)
+    assert np.isfinite(scores).all()
+    assert (up_sampled_ids(scores, (height, width)) == rounded_ids(scores, (height, width))).all()
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_the_layout_does_not_matter(impl):
     scores = np.random.default_rng(0).normal(size=(6, 7, 5))
