@@ -6,25 +6,21 @@
 #include <string.h>
 
 #include "pairs_cpu.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace depthg {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kMaxVectors = 5;
+constexpr int kMaxVectors = 5;
 constexpr int kRows[kMaxVectors + 1] = {0, 11, 11, 8, 6, 5};  // rows of a tile of n vectors: 32 registers
 #elif defined(__AVX2__)
-constexpr int kLanes = 8, kMaxVectors = 3;
+constexpr int kMaxVectors = 3;
 constexpr int kRows[kMaxVectors + 1] = {0, 8, 6, 4};
 #else
-constexpr int kLanes = 4, kMaxVectors = 3;
+constexpr int kMaxVectors = 3;
 constexpr int kRows[kMaxVectors + 1] = {0, 8, 6, 4};
 #endif
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
 typedef float HalfVec __attribute__((vector_size(kLanes * 2), aligned(4)));
 typedef int Mask __attribute__((vector_size(kLanes * 4)));
 
@@ -44,9 +40,6 @@ inline HalfVec multiply_add(HalfVec a, HalfVec b, HalfVec c) {
   return a * b + c;
 #endif
 }
-inline Vec splat(float x) { return x - Vec{}; }
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline HalfVec first_half(Vec v) {
   HalfVec h;
   memcpy(&h, &v, sizeof h);

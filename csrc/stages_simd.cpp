@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "stages_cpu.h"
+#include "vectors.h"
 
 #define STAGES_JOIN_(a, b) a##b
 #define STAGES_JOIN(a, b) STAGES_JOIN_(a, b)
@@ -12,18 +13,7 @@
 namespace depthg {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
 constexpr float kCancelled = 1e-2f;  // share of the squares below which the products leave too few digits
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
-
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 // out = a u + b v, or out += a u + b v
 template <bool ADD>

@@ -11,10 +11,7 @@
 #include <string.h>
 
 #include "upsample_cpu.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 #define UPSAMPLE_JOIN_(a, b) a##b
 #define UPSAMPLE_JOIN(a, b) UPSAMPLE_JOIN_(a, b)
@@ -22,27 +19,16 @@
 namespace depthg {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
 constexpr int kGroup = kLanes < 16 ? 4 : 2;  // vectors whose arg-max is found together
 constexpr int kPixels = kGroup * kLanes;     // so many pixels
-constexpr int kGroups = kTile / kPixels;
 constexpr int64_t kRow = kTile + kSpare;  // floats from map to map
 constexpr int64_t kBand = 8;              // rows of pixels among which maps are left out together
 constexpr int64_t kWorth = 4;             // fewer rows are compared as they are
 constexpr float kRounding = 2e-6f;        // more than two sums of two products are rounded by, over the largest score
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
 constexpr int kShort = kLanes < 8 ? kLanes : 8;  // lanes along a row, where runs of pixels are short
 typedef float ShortVec __attribute__((vector_size(kShort * 4), aligned(4)));
 typedef int Ids __attribute__((vector_size(kLanes * 4), aligned(4)));
 
-inline Vec splat(float x) { return x - Vec{}; }
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline ShortVec load_short(const float* p) { return *reinterpret_cast<const ShortVec*>(p); }
 inline void store_short(float* p, ShortVec v) { *reinterpret_cast<ShortVec*>(p) = v; }
 
