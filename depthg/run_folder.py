@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ except ImportError:  # no such locks on this system: nothing keeps two trainings
     fcntl = None
 
 LOCK_FILE = ".lock"
+CHECK_S = 0.5  # more than anybody holds a lock just to look
 
 SCORES_FILE = "images.csv"  # accuracy and mIoU of every evaluation image
 
@@ -137,20 +139,26 @@ class RunLock:
             return False
 
     def _take(self, descriptor: int, kind: int) -> None:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-            raise FileExistsError(
-                f"{owner} trains in {self.path.parent}; wait for it, stop it, or choose another name="
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise write_error(self.path, error) from error
-            print(
-                f"warning: the file system of {self.path.parent} has no locks: nothing keeps a second training out",
-                file=sys.stderr,
-            )
+        end = time.monotonic() + CHECK_S
+        while True:
+            try:
+                return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() < end:  # it may be somebody's check
+                    time.sleep(CHECK_S / 10)
+                    continue
+                owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+                raise FileExistsError(
+                    f"{owner} trains in {self.path.parent}; wait for it, stop it, or choose another name="
+                ) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise write_error(self.path, error) from error
+                print(
+                    f"warning: the file system of {self.path.parent} has no locks: nothing keeps a second training out",
+                    file=sys.stderr,
+                )
+                return None
 
     def drop(self) -> None:
         """Lets others train here."""

@@ -227,6 +227,19 @@ def test_a_file_system_without_locks_is_used_and_a_broken_one_is_named(tmp_path,
         lock.take()
 
 
+def test_a_look_at_the_lock_keeps_nobody_out(tmp_path):
+    path = tmp_path / "run" / LOCK_FILE
+    path.parent.mkdir()
+    path.touch()
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        lock = RunLock(path.parent).take()
+        with pytest.raises(FileExistsError, match=f"process {os.getpid()} .* trains in"):
+            RunLock(path.parent).check()
+        lock.drop()
+
+
 def test_locks_are_handed_over_without_a_gap(tmp_path):
     """Many processes that take and drop a lock, which removes its file, are never in at the same time."""
     inside, children = tmp_path / "inside", []
