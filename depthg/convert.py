@@ -29,13 +29,14 @@ from depthg.config import Config
 from depthg.data.files import show
 from depthg.features import FeatureTransform
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
-from depthg.inert import plain
+from depthg.inert import UnpickleError, plain
 from depthg.torch_file import read_torch_file, tensors_of
 from depthg.whole_files import partial_path, write_text, write_whole
 
 BACKBONE_FILE = "backbone.safetensors"
 TRAIN_SIZE, EVAL_SIZE = 224, 320  # pixels, of both projects
 DATA = {"cocostuff27": "cocostuff27", "cityscapes": "cityscapes", "potsdam": "potsdam3", "potsdam3": "potsdam3"}
+KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")  # of a checkpoint, for source.json
 KINDS = {"vit_small": "s", "vit_base": "b"}
 UNSUPPORTED = {  # settings of other networks than this one, and the value that is supported
     "arch": "dino", "dino_feat_type": "feat", "projection_type": ("nonlinear", "linear"),
@@ -71,7 +72,8 @@ def read_stego(path: str | Path) -> Converted:
     content = read_torch_file(path)
     content = content if isinstance(content, dict) else {}
     state = tensors_of(content.get("state_dict", content))
-    given = plain(content.get("hyper_parameters", {}))
+    kept = {key: plain_setting(content[key], path) for key in KEPT if key in content}
+    given = kept.get("hyper_parameters")
     given = given if isinstance(given, dict) else {}
     nested: dict = next((given[key] for key in ("cfg", "config", "hparams") if isinstance(given.get(key), dict)), {})
     settings = {**given, **nested}
@@ -95,9 +97,19 @@ def read_stego(path: str | Path) -> Converted:
         "seconds": {"prepare": 0.0, "train": 0.0, "evaluate": 0.0},
         "shifts": [config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift],
     }  # fmt: skip
-    kept = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
-    source = {"file": show(path.name), **{key: plain(content[key]) for key in kept if key in content}}
-    return Converted(config, modules, backbone, header, source)
+    return Converted(config, modules, backbone, header, {"file": show(path.name), **kept})
+
+
+def plain_setting(value: Any, path: Path) -> Any:
+    """`plain` of what a checkpoint holds.
+
+    Raises:
+        ValueError: too deep or too large, with the file's name.
+    """
+    try:
+        return plain(value)
+    except UnpickleError as error:
+        raise ValueError(f"{path} cannot be converted: {error}") from error
 
 
 def _check_supported(settings: dict, path: Path) -> None:

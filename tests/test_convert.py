@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import types
 
@@ -19,6 +20,7 @@ from depthg.backbone_dino import DINO, DinoSpec
 from depthg.convert import BACKBONE_FILE, convert, main
 from depthg.data.folder import spread
 from depthg.evaluate import main as evaluate
+from depthg.inert import MAX_DEPTH
 from depthg.loaded_run import load_run
 from depthg.predict import main as predict
 
@@ -162,6 +164,18 @@ def test_linear_projection_and_bare_state_dicts(tmp_path):
     torch.save(state, tmp_path / "b.pth")
     loaded = check(convert(tmp_path / "b.pth", tmp_path / "b"), state)
     assert loaded.config.data.name == "folder" and loaded.classes[:2] == ("class 0", "class 1")
+
+
+def test_settings_that_are_too_deep_are_refused_with_the_name_of_the_file(tmp_path, capsys):
+    deep: list = []
+    for _ in range(MAX_DEPTH + 1):
+        deep = [deep]
+    write(tmp_path / "deep.ckpt", cfg={**CFG, "x": deep})
+    assert main([str(tmp_path / "deep.ckpt"), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"deep\.ckpt cannot be converted: its settings are nested deeper", error) and not list(
+        tmp_path.glob("run*")
+    )
 
 
 def test_without_linear_probe_and_without_backbone(tmp_path, capsys):

@@ -25,13 +25,12 @@ from depthg.backbone_weights import read_state_dict
 from depthg.checkpoints import FILE, read_checkpoint
 from depthg.cli import stored_settings
 from depthg.config import Config
-from depthg.convert import read_stego
+from depthg.convert import plain_setting, read_stego
 from depthg.data.classes import read_classes
 from depthg.data.files import label_table, read_image, read_label
 from depthg.data.matlab import read_mat
 from depthg.data.pairing import read_list
 from depthg.depth_sources import FolderDepth
-from depthg.inert import plain
 from depthg.report import read_run
 from depthg.run_folder import read_log
 from depthg.unpickle import read_pickle
@@ -122,7 +121,7 @@ TARGETS = {
     ),
     "stego": Target("a.ckpt", read_stego, [saved(STATE), saved(STATE, _use_new_zipfile_serialization=False)]),
     "pickle": Target(
-        "a.pkl", lambda path: plain(checked_pickle(path)),
+        "a.pkl", lambda path: plain_setting(checked_pickle(path), path),
         [pickle.dumps({"a": [1, {2}, "x", 0.5, b"y"], "b": Path("x")}, protocol) for protocol in range(6)],
     ),
 }  # fmt: skip
