@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from depthg.colours import depth_colours, depth_scale
-from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, read_image, show
+from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, read_image, show, without_setting
 from depthg.depth_cache import WORKERS, Job, ahead, predict, same_shape
 from depthg.depth_model import DEFAULT_MODEL, OUTPUTS, DepthNetwork, check_finite
 from depthg.depth_sources import DEPTH_SUFFIXES
@@ -238,7 +238,7 @@ def make_maps(network: DepthNetwork, photos: Sequence[Photo], batch_size: int) -
         try:
             image = read_image(photo.path)
         except DataError as error:
-            failed.append(str(error))
+            failed.append(without_setting(error))
             return None
         return Job(photo, show(photo.path), network.prepare(image), image.shape[:2])
 

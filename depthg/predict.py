@@ -21,7 +21,7 @@ from depthg.cli import USER_ERRORS
 from depthg.crf import check_available
 from depthg.crf_pool import CrfPool
 from depthg.data.base import unique_names
-from depthg.data.files import DataError, show
+from depthg.data.files import DataError, show, without_setting
 from depthg.depth_command import find_photos
 from depthg.loaded_run import CHECKPOINTS
 from depthg.outputs import output_folder
@@ -148,7 +148,7 @@ def predict_files(
 
         for found in segmenter.stream(by_photo, finish):
             if isinstance(found, DataError):
-                failed.append(str(found))
+                failed.append(without_setting(found))
             else:
                 counts[found[0]] = found[1]
             advance()

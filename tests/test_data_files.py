@@ -19,6 +19,7 @@ from depthg.data.files import (
     read_label,
     read_values,
     tree_error,
+    without_setting,
 )
 
 RNG = np.random.default_rng(0)
@@ -235,6 +236,17 @@ def test_missing_file_broken_link_and_loop(tmp_path):
     (tmp_path / "b.png").symlink_to("a.png")
     with pytest.raises(DataError, match=r"a\.png"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "a pipe, a"), ("folder", "a folder"), ("zero", "a pipe, a socket or a device")):
+        with pytest.raises(DataError, match=rf"cannot read \S*{name}\.png: it is {kind}") as error:
+            read_image(tmp_path / f"{name}.png")
+        assert "on_error" in str(error.value) and "on_error" not in without_setting(error.value)
 
 
 def test_file_without_permission(tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_broken_files_are_reported_and_stop_nothing(run, photos, tmp_path, capsy
     text = capsys.readouterr()
     for name in ("aa.png", "empty.jpg", "cut.png", "missing.jpg", "none*.jpg"):
         assert name in text.err, name
-    assert "3 of 6 photos" in text.out
+    assert "3 of 6 photos" in text.out and "on_error" not in text.err
     assert [os.path.basename(entry["photo"]) for entry in read(out)["photos"]] == ["a.jpg", "b.png", "c.png"]
     assert len(read(out)["failed"]) == 5 and len(list((out / "ids").iterdir())) == 3
 

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
-_FIX = "replace or remove the file, or pass data.on_error=skip to leave such photos out"
+_SKIP = ", or pass data.on_error=skip to leave such photos out"
+_FIX = "replace or remove the file" + _SKIP
 _INVALID = -2  # entry of a label table for an id that the data set does not have
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
@@ -29,6 +30,11 @@ class DataError(ValueError):
 def show(path: str | os.PathLike) -> str:
     """A path as text that can always be printed (file names need not be valid Unicode)."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def without_setting(error: DataError) -> str:
+    """The message for commands that go on after a bad photo and have no settings of data sets."""
+    return str(error).replace(_SKIP, "")
 
 
 # ---- folders
@@ -179,6 +185,9 @@ def _values(image: Image.Image) -> np.ndarray:
 
 def _decode(path: str | Path, convert: Callable, load: bool = True):
     """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
+        kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
+        raise DataError(f"cannot read {show(path)}: it is {kind}; {_FIX}")
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -285,7 +294,7 @@ def map_ids(ids: np.ndarray, table: np.ndarray, path: str | Path) -> np.ndarray:
         known = np.flatnonzero(table != _INVALID)
         raise DataError(
             f"{show(path)} has the label ids {listed}, but the data set has only ids {_ranges(known)}: "
-            f"correct the label map, or pass data.on_error=skip to leave such photos out"
+            f"correct the label map{_SKIP}"
         )
     return classes
 
