@@ -30,6 +30,7 @@ from depthg.data.files import show
 from depthg.features import FeatureTransform
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 from depthg.inert import UnpickleError, plain
+from depthg.stopping import terminate_as_interrupt
 from depthg.torch_file import read_torch_file, tensors_of
 from depthg.whole_files import partial_path, write_text, write_whole
 
@@ -284,8 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that is there")
     options = parser.parse_args(arguments)
     try:
-        run = convert(options.checkpoint, options.out, options.overwrite)
+        with terminate_as_interrupt():
+            run = convert(options.checkpoint, options.out, options.overwrite)
     except KeyboardInterrupt:
+        print(f"stopped; {show(options.out)} is as it was", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

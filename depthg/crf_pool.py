@@ -87,7 +87,7 @@ class CrfPool:
                 height, width = job["image"].shape[:2]
                 raise RuntimeError(
                     f"a CRF process ended (exit code {process.wait()}) at an image of {height} x {width} pixels; if "
-                    "memory ran out, use fewer workers or a smaller resolution"
+                    "memory ran out, use fewer processes (evaluate --workers) or smaller photos"
                 )
         finally:
             self._idle.put(process)

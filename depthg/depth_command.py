@@ -23,6 +23,7 @@ from depthg.depth_sources import DEPTH_SUFFIXES
 from depthg.depth_units import UNIT_FILE, read_made_by, write_unit
 from depthg.device import pick_device
 from depthg.progress import StageBar
+from depthg.stopping import terminate_as_interrupt
 from depthg.whole_files import write_whole
 
 STEP = 1 / 256  # metres per step of 16-bit maps, up to 256 m; KITTI's
@@ -62,6 +63,9 @@ def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]
     home, problems = _real(out), []
     found: dict[Path, tuple[Path, str]] = {}
     for text in inputs:
+        if not text:  # most likely a variable that is not set; as a path it would be the working folder
+            problems.append("one of the inputs is empty text: give files, folders or patterns")
+            continue
         path, searched = Path(text).expanduser(), True
         if path.is_dir():
             base, photos = path, list_files(path, recursive=True)
@@ -269,8 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; status 1 when anything failed."""
     try:
         options = parse(arguments)
-        sys.exit(1 if run(options) else 0)
+        with terminate_as_interrupt():
+            sys.exit(1 if run(options) else 0)
     except KeyboardInterrupt:
+        print("stopped; the maps that are written are whole, and the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -32,6 +32,7 @@ from depthg.prepare import Preparation, Prepared
 from depthg.run_folder import run_name
 from depthg.schedules import piecewise_constant
 from depthg.step import HISTOGRAM_BINS, HISTOGRAM_RANGE, SHIFT_BATCHES, Model, Step, draw_batch, quantile_of
+from depthg.stopping import terminate_as_interrupt
 from depthg.whole_files import write_text
 
 PAIRS = ("self", "neighbour", "negative")
@@ -228,9 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="weights of the run")
     parser.add_argument("--most-clusters", type=int, default=20, metavar="K", help="try 2 to K clusters (default 20)")
+    options = parser.parse_intermixed_args(arguments)
+    if options.most_clusters < 2:
+        parser.error(f"--most-clusters {options.most_clusters} must be at least 2")
     try:
-        command(parser.parse_intermixed_args(arguments))
+        with terminate_as_interrupt():
+            command(options)
     except KeyboardInterrupt:
+        print("stopped; what is prepared is kept for the next time", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import product
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from depthg import processes
 from depthg.backbones import Backbone
-from depthg.cli import USER_ERRORS
+from depthg.cli import USER_ERRORS, stored_settings, to_config
 from depthg.crf_pool import CrfPool
 from depthg.data.base import Split
 from depthg.evaluation_pass import FLIP, FLIP_CRF, PLAIN, EvaluationPass, Variant, probe_read_outs
@@ -41,6 +42,7 @@ from depthg.report import write_report
 from depthg.results import protocol
 from depthg.run_folder import environment
 from depthg.scoring import READ_OUTS
+from depthg.stopping import terminate_as_interrupt
 
 MAX_CLUSTERS = 1000
 ABOUT = f"""Scores a trained run: cluster probe, linear probe, and k-means on codes and on raw features as baselines,
@@ -106,10 +108,20 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
 
 
 def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, variant: Variant) -> str:
-    """File name without ending; unlike protocols have unlike names."""
+    """File name without ending; unlike protocols have unlike names.
+
+    Settings of the data and of the scores that are not the run's own stand in it: the matching and the count as words,
+    the others as a checksum. The root of a data set does not, but for folders of photos: data sets are moved.
+    """
     size = FULL if resolution == FULL else "x".join(map(str, resolution))
-    clusters = f"k{request.clusters}" if request.clusters else ""
-    parts = (run.config.data.name, request.split, size, variant.name, run.checkpoint, clusters)
+    clusters = "" if request.clusters is None else f"k{request.clusters}"
+    own, now = to_config(stored_settings(run.path)), run.config
+    words = [getattr(now.val, key) for key in ("matching", "count") if getattr(now.val, key) != getattr(own.val, key)]
+    keys = ("labels", "classes", "list_train", "list_val", "n_val", "n_test") + ("root",) * (now.data.name == "folder")
+    pairs = [(key, getattr(own.data, key), getattr(now.data, key)) for key in keys]
+    other = [(key, new) for key, old, new in pairs if old not in (None, new)]
+    checksum = f"{zlib.crc32(repr(other).encode()):08x}" if other else ""
+    parts = (now.data.name, request.split, size, variant.name, run.checkpoint, clusters, *words, checksum)
     return "-".join(filter(None, parts))
 
 
@@ -237,8 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.bootstrap < 0:
         command.error(f"--bootstrap {options.bootstrap} must be 0 or more")
     try:
-        _run(options)
+        with terminate_as_interrupt():
+            _run(options)
     except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
         return 130
     except (*USER_ERRORS, RuntimeError) as error:
         print(f"error{processes.label()}: {error}", file=sys.stderr)

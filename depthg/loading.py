@@ -40,13 +40,22 @@ def write_views(
                 bar.advance()
 
 
-def fingerprint(split: Split) -> str:
-    """Hash of what a split holds: its files with sizes and times, or for scenes the renderer's version and seed."""
+def fingerprint(split: Split, missing_ok: bool = False) -> str:
+    """Hash of what a split holds: its files with sizes and times, or for scenes the renderer's version and seed.
+
+    A subset may leave out files that are not there; ``missing_ok`` says so of its whole.
+
+    Raises:
+        DataError: a file is not there.
+    """
     if isinstance(split, Subset):
-        parts = [fingerprint(split.split), *map(str, split.indices)]
+        parts = [fingerprint(split.split, missing_ok=True), *map(str, split.indices)]
     elif isinstance(split, SceneSplit):
         parts = [split.folder.name]
     else:
         files: Any = split  # every other split is one of files
-        parts = [file_stamp(path) for path in [*files.images, *(files.labels or ())] if path is not None]
+        parts = []
+        for path in [*files.images, *(files.labels or ())]:
+            if path is not None:
+                parts.append(path.name if missing_ok and not path.exists() else file_stamp(path))
     return hashlib.sha256("\n".join([*split.names, *parts]).encode("utf-8", "backslashreplace")).hexdigest()

@@ -62,7 +62,7 @@ class FiniteGuard:
             f"{term} is {value} at iteration {number}: training diverged; lower head.lr or probe.lr, or skip such "
             f"iterations with train.on_nan=skip (at most {MOST_IN_A_ROW - 1} in a row). Images of the batch: "
             f"{' '.join(map(str, anchors))}. See the step again with: python -m depthg.replay {path} "
-            f"(the last checkpoint in {self.run / 'checkpoints'} is intact)"
+            f"({last_checkpoint(self.run)})"
         )
 
     def _keep(self, step: Step, iteration: int, term: str, values: dict[str, float], skip: bool) -> Path:
@@ -71,6 +71,12 @@ class FiniteGuard:
         if not skip or len(list(path.parent.glob("iteration-*.json"))) < KEPT_STEPS:
             keep_step(path, step, iteration, term, values)
         return path
+
+
+def last_checkpoint(run: Path) -> str:
+    """A remark on what is left when a run stops."""
+    folder = run / "checkpoints"
+    return f"the last checkpoint in {folder} is intact" if folder.is_dir() else "no checkpoint was written yet"
 
 
 def all_finite(losses: dict[str, Tensor], model: torch.nn.Module) -> bool:

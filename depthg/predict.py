@@ -27,6 +27,7 @@ from depthg.loaded_run import CHECKPOINTS
 from depthg.outputs import output_folder
 from depthg.progress import StageBar
 from depthg.segmenter import RESIZE, Maps, Segmentation, Segmenter
+from depthg.stopping import terminate_as_interrupt
 from depthg.whole_files import write_text, write_whole
 from depthg.windows import Photo
 
@@ -75,9 +76,9 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilit
         )
         for (path, _), name in zip(photos, unique_names(relative), strict=True)
     ]
-    inputs = {path.resolve() for path, _ in photos}
+    inputs = {os.path.realpath(path) for path, _ in photos}  # Path.resolve raises on a link to itself
     for file in (file for target in targets for file in target.files):
-        if file.resolve() in inputs:
+        if os.path.realpath(file) in inputs:
             raise ValueError(f"{show(file)} is one of the photos and would be replaced; choose another --out")
     return targets
 
@@ -184,6 +185,22 @@ def _shares(pixels: np.ndarray) -> list[float]:
 # ---- the command
 
 
+def folder_of(text: str) -> Path:
+    """A folder's name; an empty one is most likely a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the folder has no name")
+    return Path(text)
+
+
+def window_of(text: str) -> int | str:
+    """``resize``, or a number of pixels."""
+    if text == RESIZE:
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {RESIZE} nor a number of pixels")
+    return int(text)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -191,9 +208,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", help="run folder of depthg.train or depthg.convert")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="photos, folders of photos, or quoted patterns")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", required=True, type=folder_of, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--window", default=RESIZE, type=lambda text: text if text == RESIZE else int(text), metavar="SIZE|resize",
+        "--window", default=RESIZE, type=window_of, metavar="SIZE|resize",
         help="resize: scale photos to the run's evaluation size (default); SIZE: blend overlapping windows of so many "
         "pixels, at the photos' own resolution",
     )  # fmt: skip
@@ -246,10 +263,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m depthg.predict``; 1 when an input could not be used."""
     options = parse(arguments)
     try:
-        return min(1, run(options))
+        with terminate_as_interrupt():
+            return min(1, run(options))
     except KeyboardInterrupt:
+        print(f"stopped; what is in {show(options.out)} is whole, {LEGEND} is missing", file=sys.stderr)
         return 130
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, RuntimeError) as error:  # RuntimeError: a CRF process ended
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -209,6 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (AttributeError, KeyError, IndexError) as error:  # JSON of other types than this package writes
+        files = " or ".join(f"{run}/metrics.json" for run in options.run)
+        print(f"error: {files} is damaged: a value is of an unexpected kind ({error}); restore it", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -21,7 +21,7 @@ from depthg.config import Config
 from depthg.device import pick_device
 from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
-from depthg.nonfinite import FiniteGuard
+from depthg.nonfinite import FiniteGuard, last_checkpoint
 from depthg.panels import write_panels
 from depthg.prepare import Preparation, Prepared
 from depthg.progress import training_bar
@@ -147,7 +147,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise ValueError(
                     f"{name} is {float(value)} at iteration {self.iteration}: training diverged; lower head.lr or "
-                    f"probe.lr (the last checkpoint in {self.run / 'checkpoints'} is intact)"
+                    f"probe.lr ({last_checkpoint(self.run)})"
                 )
         self.write_log({**values, "seconds": self.seconds["train"]})
         return values["loss"]

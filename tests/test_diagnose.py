@@ -101,6 +101,12 @@ def test_share_above_a_shift():
     assert found["mean"] == pytest.approx((middle[0] + middle[1] + 2 * middle[2]) / 4)
 
 
+def test_one_cluster_is_no_clustering(run, capsys):
+    with pytest.raises(SystemExit):
+        main([str(run), "--most-clusters", "1"])
+    assert "--most-clusters 1 must be at least 2" in capsys.readouterr().err
+
+
 def test_a_run_gives_its_shifts_codes_and_a_page(root, run, capsys):
     before = {path for path in root.rglob("*")}
     assert main([str(run), "--most-clusters", "4"]) == 0

@@ -197,6 +197,10 @@ def test_results_are_overwritten_only_when_told_and_a_repeat_replaces_its_entry(
     assert main([str(run), *quick, "--overwrite"]) == 0
     assert main([str(run), *quick, "--flip"]) == 0
     assert len(metrics_of(run)["evaluations"]) == 2 and path.read_text() != "precious"
+    assert main([str(run), *quick, "val.matching=many_to_one", "val.count=released"]) == 0  # another protocol
+    assert (run / "evaluations" / "camvid-val-64x64-plain-last-many_to_one-released.json").is_file()
+    assert main([str(run), *quick, "--clusters", "0"]) == 1
+    assert "exists" not in capsys.readouterr().err
 
 
 def test_without_pydensecrf_only_the_crf_is_refused(run, capsys, monkeypatch):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -129,13 +131,38 @@ def test_broken_files_are_reported_and_stop_nothing(run, photos, tmp_path, capsy
     whole = (photos / "b.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
-    assert call(run, photos, photos / "missing.jpg", f"{photos}/none*.jpg", "--out", out) == 1
+    (photos / "loop.png").symlink_to("loop.png")
+    os.mkfifo(photos / "pipe.png")
+    assert call(run, photos, photos / "missing.jpg", f"{photos}/none*.jpg", "", "--out", out) == 1
     text = capsys.readouterr()
-    for name in ("aa.png", "empty.jpg", "cut.png", "missing.jpg", "none*.jpg"):
+    for name in ("aa.png", "empty.jpg", "cut.png", "missing.jpg", "none*.jpg", "loop.png", "pipe.png", "empty text"):
         assert name in text.err, name
-    assert "3 of 6 photos" in text.out and "on_error" not in text.err
+    assert "3 of 8 photos" in text.out and "on_error" not in text.err
     assert [os.path.basename(entry["photo"]) for entry in read(out)["photos"]] == ["a.jpg", "b.png", "c.png"]
-    assert len(read(out)["failed"]) == 5 and len(list((out / "ids").iterdir())) == 3
+    assert len(read(out)["failed"]) == 8 and len(list((out / "ids").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "option, message", [("--window=abc", "'abc' is neither resize nor a number of pixels"), ("--out=", "no name")]
+)
+def test_options_that_mean_nothing_are_named(run, photos, tmp_path, capsys, option, message):
+    with pytest.raises(SystemExit):
+        call(run, photos, "--out", tmp_path / "out", option)
+    assert message in capsys.readouterr().err
+
+
+def test_stops_and_lost_processes_are_a_sentence(run, photos, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    def lose(*_):
+        raise RuntimeError("a CRF process ended")
+
+    for work, status, message in ((stop, 130, "stopped; what is in"), (lose, 1, "error: a CRF process ended")):
+        monkeypatch.setattr(predict, "predict_files", work)
+        assert call(run, photos, "--out", tmp_path / "out") == status
+        assert message in capsys.readouterr().err
 
 
 def test_patterns_and_repeated_photos(run, photos, tmp_path):

@@ -143,8 +143,16 @@ def test_mapped_values_give_no_normals(root):
     assert data.normals is None and data.depth is not None
 
 
-def test_a_broken_photo_is_named_or_skipped(root):
-    (root / "train" / "003.png").write_bytes(b"broken")
+@pytest.mark.parametrize("kind", ["damaged", "a link to itself", "a pipe"])
+def test_a_broken_photo_is_named_or_skipped(root, kind):
+    photo = root / "train" / "003.png"
+    photo.unlink()
+    if kind == "damaged":
+        photo.write_bytes(b"broken")
+    elif kind == "a pipe":
+        os.mkfifo(photo)
+    else:
+        photo.symlink_to(photo.name)
     with pytest.raises(DataError, match=r"003\.png"):
         Preparation(settings(root), CPU).run()
     with pytest.warns(UserWarning, match=r"skipped 1 of 6"):

@@ -276,6 +276,15 @@ def test_folders_that_are_no_run_and_damaged_files_are_named(tmp_path):
         assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("change", [{"protocol": [1]}, {"evaluations": [7]}])
+def test_values_of_another_kind_are_damage(plain_figures, tmp_path, capsys, change):
+    run = full_run(tmp_path / "run")
+    path = run / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert main([str(run)]) == 1
+    assert f"error: {path} is damaged" in capsys.readouterr().err
+
+
 def test_command_line_rebuilds_a_report(plain_figures, tmp_path, capsys):
     run = full_run(tmp_path / "run")
     (run / "report.html").write_text("old")
