@@ -81,7 +81,7 @@ int64_t find_runs(const ScoreMaps& s, const Taps& columns, const Part& part, Run
   return count;
 }
 
-// Two rows of cells between which pixels lie, along x, all maps.
+// A row of cells, interpolated along x, all maps.
 struct Row {
   float* values;
   int64_t cell;
@@ -121,8 +121,7 @@ struct Group {
   }
 };
 
-// Of some maps those that can be the largest in rows of pixels from one to another, in order; returns their number. The
-// lists may be the same.
+// Of some maps those that can be the largest in rows of pixels from one to another, in order; returns their number.
 int find_candidates(const Group& group, Weights first, Weights last, float margin, const int* maps, int count, int* found) {
   Vec bound[kGroup];
   for (int n = 0; n < kGroup; ++n) bound[n] = splat(-FLT_MAX);

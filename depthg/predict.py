@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminate_as_interrupt():
             return min(1, run(options))
     except KeyboardInterrupt:
-        print(f"stopped; what is in {show(options.out)} is whole, {LEGEND} is missing", file=sys.stderr)
+        print(f"stopped; what is in {show(options.out)} is whole, but {LEGEND} is missing; start again with --overwrite", file=sys.stderr)
         return 130
     except (*USER_ERRORS, RuntimeError) as error:  # RuntimeError: a CRF process ended
         print(f"error: {error}", file=sys.stderr)

@@ -168,7 +168,7 @@ def chosen() -> dict:
 
     from depthg import cache, checkpoints, run_folder, train
 
-    replace = (checkpoints.os, "replace")
+    replace = (os, "replace")
     return {
         "before a shard of the cache": at_call(cache, "write_rows", 1),
         "inside a shard of the cache": at_call(cache, "write_rows", 3, first=half_rows),
