@@ -266,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminate_as_interrupt():
             return min(1, run(options))
     except KeyboardInterrupt:
-        print(f"stopped; what is in {show(options.out)} is whole, but {LEGEND} is missing; start again with --overwrite", file=sys.stderr)
+        left = f"what is in {show(options.out)} is whole, but {LEGEND} is missing"
+        print(f"stopped; {left}; start again with --overwrite", file=sys.stderr)
         return 130
     except (*USER_ERRORS, RuntimeError) as error:  # RuntimeError: a CRF process ended
         print(f"error: {error}", file=sys.stderr)
