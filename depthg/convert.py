@@ -239,8 +239,13 @@ def convert(checkpoint: str | Path, out: str | Path, overwrite: bool = False) ->
         save_checkpoint(partial / "checkpoints" / "last", modules, {}, found.header)
         if out.exists():
             old = partial_path(out)
-            out.rename(old)
-            partial.rename(out)
+            try:
+                out.rename(old)
+                partial.rename(out)
+            except BaseException:  # Ctrl-C too
+                if old.exists() and not out.exists():
+                    old.rename(out)
+                raise
             shutil.rmtree(old)
         else:
             partial.rename(out)
@@ -288,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminate_as_interrupt():
             run = convert(options.checkpoint, options.out, options.overwrite)
     except KeyboardInterrupt:
-        print(f"stopped; {show(options.out)} is as it was", file=sys.stderr)
+        print(f"stopped; {show(options.out)} is as it was, or complete", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

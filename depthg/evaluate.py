@@ -111,15 +111,14 @@ def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, va
     """File name without ending; unlike protocols have unlike names.
 
     Settings of the data and of the scores that are not the run's own stand in it: the matching and the count as words,
-    the others as a checksum. The root of a data set does not, but for folders of photos: data sets are moved.
+    the others as a checksum, the root for folders of photos alone: other data sets are what they are wherever they lie.
     """
     size = FULL if resolution == FULL else "x".join(map(str, resolution))
     clusters = "" if request.clusters is None else f"k{request.clusters}"
     own, now = to_config(stored_settings(run.path)), run.config
     words = [getattr(now.val, key) for key in ("matching", "count") if getattr(now.val, key) != getattr(own.val, key)]
     keys = ("labels", "classes", "list_train", "list_val", "n_val", "n_test") + ("root",) * (now.data.name == "folder")
-    pairs = [(key, getattr(own.data, key), getattr(now.data, key)) for key in keys]
-    other = [(key, new) for key, old, new in pairs if old not in (None, new)]
+    other = [(key, getattr(now.data, key)) for key in keys if getattr(now.data, key) != getattr(own.data, key)]
     checksum = f"{zlib.crc32(repr(other).encode()):08x}" if other else ""
     parts = (now.data.name, request.split, size, variant.name, run.checkpoint, clusters, *words, checksum)
     return "-".join(filter(None, parts))
@@ -252,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminate_as_interrupt():
             _run(options)
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; what was written is whole", file=sys.stderr)
         return 130
     except (*USER_ERRORS, RuntimeError) as error:
         print(f"error{processes.label()}: {error}", file=sys.stderr)

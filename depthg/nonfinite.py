@@ -14,6 +14,7 @@ from torch import Tensor
 
 from depthg import processes
 from depthg.batches import draw_batch
+from depthg.checkpoints import FILE
 from depthg.run_folder import environment
 from depthg.step import Step
 from depthg.whole_files import write_text, write_whole
@@ -76,7 +77,9 @@ class FiniteGuard:
 def last_checkpoint(run: Path) -> str:
     """A remark on what is left when a run stops."""
     folder = run / "checkpoints"
-    return f"the last checkpoint in {folder} is intact" if folder.is_dir() else "no checkpoint was written yet"
+    return (
+        f"the last checkpoint in {folder} is intact" if any(folder.glob(f"*/{FILE}")) else "there is no checkpoint yet"
+    )
 
 
 def all_finite(losses: dict[str, Tensor], model: torch.nn.Module) -> bool:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,24 @@ def test_linear_projection_and_bare_state_dicts(tmp_path):
     assert loaded.config.data.name == "folder" and loaded.classes[:2] == ("class 0", "class 1")
 
 
+def test_a_stop_between_the_renames_leaves_the_earlier_run(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.ckpt")
+    run = convert(tmp_path / "a.ckpt", tmp_path / "run")
+    (run / "mine").touch()
+    original, calls = Path.rename, []
+
+    def rename(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert main([str(tmp_path / "a.ckpt"), "--out", str(run), "--overwrite"]) == 130
+    assert len(calls) == 3 and (run / "mine").is_file() and "as it was" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "run"]
+
+
 def test_settings_that_are_too_deep_are_refused_with_the_name_of_the_file(tmp_path, capsys):
     deep: list = []
     for _ in range(MAX_DEPTH + 1):
@@ -301,7 +320,10 @@ def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_cluste
     assert main([str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]) == 0
     names, given = [f"kind{number}" for number in range(11)], labelled_photos(tmp_path, 11)
     assert evaluate([str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
-    found = json.loads((tmp_path / "run" / "evaluations" / "folder-val-64x64-plain-last.json").read_text())
+    (path,) = (tmp_path / "run" / "evaluations").glob(
+        "folder-val-64x64-plain-last-????????.json"
+    )  # not the run's own data
+    found = json.loads(path.read_text())
     assert found["classes"] == names and ("linear" in found["results"]) == probe
     assert {"cluster", "kmeans_codes", "kmeans_features"} <= set(found["results"])
 

@@ -1,5 +1,6 @@
 """Folders, photos and label maps read safely: every failure names the file and says what to do about it."""
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -185,10 +186,10 @@ def _values(image: Image.Image) -> np.ndarray:
 
 def _decode(path: str | Path, convert: Callable, load: bool = True):
     """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError."""
-    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
-        kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
-        raise DataError(f"cannot read {show(path)}: it is {kind}; {_FIX}")
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
+            kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
+            raise OSError(errno.EINVAL, f"it is {kind}")
         with Image.open(path) as image:
             width, height = image.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
