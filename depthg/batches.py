@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,12 +13,7 @@ from depthg.config import Config
 from depthg.prepare import Prepared
 from depthg.processes import Share
 from depthg.read_ahead import read_ahead
-
-
-def seed_of(seed: int, *parts: object) -> int:
-    """A 63-bit seed for one purpose, so that every iteration's draws depend on nothing that came before."""
-    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+from depthg.seeds import seed_of
 
 
 def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]

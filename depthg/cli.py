@@ -24,7 +24,7 @@ from depthg.config import GROUPS, Config, nearest, options, validate
 from depthg.safe_text import check_no_references, parse_yaml
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, OmegaConfBaseException)
-RESUME_KEYS = ("resume", "device", "cache.dir", "iterations")
+RESUME_KEYS = ("resume", "device", "cache.dir", "data.workers", "iterations")
 
 
 def group_choices(group: str) -> list[str]:
@@ -158,8 +158,8 @@ def _run_hydra(task: Callable[[Config], object]) -> None:
 def load_config(overrides: Sequence[str] = ()) -> Config:
     """The same settings from Python: ``load_config(["experiment=demo", "seed=1"])``.
 
-    ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir and iterations may be
-    given anew.
+    ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir, data.workers and
+    iterations may be given anew.
 
     Raises:
         ValueError: an unknown key, an impossible value, or damaged stored settings.

@@ -36,6 +36,9 @@ class DataConfig:
     labels: str | None = option(None, "folder: label maps of ids (PNG) under the photos' names, for some or all photos")
     classes: str | None = option(None, "folder with labels: text file of classes, '[id] name [#rrggbb]' per line")
     on_error: str = option("raise", "unreadable photo: stop, or skip, count and report it", choices=("raise", "skip"))
+    workers: int = option(
+        0, "processes that decode photos for training and its preparation (0: threads of this one)", low=0, high=256
+    )
     size: list[int] = option([224, 224], "training height and width; photos are scaled to cover it and cropped")
     eval_size: list[int] = option([224, 224], "evaluation height and width in pixels")
     crop: str = option("none", "train on whole photos or on five half-size crops each", choices=("none", "five"))

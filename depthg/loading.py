@@ -4,37 +4,117 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from depthg.cache import Build
 from depthg.data.base import Split, Subset
-from depthg.data.files import file_stamp
+from depthg.data.files import DataError, file_stamp
 from depthg.data.scenes import SceneSplit
-from depthg.data.transforms import View, Views
+from depthg.data.transforms import PARTS, View, Views
 from depthg.depth_cache import ahead
+from depthg.load_worker import as_view
 from depthg.progress import StageBar
+from depthg.worker_pool import ONE_THREAD, WorkerEnded, WorkerPool, array_text
 
 LOADERS = min(16, max(4, os.cpu_count() or 1))  # threads that decode
 AHEAD = 64  # views decoded ahead
 
 
-def load_views(views: Views, numbers: Iterable[int], part: str) -> Iterator[View]:
-    """One part (image, label or maps) of some views, in the given order."""
-    with ThreadPoolExecutor(LOADERS) as pool:
-        yield from ahead(pool, lambda number: views.load(int(number), (part,)), numbers, AHEAD)
+class Loader:
+    """Reads views in order, decoded ahead.
+
+    Args:
+        workers: processes that decode, started at the first use and kept until the loader is gone; 0: threads of this
+            process. Both give the same views. In a process, whatever draws random numbers (a split of one's own, say)
+            starts at every photo from a seed that depends on ``seed`` and the photo alone, so that the draws do not
+            depend on the number of processes.
+        seed: the seed for that.
+
+    Raises:
+        ValueError: ``workers`` is below 0.
+    """
+
+    def __init__(self, workers: int = 0, seed: int = 0):
+        if workers < 0:
+            raise ValueError(f"data.workers={workers} must be at least 0")
+        self.workers, self.seed = workers, seed
+        self._pool: WorkerPool | None = None
+        self._sent: list[tuple[Views, dict[str, np.ndarray]]] = []  # their place is their number in the processes
+
+    def load(self, views: Views, numbers: Iterable[int], part: str) -> Iterator[View]:
+        """One part (image, label or maps) of some views, in the given order.
+
+        Raises:
+            DataError: a photo cannot be read.
+            OSError: a worker process is gone, or failed otherwise.
+            ValueError: the split cannot be sent to another process.
+        """
+        if not self.workers:
+            with ThreadPoolExecutor(LOADERS) as pool:
+                yield from ahead(pool, lambda number: views.load(int(number), (part,)), numbers, AHEAD)
+            return
+        first = self._message(views)
+        if self._pool is None:
+            modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # a split of one's own comes from there
+            self._pool = WorkerPool(["depthg.load_worker"], self.workers, {**ONE_THREAD, **modules})
+        photos = (list(group) for _, group in groupby(map(int, numbers), views.photo))  # a photo is decoded once
+        depth = max(2 * self.workers, AHEAD // views.per_photo)
+        for found in ahead(self._pool.threads, lambda photo: self._ask(first, photo, part), photos, depth):
+            yield from found
+
+    def _message(self, views: Views) -> tuple[int, dict[str, np.ndarray]]:
+        """What a worker has to know before it is asked for views."""
+        for number, (sent, message) in enumerate(self._sent):
+            if sent is views:
+                return number, message
+        try:
+            pickled = pickle.dumps(views)
+        except Exception as error:  # pickle raises anything
+            kind = type(views.split).__name__
+            text = f"data.workers={self.workers}: {kind} cannot be sent to a process ({error}); use data.workers=0"
+            raise ValueError(text) from error
+        number = len(self._sent)
+        seed = np.array([self.seed])
+        message = {"list": np.array([number]), "views": np.frombuffer(pickled, np.uint8), "seed": seed}
+        self._sent.append((views, message))
+        return number, message
+
+    def _ask(self, first: tuple[int, dict[str, np.ndarray]], numbers: list[int], part: str) -> list[View]:
+        job = {"list": np.array([first[0]]), "numbers": np.array(numbers), "part": np.array([PARTS.index(part)])}
+        try:
+            answer = self._pool.ask(job, first)
+        except WorkerEnded as error:
+            raise OSError(
+                f"a process that decodes photos ended (exit code {error.args[0]}); if memory ran out, use fewer than "
+                f"data.workers={self.workers}"
+            ) from None
+        if "error" in answer:
+            kind, text = (array_text(answer[key]) for key in ("type", "error"))
+            known = {"DataError": DataError, "ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
+            raise known[kind](text) if kind in known else OSError(f"a process that decodes photos: {kind}: {text}")
+        return [as_view(answer, place) for place in range(len(numbers))]
 
 
 def write_views(
-    build: Build, text: str, views: Views, part: str, row: Callable[[View], dict[str, np.ndarray]], shard: int
+    build: Build,
+    text: str,
+    views: Views,
+    part: str,
+    row: Callable[[View], dict[str, np.ndarray]],
+    shard: int,
+    loader: Loader,
 ) -> None:
     """Fills the arrays of a cache with a row per view, ``row(view)`` by name, in shards and with a progress bar."""
     with StageBar(text, len(views)) as bar:
         for numbers in build.shards(text, len(views), shard, bar):
-            for number, view in zip(numbers, load_views(views, numbers, part), strict=True):
+            for number, view in zip(numbers, loader.load(views, numbers, part), strict=True):
                 for name, values in row(view).items():
                     build.write(name, number, values[None])
                 bar.advance()

@@ -138,7 +138,7 @@ class Preparation(Stages):
             return {"labels": view.label.numpy().astype(np.int16)}
 
         plan, shard = self.label_plan(views), self.rows_per_shard(2 * views.size[0] * views.size[1])
-        folder = self.make(plan, lambda build: write_views(build, plan.name, views, "label", row, shard))
+        folder = self.make(plan, lambda build: write_views(build, plan.name, views, "label", row, shard, self.loader))
         array = _map(folder / "labels.npy")
         if views is self.evaluation_views and not any((array[i : i + 64] >= 0).any() for i in range(0, len(array), 64)):
             raise ValueError(f"no pixel of the {len(views)} evaluation images has a label; nothing can be scored")
@@ -188,7 +188,7 @@ class Preparation(Stages):
 
         def build(build: Build) -> None:
             source.prepare(split)
-            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells))
+            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells), self.loader)
 
         settings = {
             "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},

@@ -28,7 +28,7 @@ from depthg.data.base import Split
 from depthg.data.files import cache_root
 from depthg.data.transforms import Views, to_float
 from depthg.features import Maps
-from depthg.loading import fingerprint, load_views
+from depthg.loading import Loader, fingerprint
 from depthg.prepare_summary import Stage
 from depthg.processes import main_first
 
@@ -50,6 +50,7 @@ class Stages:
     Attributes:
         stages: what was made or found so far.
         root: where caches lie.
+        loader: what reads views.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -72,6 +73,7 @@ class Stages:
         self.train_views = self.views(self.dataset.train, data.size, data.crop)
         self.evaluation_views = self.views(self.evaluation_split, data.eval_size)
         self.stages: list[Stage] = []
+        self.loader = Loader(data.workers, config.seed)
         self._backbone: Backbone | None = None
         self._fingerprints: dict[int, str] = {}
 
@@ -131,7 +133,7 @@ class Stages:
 
         def run(numbers: Sequence[int] | np.ndarray, batch: int) -> Iterator[torch.Tensor]:
             images = []
-            for place, view in enumerate(load_views(views, numbers, "image"), 1):
+            for place, view in enumerate(self.loader.load(views, numbers, "image"), 1):
                 images.append(view.image)
                 if len(images) == batch or place == len(numbers):
                     yield self.backbone(to_float(torch.stack(images).to(self.device)))

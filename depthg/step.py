@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthg import processes
-from depthg.batches import Batch, announce, draw_batch, negative_pairs, seed_of
+from depthg.batches import Batch, announce, draw_batch, negative_pairs
 from depthg.config import Config
 from depthg.features import Features
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
@@ -29,6 +29,7 @@ from depthg.processes import Share, share_of
 from depthg.read_ahead import ReadAhead
 from depthg.sampling import regular_grid, sample
 from depthg.schedules import exponential_decay, piecewise_constant
+from depthg.seeds import seed_of
 
 HISTOGRAM_BINS, HISTOGRAM_RANGE = 4000, (-2.0, 2.0)
 SHIFT_BATCHES = 12

@@ -29,7 +29,8 @@ from depthg.report import write_report
 from depthg.results import print_metrics, protocol
 from depthg.run_folder import MetricLog, RunLock, check_run, create_run, environment, peak_memory, run_path
 from depthg.scoring import confusions, sample_rows, summarize, training_codes
-from depthg.step import Model, Step, draw_batch, seed_of
+from depthg.seeds import seed_of
+from depthg.step import Model, Step, draw_batch
 from depthg.stopping import StopRequest, terminate_as_interrupt
 from depthg.whole_files import write_text
 

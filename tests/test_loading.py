@@ -1,18 +1,26 @@
 """Views come in order whatever the threads do, errors come through, and a fingerprint changes with the files."""
 
 import os
+import random
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from depthg.cache import cached
 from depthg.data.base import FileSplit, Subset
-from depthg.data.files import DataError
-from depthg.data.transforms import View
-from depthg.loading import fingerprint, load_views, write_views
+from depthg.data.files import DataError, label_table
+from depthg.data.transforms import View, Views
+from depthg.depth import MappedDepth
+from depthg.depth_sources import GroundPlane
+from depthg.loading import Loader, fingerprint, write_views
 
 
 class Fake:
@@ -36,13 +44,13 @@ class Fake:
 def test_views_come_in_the_given_order_from_several_threads():
     views = Fake(200)
     numbers = np.random.default_rng(0).permutation(200)
-    assert [int(view.image) for view in load_views(views, numbers, "image")] == numbers.tolist()
+    assert [int(view.image) for view in Loader().load(views, numbers, "image")] == numbers.tolist()
     assert len(views.threads) > 1 and {parts for _, parts in views.asked} == {("image",)}
 
 
 def test_no_more_than_needed_is_decoded_ahead():
     views = Fake(1000)
-    loader = load_views(views, range(1000), "image")
+    loader = Loader().load(views, range(1000), "image")
     next(loader)
     loader.close()
     assert len(views.asked) <= 64 + 16
@@ -50,17 +58,145 @@ def test_no_more_than_needed_is_decoded_ahead():
 
 def test_a_broken_photo_is_reported():
     with pytest.raises(DataError, match="photo 30 is broken"):
-        list(load_views(Fake(60, broken=30), range(60), "image"))
+        list(Loader().load(Fake(60, broken=30), range(60), "image"))
 
 
 def test_a_row_per_view_is_written(tmp_path):
     views = Fake(11)
 
     def build(construction):
-        write_views(construction, "labels", views, "label", lambda view: {"labels": view.label.numpy()}, 4)
+        write_views(construction, "labels", views, "label", lambda view: {"labels": view.label.numpy()}, 4, Loader())
 
     folder = cached(tmp_path, "labels", {}, build, {"labels": ((11, 2), np.int16)})
     np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.arange(11)[:, None].repeat(2, 1))
+
+
+# ---- worker processes
+
+
+class Noise:
+    """A split whose photos draw random numbers, as augmentations of one's own would."""
+
+    def __init__(self, count=9, fail=None):
+        self.names = [f"photo {number}" for number in range(count)]
+        self.fail = fail
+
+    def __len__(self):
+        return len(self.names)
+
+    def image(self, index):
+        if self.fail is not None and index == 4:
+            self.fail(index)
+        levels = random.randrange(256), np.random.randint(256), int(torch.randint(256, ()))
+        return np.full((20, 30, 3), levels, np.uint8)
+
+    def process(self, index):
+        time.sleep(0.05)  # or the first process might do it all
+        return np.full((20, 30), os.getpid(), np.float32)
+
+
+def broken(index):
+    raise DataError(f"photo {index} is broken")
+
+
+def unknown(index):
+    raise LookupError("nowhere")
+
+
+def kill(index):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def levels(loader, crop="none"):
+    views = Views(Noise(), (8, 8), crop)
+    return [view.image.unique().tolist() for view in loader.load(views, range(len(views)), "image")]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(7):
+        Image.fromarray(rng.integers(256, size=(24, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(rng.integers(3, size=(24, 40), dtype=np.uint8)).save(folder / f"{number}.tif")
+    paths = sorted(folder.glob("*.png"))
+    labels, table = [path.with_suffix(".tif") for path in paths], label_table({0: 0, 1: 1, 2: 2})
+    return FileSplit(paths, root=folder, labels=labels, table=table)
+
+
+def test_processes_give_the_views_of_threads_in_order(photos):
+    loader = Loader(2)
+    for crop in ("none", "five"):
+        views = Views(photos, (8, 16), crop, maps={"depth": MappedDepth(photos, GroundPlane())}, map_size=(2, 4))
+        numbers = np.random.default_rng(0).permutation(len(views))
+        for part in ("image", "label", "maps"):
+            left = loader.load(views, numbers, part)
+            next(left)
+            left.close()  # in the middle
+            expected = Loader().load(views, numbers, part)
+            for found, view in zip(loader.load(views, numbers, part), expected, strict=True):
+                torch.testing.assert_close(vars(found), vars(view), rtol=0, atol=0)
+
+
+def test_processes_decode_and_end_with_the_loader():
+    views, loader = Views(Noise(), (8, 8), maps={"process": Noise().process}), Loader(2)
+    found = {int(view.maps["process"][0, 0, 0]) for view in loader.load(views, range(9), "maps")}
+    assert len(found) == 2 and os.getpid() not in found
+    again = {int(view.maps["process"][0, 0, 0]) for view in loader.load(views, range(9), "maps")}
+    assert again == found  # they are kept
+    del loader
+    for process in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+    code = """if True:
+        from depthg.loading import Loader
+        from depthg.data.transforms import Views
+        from test_loading import Noise
+        views = Views(Noise(), (8, 8), maps={"process": Noise().process})
+        for view in Loader(1).load(views, range(9), "maps"):
+            print(int(view.maps["process"][0, 0, 0]), flush=True)
+        input()"""
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=places) as process:
+        worker = int(process.stdout.readline())
+        os.kill(worker, signal.SIGTERM)  # as when a cluster ends all processes of a job: its starter decides
+        assert [int(process.stdout.readline()) for _ in range(8)] == [worker] * 8
+        process.kill()
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{worker}/stat").read_text().split()[2]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker process is still there")
+
+
+def test_random_numbers_of_a_photo_do_not_depend_on_the_number_of_processes():
+    two = Loader(2)
+    found = levels(two)
+    assert len({tuple(photo) for photo in found}) > 5  # they differ from photo to photo
+    assert levels(Loader(1)) == found != levels(Loader(1, seed=1))
+    assert levels(two, "five") == [photo for photo in found for _ in range(5)]
+
+
+def test_errors_of_processes_are_those_of_threads():
+    loader = Loader(1)
+    for reader in (Loader(), loader):
+        with pytest.raises(DataError, match="photo 4 is broken"):
+            list(reader.load(Views(Noise(fail=broken), (8, 8)), range(9), "image"))
+    with pytest.raises(OSError, match="a process that decodes photos: LookupError: nowhere"):
+        list(loader.load(Views(Noise(fail=unknown), (8, 8)), range(9), "image"))
+    with pytest.raises(ValueError, match=r"data\.workers=1: Noise cannot be sent to a process .*use data\.workers=0"):
+        list(loader.load(Views(Noise(fail=lambda index: None), (8, 8)), range(9), "image"))
+    with pytest.raises(OSError, match=r"ended \(exit code -9\).*fewer than data\.workers=1"):
+        list(loader.load(Views(Noise(fail=kill), (8, 8)), range(9), "image"))
+    with pytest.raises(ValueError, match=r"data\.workers=-1"):
+        Loader(-1)
 
 
 def test_a_fingerprint_changes_with_names_sizes_times_and_choice(tmp_path):

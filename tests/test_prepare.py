@@ -209,6 +209,16 @@ def test_training_with_streamed_features_gives_nearly_the_same_losses(root, tmp_
         assert a["loss.linear"] == pytest.approx(b["loss.linear"], rel=2e-2)
 
 
+def test_processes_that_decode_change_no_byte(root, tmp_path):
+    alone = run(settings(root, f"cache.dir={tmp_path / 'threads'}"))
+    several = run(settings(root, f"cache.dir={tmp_path / 'processes'}", "data.workers=2"), alone.backbone)
+    assert arrays(tmp_path / "processes") == arrays(tmp_path / "threads")
+    assert several.loader._pool is not None and alone.loader._pool is None
+    streamed = [run(settings(root, "features.cache=off", f"data.workers={n}"), alone.backbone) for n in (0, 1)]
+    found = [preparation.run().features.read(np.array([4, 0, 2])) for preparation in streamed]
+    assert torch.equal(*found)
+
+
 def test_sizes_that_do_not_fit_the_backbone_are_refused_at_once(root, tmp_path):
     for key in ("data.size", "data.eval_size"):
         with pytest.raises(ValueError, match=rf"{key}=\[64, 60\] must be multiples of 32 .*\[64, 64\]"):

@@ -9,7 +9,8 @@ from depthg.kernels import reference
 from miniature import settings, write_camvid
 
 from depthg.prepare import Preparation
-from depthg.step import Model, Step, draw_batch, negative_pairs, seed_of
+from depthg.seeds import seed_of
+from depthg.step import Model, Step, draw_batch, negative_pairs
 
 CPU = torch.device("cpu")
 

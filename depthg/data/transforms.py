@@ -81,6 +81,12 @@ class Views:
         self._recent: dict[tuple, _Recent] = {}  # the photos read last, oldest first, for their other crops
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict:  # for a process of its own
+        return {key: value for key, value in self.__dict__.items() if key not in ("_recent", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _recent={}, _lock=threading.Lock())
+
     @property
     def per_photo(self) -> int:
         """Number of views of each photo."""
