@@ -137,7 +137,7 @@ def _evaluation(
     matching = config.val.matching if n == len(classes) else "many_to_one"
     clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
     base = protocol(config, note, config.depth.source != "none", run.header.get("shifts") or ())
-    base |= {"matching": matching, "iterations": run.header.get("iteration", config.iterations)}
+    base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
     described = protocol_of(base, request.split, len(counts["cluster"]), resolution, variant, clusters, run.checkpoint)
     results = score_all(counts, classes, matching, config.val.count, request.samples) if classes else {}
     shares = {} if classes else cluster_shares(counts)

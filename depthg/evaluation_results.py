@@ -59,15 +59,15 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     """The parts of :func:`protocol_line`."""
     size, clusters = protocol["resolution"], protocol["clusters"]
     size = size if isinstance(size, str) else f"{size[0]} x {size[1]} centre crop"
-    matching = protocol["matching"].replace("_", " ")
-    given = f"{clusters['number']} clusters by {clusters['by']}, {matching}"
+    given = f"{clusters['number']} clusters by {clusters['by']}"
     pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
+    scored = [f"{given}, {protocol['matching'].replace('_', ' ')}", pixels] if protocol["matching"] else [given]
     restart = protocol["probe_reinit"]
     return [
         f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
         *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
         "flip" if protocol["flip"] else "no flip", "CRF" if protocol["crf"] else "no CRF",
-        f"{protocol['checkpoint']} checkpoint", given, pixels, f"{protocol['backbone']}, mode {protocol['mode']}",
+        f"{protocol['checkpoint']} checkpoint", *scored, f"{protocol['backbone']}, mode {protocol['mode']}",
         f"{protocol['iterations']} iterations, seed {protocol['seed']}",
         f"sampling {protocol['sampling']}, depth {protocol['depth']}, depth term {protocol['depth_term']}",
         *([f"cluster probe restarted at {restart}"] if restart else []),

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from depthg.cli import USER_ERRORS, check_overrides, load_config
 from depthg.config import Config, nearest
+from depthg.data import check_root
 from depthg.jobs import PROTOCOLS, Job, check_folder, commands, result_of, run_job
 from depthg.outputs import output_folder
 from depthg.tables import CHECKPOINTS, PaperTable, Row, csv_text, markdown, paper_tables
@@ -190,6 +191,8 @@ def reproduce(options: argparse.Namespace, command: str) -> bool:
             for line in commands(job, options.overwrite):
                 console.print(" ".join(["python", *line[1:]]), markup=False, highlight=False, soft_wrap=True)
         return True
+    data = load_config(jobs[0].settings).data  # all rows of a table have one data set
+    check_root(data.name, data.root)
     if protocol == "flip-crf" and importlib.util.find_spec("pydensecrf") is None:
         raise ImportError("the paper's numbers are measured with a CRF; install pydensecrf2, or pass --protocol flip")
     for job in jobs:

@@ -54,7 +54,16 @@ def check_run(config: Config) -> Path:
 
 
 def run_path(config: Config) -> Path:
-    """Where the run lies or will lie."""
+    """Where the run lies or will lie.
+
+    Raises:
+        ValueError: ``name`` leads out of ``runs_dir``.
+    """
+    name = Path(run_name(config))
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(
+            f"name={name} leads out of runs_dir={config.runs_dir}; give a name, and the folder as runs_dir="
+        )
     return Path(config.resume or Path(config.runs_dir) / run_name(config)).expanduser()
 
 

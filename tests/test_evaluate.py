@@ -276,6 +276,7 @@ def test_photos_without_labels_give_clusters_alone_and_say_so(trained, tmp_path,
         "no labels: clusters alone, nothing is scored" in printed
         and "clusters, percent of pixels by cluster" in printed
     )
+    assert not any(text in printed for text in ("hungarian", "many to one", "labelled pixel"))
     found = json.loads((tmp_path / "bare/evaluations/folder-val-64x64-plain-last.json").read_text())
     assert found["results"] == {} and min(found["shares"]["cluster"]) >= 0
     assert len(found["shares"]["cluster"]) == 5 and sum(found["shares"]["cluster"]) == pytest.approx(100, abs=0.01)

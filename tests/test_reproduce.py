@@ -376,6 +376,12 @@ def test_a_missing_crf_is_said_before_anything_runs(monkeypatch, capsys):
     assert "pydensecrf2" in capsys.readouterr().err
 
 
+def test_a_table_without_its_data_ends_before_the_first_run(tmp_path, capsys):
+    assert main(["table1", "--out", str(tmp_path / "out")]) == 1
+    assert "error: data=cocostuff27 needs data.root=DIR: the folder that holds train2017" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(depthg.reproduce.importlib.util, "find_spec", lambda name: None)  # needs no CRF
     out = tmp_path / "out"

@@ -1,6 +1,7 @@
 """Run folders: never overwritten by accident, resumable, logs cut at the checkpoint."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from miniature import settings, write_camvid
 
 from depthg.cli import load_config
 from depthg.config import Config
-from depthg.run_folder import MetricLog, check_run, create_run, read_log, run_name
+from depthg.run_folder import MetricLog, check_run, create_run, read_log, run_name, run_path
 
 
 @pytest.fixture
@@ -19,6 +20,10 @@ def config(tmp_path):
 def test_names():
     assert run_name(Config()) == "demo-scenes-paper-seed0"
     assert run_name(Config(name="mine")) == "mine"
+    assert run_path(Config(name="sweep/mine")) == Path("runs/sweep/mine")
+    for name in ("../mine", "a/../../b", "/mine"):
+        with pytest.raises(ValueError, match=rf"name={name} leads out of runs_dir=runs; .*runs_dir="):
+            run_path(Config(name=name))
 
 
 def test_settings_survive_the_round_trip(config):

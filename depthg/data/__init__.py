@@ -62,9 +62,8 @@ def load_dataset(
     if name == "scenes":
         _check_files(name, files, ())
         return _scenes(cache_dir, seed, counts)
-    module, kind, needs, takes = DATASETS[name]
-    if root is None or not str(root):
-        raise ValueError(f"data={name} needs data.root=DIR: {needs}")
+    module, kind, _, takes = DATASETS[name]
+    check_root(name, root)
     _check_files(name, files, takes)
     open_it: Callable[..., Dataset] = getattr(import_module(f"depthg.data.{module}"), kind)
     n_val = {"n_val": counts["n_val"]} if name == "folder" and "n_val" in counts else {}
@@ -75,6 +74,12 @@ def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, Any]) 
     from depthg.data.scenes import SceneDataset
 
     return SceneDataset(cache_dir=cache_root(cache_dir), seed=seed, **counts)
+
+
+def check_root(name: str, root: str | Path | None) -> None:
+    """Raise ValueError where a data set lies in a folder and none is given."""
+    if name != "scenes" and (root is None or not str(root)):
+        raise ValueError(f"data={name} needs data.root=DIR: {DATASETS[name][2]}")
 
 
 def _check_files(name: str, files: Mapping[str, str | Path], takes: tuple[str, ...]) -> None:
