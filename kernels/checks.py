@@ -17,6 +17,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def without_elements(*tensors: Tensor | None) -> bool:
+    """Whether a tensor has no elements; then the eager definition is used: there is nothing to be fast at."""
+    return any(x is not None and 0 in x.shape for x in tensors)
+
+
 def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
     """The implementation for these tensors: "triton", "cpu" or "eager".
 
@@ -133,11 +138,17 @@ def check_relation(name_u: str, u: Tensor, codes: Tensor, relation: str) -> None
     if relation not in RELATIONS:
         raise ValueError(f"unknown relation {relation!r}; choose one of {', '.join(RELATIONS)}")
     ndim = 3 if relation in ("euclidean", "normals") else 2
-    if u.ndim != ndim or u.shape[:2] != codes.shape[:2]:
+    if u.ndim != ndim or u.shape[:2] != codes.shape[:2] or 0 in u.shape[2:]:
         wanted = f"[{codes.shape[0]}, {codes.shape[1]}" + (", D]" if ndim == 3 else "]")
         raise ValueError(
             f"{name_u} must be {wanted} for relation {relation!r} and codes {shape(codes)}, got {shape(u)}"
         )
+
+
+def check_depths(name_u: str, u: Tensor, name_v: str, v: Tensor) -> None:
+    """Depths of both sides have as many components."""
+    if u.shape[2:] != v.shape[2:]:
+        raise ValueError(f"{name_u} {shape(u)} and {name_v} {shape(v)} must have one number of components D")
 
 
 def check_bandwidth(relation: str, bandwidth: float) -> None:
@@ -191,3 +202,4 @@ def check_terms(
         check_codes("codes", codes, "codes_depth", codes_depth)
     if depth_other is not None:
         check_relation("depth_other", depth_other, codes if codes_depth is None else codes_depth, settings.relation)
+        check_depths("depth", depth, "depth_other", depth_other)

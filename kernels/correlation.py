@@ -170,7 +170,7 @@ def correlation_loss(
     checks.check_pairing("feats_a", feats_a, "feats_b", feats_b, index_b)
     impl = checks.choose_impl(impl, feats_a, feats_b, codes_a, codes_b)
     options: dict[str, Any] = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
-    if impl == "eager":
+    if impl == "eager" or checks.without_elements(feats_a, feats_b, codes_a, codes_b):
         return reference.correlation_loss(feats_a, feats_b, codes_a, codes_b, shift, index_b=index_b, **options)
     same = feats_a is feats_b and codes_a is codes_b
     grad = torch.is_grad_enabled()

@@ -163,6 +163,7 @@ def depth_correlation_loss(
     checks.check_codes("codes_a", codes_a, "codes_b", codes_b)
     checks.check_relation("depth_a", depth_a, codes_a, relation)
     checks.check_relation("depth_b", depth_b, codes_b, relation)
+    checks.check_depths("depth_a", depth_a, "depth_b", depth_b)
     checks.check_bandwidth(relation, bandwidth)
     impl = checks.choose_impl(impl, codes_a, codes_b, depth_a, depth_b)
     options: dict[str, Any] = {

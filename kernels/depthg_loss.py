@@ -281,9 +281,10 @@ def depthg_loss(
         raise ValueError(
             f"feature_means is on {feature_means.device} but feats is on {feats.device}; move them to one device"
         )
-    impl = checks.choose_impl(impl, feats, codes, feats_neighbour, codes_neighbour, *optional)
+    given = (feats, codes, feats_neighbour, codes_neighbour, *optional)
+    impl = checks.choose_impl(impl, *given)
     s = settings
-    if impl == "eager":
+    if impl == "eager" or checks.without_elements(*given):
         return reference.depthg_loss(
             feats, codes, feats_neighbour, codes_neighbour, negatives, s, feats_negative=feats_negative,
             codes_negative=codes_negative, depth=depth, codes_depth=codes_depth, depth_other=depth_other,

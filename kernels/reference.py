@@ -155,6 +155,8 @@ def depth_relation(depth_a: Tensor, depth_b: Tensor, relation: str = "product", 
 
 
 def _scaled_deviation(depth: Tensor) -> Tensor:  # [N, P] -> [N, P] in [-1, 1]
+    if depth.numel() == 0:
+        return depth
     deviation = depth - depth.mean(1, keepdim=True)
     largest = deviation.abs().amax(1, keepdim=True)
     return torch.where(largest > 0, deviation / torch.where(largest > 0, largest, 1.0), 0.0)

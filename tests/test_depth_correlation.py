@@ -130,3 +130,12 @@ def test_wrong_inputs(change, message):
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
         depth_correlation_loss(**inputs)
+
+
+@pytest.mark.parametrize("relation", ["euclidean", "normals"])
+def test_depths_of_other_components_are_refused(relation):
+    codes, points = torch.rand(2, 5, 3), torch.rand(2, 5, 3)
+    with pytest.raises(ValueError, match=r"depth_a \(2, 5, 3\) and depth_b \(2, 5, 4\) must have one number of comp"):
+        depth_correlation_loss(codes, codes, points, torch.rand(2, 5, 4), 0.1, relation=relation)
+    with pytest.raises(ValueError, match=r"depth_a must be \[2, 5, D\]"):
+        depth_correlation_loss(codes, codes, points[..., :0], points[..., :0], 0.1, relation=relation)

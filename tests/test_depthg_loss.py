@@ -192,6 +192,16 @@ def test_one_term_is_the_term_alone(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_no_points_or_no_channels_are_as_in_the_definition(impl):
+    tensors, negatives = make(2, 6, 5, 4, 3, 2)
+    feats, codes, near, near_codes = tensors[:4]
+    for given in ((feats, codes, near[:, :0], near_codes[:, :0]), (feats[..., :0], codes, near[..., :0], near_codes)):
+        found, expected = (depthg_loss(*given, negatives, SETTINGS, impl=i).total for i in (impl, "eager"))
+        torch.testing.assert_close(found, expected)
+        assert expected != 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_no_negatives_and_empty_batch(impl):
     tensors, negatives = make(2, 6, 5, 4, 3, 0)
     result = depthg_loss(*tensors[:4], negatives, SETTINGS, impl=impl)
