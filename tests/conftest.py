@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test side by side: idle threads that spin would slow all
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():
@@ -14,6 +17,15 @@ from hypothesis import settings
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+LONGEST = ("processes", "train", "kills", "build", "evaluate", "interruptions", "reproduce", "multirun")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that of several processes none is left alone with one at the end."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True)
