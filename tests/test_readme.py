@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 def test_the_two_commands_stand_there_verbatim():
     commands = blocks("bash")
     assert "python -m pip install -r requirements.txt && python -m depthg.train\n" in commands
-    assert "python -m pip install -r requirements.txt && python -m pytest\n" in commands
+    assert "python -m pip install -r requirements.txt && python -m pytest -n 2\n" in commands
 
 
 @pytest.mark.parametrize("code", blocks("python"))
