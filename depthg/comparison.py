@@ -20,7 +20,7 @@ from depthg.whole_files import write_text
 
 SAME = ("data", "photos", "split")  # else the numbers are about different things
 MEASURED = ("resolution", "crop", "flip", "crf", "checkpoint", "matching", "count")
-PLACES = ("name", "runs_dir", "overwrite", "resume", "experiment", "device")
+PLACES = ("name", "runs_dir", "overwrite", "resume", "experiment", "device", "data.workers")
 DRAWS = 2000  # of the bootstrap
 
 

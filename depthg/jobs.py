@@ -20,7 +20,7 @@ from depthg.tables import Result
 from depthg.whole_files import write_text
 
 PROTOCOLS = ("plain", "flip", "flip-crf")
-PLACES = ("name", "runs_dir", "overwrite", "resume", "device")  # settings that change no number
+PLACES = ("name", "runs_dir", "overwrite", "resume", "device", "data.workers")  # settings that change no number
 ERRORS = "errors"  # folder beside the runs
 
 

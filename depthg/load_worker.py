@@ -5,7 +5,9 @@ It is sent lists of views, pickled by the process that started it and by nobody 
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 
 import torch
 
@@ -30,6 +32,7 @@ def as_view(arrays: Arrays, place: int) -> View:
 
 def main() -> None:
     """Answers numbers of views from standard input until it closes."""
+    os.chdir(sys.argv[1])  # paths of the photos may be relative
     lists: dict[int, tuple[Views, int]] = {}
 
     def answer(job: Arrays) -> Arrays:

@@ -26,7 +26,7 @@ from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
 CHECKPOINTS = ("last", "best")
 # Where things lie, how they are read and scored; whatever else a run was made with stays as it was.
 MOVABLE = (
-    "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root",
+    "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
     "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.list_train", "data.list_val",
     "data.n_val", "data.n_test", "val.matching", "val.count", "val.kmeans_samples",
 )  # fmt: skip

@@ -32,7 +32,7 @@ from depthg.feature_cache import TRANSFORM, FeatureWriter
 from depthg.features import DTYPES, Features, FeatureTransform, StoredFeatures, StreamedFeatures
 from depthg.knn import allowed_k
 from depthg.knn_cache import NeighbourWriter
-from depthg.loading import write_views
+from depthg.loading import Loader, write_views
 from depthg.prepare_summary import PARTS, SUMMARY, print_summary
 from depthg.scoring import EvaluationSet
 from depthg.stages import Plan, Stages
@@ -180,6 +180,7 @@ class Preparation(Stages):
         with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
 
         cells = grid[0] * grid[1]
+        loader = Loader() if part.source == "model" else self.loader  # a network stays in this process
 
         def row(view: View) -> dict[str, np.ndarray]:
             found = {"depth": view.maps["depth"].flatten()}
@@ -188,7 +189,7 @@ class Preparation(Stages):
 
         def build(build: Build) -> None:
             source.prepare(split)
-            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells), self.loader)
+            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells), loader)
 
         settings = {
             "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},

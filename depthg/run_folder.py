@@ -59,12 +59,14 @@ def run_path(config: Config) -> Path:
     Raises:
         ValueError: ``name`` leads out of ``runs_dir``.
     """
+    if config.resume:
+        return Path(config.resume).expanduser()
     name = Path(run_name(config))
     if name.is_absolute() or ".." in name.parts:
         raise ValueError(
             f"name={name} leads out of runs_dir={config.runs_dir}; give a name, and the folder as runs_dir="
         )
-    return Path(config.resume or Path(config.runs_dir) / run_name(config)).expanduser()
+    return (Path(config.runs_dir) / name).expanduser()
 
 
 def _checked_path(config: Config) -> Path:

@@ -18,8 +18,9 @@ def interpreting() -> bool:
 
 
 def without_elements(*tensors: Tensor | None) -> bool:
-    """Whether a tensor has no elements; then the eager definition is used: there is nothing to be fast at."""
-    return any(x is not None and 0 in x.shape for x in tensors)
+    """Whether a tensor of several of one type has no elements: nothing to be fast at, so the definition is used."""
+    given = [x for x in tensors if x is not None]
+    return any(0 in x.shape for x in given) and len({x.dtype for x in given}) == 1
 
 
 def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:

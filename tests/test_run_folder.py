@@ -24,6 +24,7 @@ def test_names():
     for name in ("../mine", "a/../../b", "/mine"):
         with pytest.raises(ValueError, match=rf"name={name} leads out of runs_dir=runs; .*runs_dir="):
             run_path(Config(name=name))
+        assert run_path(Config(name=name, resume="x")) == Path("x")
 
 
 def test_settings_survive_the_round_trip(config):
