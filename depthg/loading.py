@@ -32,9 +32,9 @@ class Loader:
 
     Args:
         workers: processes that decode, started at the first use and kept until the loader is gone; 0: threads of this
-            process, which are not seeded. Both give the same views. In a process, whatever draws random numbers (a split
-            of one's own, say) starts at every photo from a seed that depends on ``seed`` and the photo alone, so that the draws do not
-            depend on the number of processes.
+            process. Both give the same views. In a worker process, whatever draws random numbers (a split of one's own,
+            say) starts at every photo from a seed that depends on ``seed`` and the photo alone, so that the draws do
+            not depend on the number of processes; threads are not seeded.
         seed: the seed for that.
 
     Raises:
@@ -62,9 +62,8 @@ class Loader:
             return
         first = self._message(views)
         if self._pool is None:
-            modules = {
-                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)
-            }  # a split of one's own comes from there
+            places = [path or os.getcwd() for path in sys.path]  # a split of one's own comes from there
+            modules = {"PYTHONPATH": os.pathsep.join(places)}
             self._pool = WorkerPool(["depthg.load_worker", os.getcwd()], self.workers, {**ONE_THREAD, **modules})
         photos = (list(group) for _, group in groupby(map(int, numbers), views.photo))  # a photo is decoded once
         depth = max(2 * self.workers, AHEAD // views.per_photo)

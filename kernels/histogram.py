@@ -104,6 +104,8 @@ def correlation_histogram(
         raise ValueError(f"bins must be at least 1, got {bins}")
     if not low < high:
         raise ValueError(f"range must be (low, high) with low < high, got {tuple(range)}")
+    if not 1e-30 < (high - low) / bins < 1e30:  # float32 divides by it
+        raise ValueError(f"range {tuple(range)} is too narrow or too wide for {bins} bins of float32")
     for name, x in (("a", a), ("b", b)):
         if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity, which belongs to no bin")

@@ -66,3 +66,10 @@ def test_wrong_inputs():
         correlation_histogram(a, a, 5, range=(1.0, 1.0))
     with pytest.raises(ValueError, match=r"a \(2, 5, 4\) and b \(2, 5, 3\)"):
         correlation_histogram(a, vectors(2, 5, 3), 5)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1e-300), (-1e300, 1e300)])
+def test_ranges_that_float32_cannot_divide_are_refused(ends):
+    x = torch.rand(1, 2, 3)
+    with pytest.raises(ValueError, match="is too narrow or too wide for 4 bins"):
+        correlation_histogram(x, x, 4, range=ends)
