@@ -97,7 +97,9 @@ def check(function, *arguments, equal=False, scale=1.0, **keywords):
     assert [x.shape for x in fast] == [x.shape for x in slow]
     given = [x for x in arguments if isinstance(x, torch.Tensor)]
     half = any(x.dtype in FLOATS[2:] for x in given)
-    tame = all(bool((x.isfinite() & (x.abs() < 1e4) & ((x == 0) | (x.abs() > 1e-15))).all()) for x in given)
+    tame = all(bool((x.isfinite() & (x.abs() < 1e4)).all()) for x in given)
+    if len({x.dtype for x in given}) > 1:  # squares of tiny numbers are zero in one type and not in another
+        tame = tame and all(bool(((x == 0) | (x.abs() > 1e-15)).all()) for x in given)
     for ours, theirs in zip(fast, slow, strict=True):
         if equal:
             assert torch.equal(ours, theirs)
@@ -168,7 +170,7 @@ def test_depthg_loss(data):
 def test_nt_xent(data):
     n, k = data.draw(SIDES), data.draw(SIDES)
     views, temperature = (data.draw(tensors(n, k)), data.draw(tensors(n, k))), data.draw(REALS)
-    check(nt_xent_loss, *views, temperature, scale=1 / temperature if temperature else 1)  # cosines by the temperature
+    check(nt_xent_loss, *views, temperature, scale=1e-3 / temperature if temperature else 1)  # 8 ulp of 1 / T, where that is more
 
 
 @MANY

@@ -59,7 +59,7 @@ def test_a_short_run_does_not_grow(tmp_path, monkeypatch):
 
 def test_the_measure_sees_a_leak(tmp_path, monkeypatch):
     leak, original = [], Step.losses
-    monkeypatch.setattr(Step, "losses", lambda self, i: (leak.append(os.urandom(120_000)), original(self, i))[1])
+    monkeypatch.setattr(Step, "losses", lambda self, i: (leak.append(os.urandom(60_000)), original(self, i))[1])
     config = settings(write_camvid(tmp_path / "camvid"), "iterations=600", "checkpoint.every=0")
     assert growth(config, monkeypatch, warm_up=200, every=20, before=give_back) > MOST_GROWTH
 
