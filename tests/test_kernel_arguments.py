@@ -170,7 +170,7 @@ def test_depthg_loss(data):
 def test_nt_xent(data):
     n, k = data.draw(SIDES), data.draw(SIDES)
     views, temperature = (data.draw(tensors(n, k)), data.draw(tensors(n, k))), data.draw(REALS)
-    check(nt_xent_loss, *views, temperature, scale=1e-3 / temperature if temperature else 1)  # 8 ulp of 1 / T, where that is more
+    check(nt_xent_loss, *views, temperature, scale=1e-3 / temperature if temperature else 1)  # 8 ulp of 1 / T
 
 
 @MANY
