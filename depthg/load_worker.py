@@ -38,7 +38,13 @@ def main() -> None:
     def answer(job: Arrays) -> Arrays:
         number = int(job["list"][0])
         if "views" in job:
-            lists[number] = pickle.loads(job["views"].tobytes()), int(job["seed"][0])
+            try:
+                lists[number] = pickle.loads(job["views"].tobytes()), int(job["seed"][0])
+            except Exception as error:  # whatever the split's own code raises
+                raise ValueError(
+                    f"what reads the photos cannot be set up in another process ({type(error).__name__}: {error}); "
+                    "define its class in a module that can be imported there, or use data.workers=0"
+                ) from error
             return {}
         views, seed = lists[number]
         numbers, part = job["numbers"].tolist(), PARTS[int(job["part"][0])]

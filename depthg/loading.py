@@ -31,7 +31,7 @@ class Loader:
     """Reads views in order, decoded ahead.
 
     Args:
-        workers: processes that decode, started at the first use and kept until the loader is gone; 0: threads of this
+        workers: processes that decode, started at the first use and kept until :meth:`close`; 0: threads of this
             process. Both give the same views. In a worker process, whatever draws random numbers (a split of one's own,
             say) starts at every photo from a seed that depends on ``seed`` and the photo alone, so that the draws do
             not depend on the number of processes; threads are not seeded.
@@ -54,7 +54,7 @@ class Loader:
         Raises:
             DataError: a photo cannot be read.
             OSError: a worker process is gone, or failed otherwise.
-            ValueError: the split cannot be sent to another process.
+            ValueError: the split, or a map, cannot be sent to another process.
         """
         if not self.workers:
             with ThreadPoolExecutor(LOADERS) as pool:
@@ -70,6 +70,12 @@ class Loader:
         for found in ahead(self._pool.threads, lambda photo: self._ask(first, photo, part), photos, depth):
             yield from found
 
+    def close(self) -> None:
+        """Ends the processes; another use starts new ones."""
+        if self._pool is not None:
+            self._pool.__exit__()
+            self._pool = None
+
     def _message(self, views: Views) -> tuple[int, dict[str, np.ndarray]]:
         """What a worker has to know before it is asked for views."""
         for number, (sent, message) in enumerate(self._sent):
@@ -78,9 +84,11 @@ class Loader:
         try:
             pickled = pickle.dumps(views)
         except Exception as error:  # pickle raises anything
-            kind = type(views.split).__name__
-            text = f"data.workers={self.workers}: {kind} cannot be sent to a process ({error}); use data.workers=0"
-            raise ValueError(text) from error
+            parts = ", ".join(type(part).__name__ for part in (views.split, *views.maps.values()))
+            raise ValueError(
+                f"data.workers={self.workers}: what reads the photos ({parts}) cannot be sent to another process "
+                f"({error}); use data.workers=0"
+            ) from error
         number = len(self._sent)
         seed = np.array([self.seed])
         message = {"list": np.array([number]), "views": np.frombuffer(pickled, np.uint8), "seed": seed}

@@ -234,6 +234,8 @@ class Preparation(Stages):
         depth, normals = self.depth(self.train_views, grid)
         labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
         transform, features, evaluation, folder = self.features()
+        if self.config.features.cache == "on":  # or training goes on reading photos
+            self.loader.close()
         return Prepared(
             dataset=self.dataset,
             features_key=cache_key(self.feature_settings),

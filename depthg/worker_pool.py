@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -57,8 +57,6 @@ def serve(answer: Callable[[Arrays], Arrays]) -> None:
 
     An exception becomes a message with its text in ``error`` and its type in ``type``.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the process that waits, which ends this one
-        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
     while (job := receive(sys.stdin.buffer)) is not None:
@@ -66,7 +64,10 @@ def serve(answer: Callable[[Arrays], Arrays]) -> None:
             found = answer(job)
         except Exception as error:  # for the process that asked
             found = {"error": text_array(str(error)), "type": text_array(type(error).__name__)}
-        send(answers, found)
+        try:
+            send(answers, found)
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(0)
 
 
 @dataclass
@@ -91,14 +92,15 @@ class WorkerPool:
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self.processes: list[subprocess.Popen] = []
         self._ended = weakref.finalize(self, _end, self.processes)  # also when the interpreter ends
-        for _ in range(workers):
-            # `python -m` looks into the current folder first; there, only this package can be found.
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PACKAGE_PARENT,
-                env={**os.environ, **environment},
-            )  # fmt: skip
-            self.processes.append(process)
-            self._idle.put(Worker(process))
+        with _blocked(signal.SIGINT, signal.SIGTERM):  # in the processes for good: this one decides, and ends them
+            for _ in range(workers):
+                # `python -m` looks into the current folder first; there, only this package can be found.
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    cwd=PACKAGE_PARENT, env={**os.environ, **environment},
+                )  # fmt: skip
+                self.processes.append(process)
+                self._idle.put(Worker(process))
         self.threads = ThreadPoolExecutor(workers, "worker")
 
     def __enter__(self):
@@ -151,6 +153,16 @@ class WorkerPool:
 
 class WorkerEnded(RuntimeError):
     """A worker process is gone; ``args[0]`` is its exit code."""
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Signals wait until the end of the block; processes that are started in it never see them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(processes: list[subprocess.Popen]) -> None:

@@ -33,7 +33,8 @@ def make_run(path, cluster=(60.0, 40.0), protocol=None, images=(20.0, 30.0, 40.0
         "seconds": {"train": 10.0, "total": 12.0}, "memory": {"resident_mib": 1024},
     }  # fmt: skip
     (path / "metrics.json").write_text(json.dumps(content | metrics))
-    config = {"seed": 0, "name": path.name, "loss": {"depth": {"weight": cluster[0] / 100}}, "data": {"name": "x"}}
+    data, weight = {"name": "x", "workers": len(path.name)}, cluster[0] / 100
+    config = {"seed": 0, "name": path.name, "loss": {"depth": {"weight": weight}}, "data": data}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     lines = [{"iteration": i, "cluster.accuracy": 50.0 + i, "cluster.miou": 30.0 + i} for i in (1, 2)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -63,7 +64,8 @@ def test_depth_is_read_as_the_change_whatever_the_order(plain_figures, tmp_path)
             "loss.depth.weight 0.6 0.665", "train 10.0 s 10.0 s", "peak memory 1.00 GiB 1.00 GiB", "Protocol of both",
         ):  # fmt: skip
             assert part in pages[-1].text, part
-        assert "Not measured alike" not in pages[-1].text and "name plain" not in pages[-1].text
+        for part in ("Not measured alike", "name plain", "data.workers"):
+            assert part not in pages[-1].text, part
     assert pages[0].text == pages[1].text
 
 

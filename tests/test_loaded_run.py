@@ -130,6 +130,7 @@ def test_other_weights_of_the_backbone_are_refused_when_it_is_needed(run):
 
 def test_only_places_may_be_given_anew(run, tmp_path):
     assert load_run(run, overrides=[f"cache.dir={tmp_path}"]).config.cache.dir == str(tmp_path)
+    assert load_run(run, overrides=["data.workers=3"]).config.data.workers == 3
     with pytest.raises(ValueError, match=r"head\.dim belongs to the trained run"):
         load_run(run, overrides=["head.dim=3"])
     with pytest.raises(ValueError, match=r"unknown key 'data\.rot'"):

@@ -143,6 +143,10 @@ def test_processes_decode_and_end_with_the_loader():
     assert len(found) == 2 and os.getpid() not in found
     again = {int(view.maps["process"][0, 0, 0]) for view in loader.load(views, range(9), "maps")}
     assert again == found  # they are kept
+    loader.close()
+    assert not any(Path(f"/proc/{process}").exists() for process in found)
+    found = {int(view.maps["process"][0, 0, 0]) for view in loader.load(views, range(9), "maps")}
+    assert len(found) == 2 and not found & again  # new ones
     del loader
     for _ in range(100):  # a thread may let go of it a moment later
         if not any(Path(f"/proc/{process}").exists() for process in found):
@@ -159,31 +163,85 @@ def test_relative_paths_are_those_of_the_current_folder(tmp_path, monkeypatch):
     assert [view.image[0].unique().tolist() for view in Loader(1).load(views, [0], "image")] == [[255]]
 
 
-def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
-    code = """if True:
-        from depthg.loading import Loader
-        from depthg.data.transforms import Views
-        from test_loading import Noise
-        views = Views(Noise(), (8, 8), maps={"process": Noise().process})
-        for view in Loader(1).load(views, range(9), "maps"):
-            print(int(view.maps["process"][0, 0, 0]), flush=True)
-        input()"""
+def start(code):
+    """A process that runs ``code`` in a group of its own, as a terminal starts one, with pipes."""
     places = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=places) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=places, start_new_session=True)
+
+
+READS = """if True:
+    from depthg.loading import Loader
+    from depthg.data.transforms import Views
+    from test_loading import Noise
+    views = Views(Noise(), (8, 8), maps={"process": Noise().process})
+    for view in Loader(1).load(views, range(9), "maps"):
+        print(int(view.maps["process"][0, 0, 0]), flush=True)
+    input()"""
+
+
+def test_signals_are_left_to_the_one_that_started_the_processes():
+    with start(READS) as process:
         worker = int(process.stdout.readline())
-        os.kill(worker, signal.SIGTERM)  # as when a cluster ends all processes of a job: its starter decides
+        os.kill(worker, signal.SIGTERM)  # as when a cluster ends all processes of a job
         assert [int(process.stdout.readline()) for _ in range(8)] == [worker] * 8
         process.kill()
-    for _ in range(100):
+        assert not process.stderr.read()
+
+
+def test_an_interrupt_while_processes_start():
+    code = """if True:
+        import time
+        import numpy as np
+        from depthg.worker_pool import WorkerPool, array_text
+        with WorkerPool(["depthg.load_worker", "."], 2, {}) as pool:
+            try:
+                print("started", flush=True)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                for _ in range(2):
+                    print(array_text(pool.ask({"list": np.array([3])})["type"]), flush=True)"""
+    with start(code) as process:
+        assert process.stdout.readline() == "started\n"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert len(children) == 2
+            for child in children:
+                os.kill(int(child), number)
+        os.kill(process.pid, signal.SIGINT)
+        output, errors = process.communicate()
+    assert (process.returncode, output, errors) == (0, "KeyError\n" * 2, "")
+
+
+@pytest.mark.parametrize("views", [1, 9])  # killed while a photo is decoded, and when all is done
+def test_processes_end_without_a_word_when_the_one_that_started_them_is_killed(views):
+    with start(READS) as process:
+        found = {process.stdout.readline() for _ in range(views)}
+        process.kill()
+        assert len(found) == 1 and not process.stderr.read(), "open until the worker process has ended"
+
+
+def test_a_split_that_only_this_process_knows():
+    code = """if True:
+        import numpy as np
+        from depthg.loading import Loader
+        from depthg.data.transforms import Views
+        class Mine:
+            names = ["a"]
+            def __len__(self):
+                return 1
+            def image(self, index):
+                return np.zeros((8, 8, 3), np.uint8)
+        views = Views(Mine(), (8, 8))
+        print(len(list(Loader().load(views, [0], "image"))))
         try:
-            state = Path(f"/proc/{worker}/stat").read_text().split()[2]
-        except FileNotFoundError:
-            return
-        if state == "Z":
-            return
-        time.sleep(0.1)
-    raise AssertionError("the worker process is still there")
+            list(Loader(1).load(views, [0], "image"))
+        except ValueError as error:
+            print(error)"""
+    with start(code) as process:
+        output, errors = process.communicate()
+    assert not errors and output.startswith("1\nwhat reads the photos cannot be set up in another process (Attribute")
+    assert "'Mine'" in output and output.endswith("or use data.workers=0\n")
 
 
 def test_random_numbers_of_a_photo_do_not_depend_on_the_number_of_processes():
@@ -201,7 +259,7 @@ def test_errors_of_processes_are_those_of_threads():
             list(reader.load(Views(Noise(fail=broken), (8, 8)), range(9), "image"))
     with pytest.raises(OSError, match="a process that decodes photos: LookupError: nowhere"):
         list(loader.load(Views(Noise(fail=unknown), (8, 8)), range(9), "image"))
-    with pytest.raises(ValueError, match=r"data\.workers=1: Noise cannot be sent to a process .*use data\.workers=0"):
+    with pytest.raises(ValueError, match=r"data\.workers=1: .*\(Noise\) cannot be sent .*use data\.workers=0"):
         list(loader.load(Views(Noise(fail=lambda index: None), (8, 8)), range(9), "image"))
     with pytest.raises(OSError, match=r"ended \(exit code -9\).*fewer than data\.workers=1"):
         list(loader.load(Views(Noise(fail=kill), (8, 8)), range(9), "image"))

@@ -213,7 +213,8 @@ def test_processes_that_decode_change_no_byte(root, tmp_path):
     alone = run(settings(root, f"cache.dir={tmp_path / 'threads'}"))
     several = run(settings(root, f"cache.dir={tmp_path / 'processes'}", "data.workers=2"), alone.backbone)
     assert arrays(tmp_path / "processes") == arrays(tmp_path / "threads")
-    assert several.loader._pool is not None and alone.loader._pool is None
+    assert several.loader._sent and not alone.loader._sent
+    assert several.loader._pool is None, "nothing is left to decode"
     streamed = [run(settings(root, "features.cache=off", f"data.workers={n}"), alone.backbone) for n in (0, 1)]
     found = [preparation.run().features.read(np.array([4, 0, 2])) for preparation in streamed]
     assert torch.equal(*found)

@@ -35,10 +35,10 @@ def test_settings_survive_the_round_trip(config):
     assert dataclasses.replace(found, resume=None) == config
 
 
-def test_resume_may_change_iterations_cache_and_device_only(config):
+def test_resume_may_change_iterations_and_places_only(config):
     run = create_run(config)
-    found = load_config([f"resume={run}", "iterations=99", "device=cpu", "cache.dir=elsewhere"])
-    assert (found.iterations, found.device, found.cache.dir) == (99, "cpu", "elsewhere")
+    found = load_config([f"resume={run}", "iterations=99", "device=cpu", "cache.dir=elsewhere", "data.workers=2"])
+    assert (found.iterations, found.device, found.cache.dir, found.data.workers) == (99, "cpu", "elsewhere", 2)
     assert found.loss.depth.weight == 0.2
     create_run(found)
     assert load_config([f"resume={run}"]).iterations == 99, "a second resume goes on to the same end"
