@@ -213,14 +213,18 @@ def measure_waiting(device: str, quick: bool) -> list[waiting.Row]:
     images, points, codes = (8, 49, 70) if quick else (32, 121, 70)
     data = Data(8 * images, 28, 384)
 
-    def make_step(features: waiting.FileFeatures) -> Callable[[int], None]:
-        step, clock = our_step(data, images, points, codes, device, False, features), Clock(device)
-        return lambda iteration: step(iteration, clock)
-
     def views(iteration: int) -> np.ndarray:
         return np.concatenate(data.batch(images, iteration)[:2])
 
-    return waiting.measure(make_step, views, data.features, 4 if quick else 20)
+    rows = []
+    for probes, all_cells in (("random cells", False), ("all cells", True)):
+
+        def make_step(features: waiting.FileFeatures, all_cells: bool = all_cells) -> Callable[[int], None]:
+            step, clock = our_step(data, images, points, codes, device, all_cells, features), Clock(device)
+            return lambda iteration: step(iteration, clock)
+
+        rows += waiting.measure(make_step, views, data.features, 4 if quick else 20, probes)
+    return rows
 
 
 def main() -> None:

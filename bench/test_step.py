@@ -30,5 +30,8 @@ def test_step(benchmark, make, device):
 
 def test_waiting_is_measured_in_every_case():
     rows = step.measure_waiting("cpu", quick=True)
-    assert [row.features for row in rows] == (list(step.waiting.CASES) if step.waiting.AVAILABLE else [])
+    cases = list(step.waiting.CASES) if step.waiting.AVAILABLE else []
+    assert [(row.probes, row.features) for row in rows] == [
+        (probes, case) for probes in ("random cells", "all cells") for case in cases
+    ]
     assert all(0 < row.waiting_ms < row.step_ms for row in rows)

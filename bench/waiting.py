@@ -30,6 +30,7 @@ WARM_UP = 2  # iterations of a case that are not counted
 @dataclasses.dataclass(frozen=True)
 class Row:
     features: str
+    probes: str
     step_ms: float
     waiting_ms: float
     share: float
@@ -77,8 +78,11 @@ def measure(
     views: Callable[[int], np.ndarray],
     features: np.ndarray,  # float16 [V, h*w, C]
     steps: int,
+    probes: str,
 ) -> list[Row]:
     """Medians of ``make_step(features)(iteration)``, whose batch reads ``views(iteration)``, in every case.
+
+    ``probes`` says in the rows what the probes of these steps see.
 
     Empty where the system takes no advice about files.
     """
@@ -98,5 +102,5 @@ def measure(
                 step(iteration)
                 samples.append(((time.perf_counter() - begin) * 1e3, found.waited * 1e3))
             whole, waited = (statistics.median(column) for column in zip(*samples[WARM_UP:], strict=True))
-            rows.append(Row(name, whole, waited, waited / whole))
+            rows.append(Row(name, probes, whole, waited, waited / whole))
     return rows

@@ -152,8 +152,10 @@ def run_command(command: list[str]) -> None:
         reader.start()
         try:
             status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got the signal too, and saves
+        except KeyboardInterrupt as stop:
+            if stop.args:  # SIGTERM, to this process alone perhaps; Ctrl-C goes to both
+                process.terminate()
+            process.wait()  # it saves
             raise
         reader.join()
     if status == 130:

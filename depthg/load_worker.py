@@ -5,9 +5,7 @@ It is sent lists of views, pickled by the process that started it and by nobody 
 
 from __future__ import annotations
 
-import os
 import pickle
-import sys
 
 import torch
 
@@ -32,7 +30,6 @@ def as_view(arrays: Arrays, place: int) -> View:
 
 def main() -> None:
     """Answers numbers of views from standard input until it closes."""
-    os.chdir(sys.argv[1])  # paths of the photos may be relative
     lists: dict[int, tuple[Views, int]] = {}
 
     def answer(job: Arrays) -> Arrays:

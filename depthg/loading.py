@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -32,9 +31,10 @@ class Loader:
 
     Args:
         workers: processes that decode, started at the first use and kept until :meth:`close`; 0: threads of this
-            process. Both give the same views. In a worker process, whatever draws random numbers (a split of one's own,
-            say) starts at every photo from a seed that depends on ``seed`` and the photo alone, so that the draws do
-            not depend on the number of processes; threads are not seeded.
+            process. Both give the same views. In a worker process, the global generators of random, numpy and torch
+            start at every photo from a seed that depends on ``seed`` and the photo alone, so that what a split of one's
+            own draws from them does not depend on the number of processes. Threads are not seeded, nor are generators
+            that a split brings along, of which every process has a copy.
         seed: the seed for that.
 
     Raises:
@@ -62,9 +62,7 @@ class Loader:
             return
         first = self._message(views)
         if self._pool is None:
-            places = [path or os.getcwd() for path in sys.path]  # a split of one's own comes from there
-            modules = {"PYTHONPATH": os.pathsep.join(places)}
-            self._pool = WorkerPool(["depthg.load_worker", os.getcwd()], self.workers, {**ONE_THREAD, **modules})
+            self._pool = WorkerPool(["depthg.load_worker"], self.workers, ONE_THREAD)
         photos = (list(group) for _, group in groupby(map(int, numbers), views.photo))  # a photo is decoded once
         depth = max(2 * self.workers, AHEAD // views.per_photo)
         for found in ahead(self._pool.threads, lambda photo: self._ask(first, photo, part), photos, depth):

@@ -36,6 +36,7 @@ from depthg.loading import Loader, write_views
 from depthg.prepare_summary import PARTS, SUMMARY, print_summary
 from depthg.scoring import EvaluationSet
 from depthg.stages import Plan, Stages
+from depthg.stopping import terminate_as_interrupt
 
 
 @dataclass
@@ -259,8 +260,14 @@ def _map(path: Path) -> np.ndarray:
 
 def prepare(config: Config) -> Preparation:
     """Finds or builds everything that a configuration needs, and prints a summary."""
-    preparation = Preparation(config, pick_device(config.device))
-    preparation.run()
+    with terminate_as_interrupt():
+        try:
+            preparation = Preparation(config, pick_device(config.device))
+            preparation.run()
+        except KeyboardInterrupt:
+            if processes.is_main():
+                print("stopped; finished shards are kept, and the same command goes on from them", file=sys.stderr)
+            raise
     if processes.is_main():
         print_summary(preparation.stages, preparation.root, Console(width=None if sys.stdout.isatty() else 140))
     return preparation

@@ -17,6 +17,7 @@ from depthg.config import Config, nearest
 from depthg.data import check_root
 from depthg.jobs import PROTOCOLS, Job, check_folder, commands, result_of, run_job
 from depthg.outputs import output_folder
+from depthg.stopping import terminate_as_interrupt
 from depthg.tables import CHECKPOINTS, PaperTable, Row, csv_text, markdown, paper_tables
 from depthg.whole_files import write_text
 
@@ -235,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_intermixed_args(given)
     try:
-        return 0 if reproduce(options, shlex.join(["python", "-m", "depthg.reproduce", *given])) else 1
+        with terminate_as_interrupt():
+            return 0 if reproduce(options, shlex.join(["python", "-m", "depthg.reproduce", *given])) else 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -5,19 +5,29 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
+
+REPEATED_S = 1.0  # a signal again so soon is the same one: a launcher passes on what all its processes got already
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C or SIGTERM sets ``requested``; the second raises KeyboardInterrupt at once."""
+    """While entered, the first Ctrl-C or SIGTERM sets ``requested``; another, a second or more after it, raises
+    KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.at: float | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self.at is not None
 
     def _note(self, number: int, frame) -> None:
-        if self.requested:
+        if self.at is None:
+            self.at = time.monotonic()
+        elif time.monotonic() > self.at + REPEATED_S:
             raise KeyboardInterrupt
-        self.requested = True
 
     def __enter__(self) -> StopRequest:
         self.before = {}
@@ -32,10 +42,12 @@ class StopRequest:
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """While entered, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that what is to be said at the end is said."""
+    """While entered, SIGTERM raises KeyboardInterrupt(SIGTERM), once, as Ctrl-C does without the number, so that what is
+    to be said at the end is said."""
 
     def interrupt(number: int, frame) -> None:
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end may take a moment
+        raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,8 @@
-"""Worker processes that answer one message at a time: jobs go out on their stdin, answers come in on their stdout.
+"""Worker processes that answer one message at a time: jobs go out on their stdin, answers come in on another pipe.
 
 They are fresh interpreters, not forks: whoever starts them may hold threads, locks and a GPU, and its main module is
-not run again. They end with the process that started them, whose end closes their stdin.
+not run again. They import from the same places, and end with the process that started them, whose end closes their
+stdin.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from safetensors.numpy import load, save
 
-PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+# `python -m` would import from the current folder first; these look where the process that started them does.
+START = """import os, sys
+sys.path[:] = sys.argv.pop(1).split(os.pathsep)
+del sys.argv[0]
+import runpy
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)"""
+ANSWERS = "DEPTHG_ANSWERS"  # variable with the number of the pipe; stdout is left to whoever prints
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 Arrays = dict[str, np.ndarray]
 
@@ -57,8 +63,7 @@ def serve(answer: Callable[[Arrays], Arrays]) -> None:
 
     An exception becomes a message with its text in ``error`` and its type in ``type``.
     """
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    answers = os.fdopen(int(os.environ[ANSWERS]), "wb")
     while (job := receive(sys.stdin.buffer)) is not None:
         try:
             found = answer(job)
@@ -72,9 +77,10 @@ def serve(answer: Callable[[Arrays], Arrays]) -> None:
 
 @dataclass
 class Worker:
-    """One process, and what it has been told once (see :meth:`WorkerPool.ask`)."""
+    """One process, its answers, and what it has been told once (see :meth:`WorkerPool.ask`)."""
 
     process: subprocess.Popen
+    answers: IO[bytes]
     told: set[int] = field(default_factory=set)
 
 
@@ -88,19 +94,13 @@ class WorkerPool:
     """
 
     def __init__(self, command: Sequence[str], workers: int, environment: Mapping[str, str]):
-        self.workers = workers
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self.processes: list[subprocess.Popen] = []
-        self._ended = weakref.finalize(self, _end, self.processes)  # also when the interpreter ends
+        self.workers: list[Worker] = []
+        self._ended = weakref.finalize(self, _end, self.workers)  # also when the interpreter ends
         with _blocked(signal.SIGINT, signal.SIGTERM):  # in the processes for good: this one decides, and ends them
             for _ in range(workers):
-                # `python -m` looks into the current folder first; there, only this package can be found.
-                process = subprocess.Popen(
-                    [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    cwd=PACKAGE_PARENT, env={**os.environ, **environment},
-                )  # fmt: skip
-                self.processes.append(process)
-                self._idle.put(Worker(process))
+                self.workers.append(_start(command, environment))
+                self._idle.put(self.workers[-1])
         self.threads = ThreadPoolExecutor(workers, "worker")
 
     def __enter__(self):
@@ -108,8 +108,8 @@ class WorkerPool:
 
     def __exit__(self, *error) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
-        for process in self.processes:
-            process.kill()
+        for worker in self.workers:
+            worker.process.kill()
         self.threads.shutdown()  # the threads see their processes end
         self._ended()
 
@@ -133,12 +133,12 @@ class WorkerPool:
             try:
                 if first is not None and first[0] not in worker.told:
                     send(worker.process.stdin, first[1])
-                    answer = receive(worker.process.stdout)
+                    answer = receive(worker.answers)
                     if answer is None or "error" in answer:
                         return self._checked(answer, worker)
                     worker.told.add(first[0])
                 send(worker.process.stdin, job)
-                answer = receive(worker.process.stdout)
+                answer = receive(worker.answers)
             except OSError:
                 answer = None
             return self._checked(answer, worker)
@@ -157,7 +157,7 @@ class WorkerEnded(RuntimeError):
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Signals wait until the end of the block; processes that are started in it never see them."""
+    """Keeps signals from this thread in the block, and for good from the processes that it starts there."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -165,15 +165,30 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(processes: list[subprocess.Popen]) -> None:
-    for process in processes:
-        process.kill()
-    for process in processes:
-        unsent: Any = process.stdin
-        process.stdin = None
-        process.communicate()
-        with suppress(OSError):  # a message that was cut off
-            unsent.close()
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> Worker:
+    places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, places, *command], stdin=subprocess.PIPE, pass_fds=[writing],
+            env={**os.environ, **environment, ANSWERS: str(writing)},
+        )  # fmt: skip
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return Worker(process, os.fdopen(reading, "rb"))
+
+
+def _end(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.wait()
+        for pipe in (worker.process.stdin, worker.answers):
+            with suppress(OSError):  # a message that was cut off
+                pipe.close()
 
 
 def available_cores() -> int:

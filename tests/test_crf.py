@@ -164,7 +164,7 @@ def test_worker_processes_give_what_one_process_gives():
     jobs = [(scene(side=side, seed=side)[0], maps_of(5, n, seed=n)) for side, n in ((16, 5), (24, 5), (33, 9))]
     with CrfPool(2) as pool:
         found = [future.result() for future in [pool.submit(*job) for job in jobs]]
-        processes = pool._pool.processes
+        processes = [worker.process for worker in pool._pool.workers]
     for job, answer in zip(jobs, found, strict=True):
         expected = crf_ids(*job)
         assert answer.keys() == expected.keys() == {"linear", "cluster"}
@@ -181,7 +181,7 @@ def test_errors_in_a_worker_and_its_death_are_reported():
         with pytest.raises(ValueError, match=r"the CRF failed: ValueError: .*must be finite"):
             pool.submit(image, broken).result()
         pool.submit(image, maps).result()  # the process lives on
-        os.kill(pool._pool.processes[0].pid, signal.SIGKILL)
+        os.kill(pool._pool.workers[0].process.pid, signal.SIGKILL)
         with pytest.raises(RuntimeError, match=r"a CRF process ended \(exit code -9\) at an image of 24 x 28 pixels"):
             pool.submit(image, maps).result()
     with pytest.raises(ValueError, match="workers=0"):
@@ -194,4 +194,4 @@ def test_leaving_the_block_does_not_wait_for_unfinished_images():
     with CrfPool(1) as pool:
         futures = [pool.submit(image, maps_of(27, 27)) for _ in range(20)]
     assert not any(future.done() and not future.cancelled() and future.exception() is None for future in futures[5:])
-    assert all(process.returncode is not None for process in pool._pool.processes)
+    assert all(process.returncode is not None for process in (worker.process for worker in pool._pool.workers))

@@ -41,7 +41,7 @@ def test_killed_at_random_moments_and_at_chosen_ones(tmp_path):
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout)
     print(found)
-    assert sum(found["random"].values()) >= KILLS and set(found["random"]) == {"prepare", "train", "evaluate"}
+    assert sum(found["random"].values()) >= KILLS and min(found["random"].values()) > 0
     assert found["chosen"] == CHOSEN_NAMES
     expected = content(tmp_path, "whole")
     for name in found["runs"]:

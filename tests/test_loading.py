@@ -155,6 +155,36 @@ def test_processes_decode_and_end_with_the_loader():
     raise AssertionError("worker processes are still there")
 
 
+def test_processes_import_from_where_this_one_does(tmp_path, monkeypatch):
+    """Relative places too; a package named as one beside this project's; and what is printed meanwhile does no harm."""
+    (tmp_path / "own" / "kernels").mkdir(parents=True)
+    (tmp_path / "own" / "kernels" / "__init__.py").touch()
+    (tmp_path / "own" / "sitecustomize.py").write_text("print('hello from the site')")
+    text = """if True:
+        import numpy as np
+        print("hello from the split")
+        class Mine:
+            names = ["a"]
+            def __len__(self):
+                return 1
+            def image(self, index):
+                return np.full((8, 8, 3), 7, np.uint8)"""
+    (tmp_path / "own" / "kernels" / "mine.py").write_text(text)
+    code = """if True:
+        import sys
+        sys.path.insert(0, "own")
+        from kernels.mine import Mine
+        from depthg.loading import Loader
+        from depthg.data.transforms import Views
+        print([int(view.image[0, 0, 0]) for view in Loader(1).load(Views(Mine(), (8, 8)), [0], "image")])"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    with start(code) as process:
+        output, errors = process.communicate()
+    lines = output.splitlines()
+    assert "[7]" in lines and not errors and lines.count("hello from the split") == 2
+
+
 def test_relative_paths_are_those_of_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a" / "0.png")
@@ -191,10 +221,11 @@ def test_signals_are_left_to_the_one_that_started_the_processes():
 
 def test_an_interrupt_while_processes_start():
     code = """if True:
-        import time
+        import signal, time
         import numpy as np
         from depthg.worker_pool import WorkerPool, array_text
-        with WorkerPool(["depthg.load_worker", "."], 2, {}) as pool:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+        with WorkerPool(["depthg.load_worker"], 2, {}) as pool:
             try:
                 print("started", flush=True)
                 time.sleep(60)
