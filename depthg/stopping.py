@@ -42,8 +42,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """While entered, SIGTERM raises KeyboardInterrupt(SIGTERM), once, as Ctrl-C does without the number, so that what is
-    to be said at the end is said."""
+    """While entered, SIGTERM raises KeyboardInterrupt(SIGTERM), once; Ctrl-C raises it without the number as always."""
 
     def interrupt(number: int, frame) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end may take a moment
