@@ -6,7 +6,7 @@ Both steps work on the same arrays: sample P points by FPS on the depth of 2 N p
 the loss, both probes, backward, Adam. The eager step reads and runs the head on whole maps, which the probes then see.
 Ours reads features at the sampled points alone, and for the probes at P random cells of each anchor (``probe.cells``);
 "depthg, all cells" gives the probes whole maps too, which takes another pass of the head without gradient.
-A second table says which share of a step waits for features in memory and on the disk (see ``waiting.py``).
+A second table says which share of the trainer's step waits for features in memory and on the disk (``waiting.py``).
 """
 
 from __future__ import annotations
@@ -97,22 +97,16 @@ class Probes(torch.nn.Module):
 
 
 def our_step(
-    data: Data,
-    images: int,
-    points: int,
-    codes: int,
-    device: str,
-    all_cells: bool,
-    features: waiting.FileFeatures | None = None,
+    data: Data, images: int, points: int, codes: int, device: str, all_cells: bool
 ) -> Callable[[int, Clock], float]:
     torch.manual_seed(0)
     head = SegmentationHead(data.features.shape[2], codes).to(device)
     probes = Probes(codes).to(device)
     adam = torch.optim.Adam([*head.parameters(), *probes.parameters()], lr=5e-4)
-    area, source = data.features.shape[1], data if features is None else features
+    area = data.features.shape[1]
 
     def read(views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
-        return source.at(views, cells).to(device)
+        return data.at(views, cells).to(device)
 
     def step(iteration: int, clock: Clock) -> float:
         anchors, near, negatives = data.batch(images, iteration)
@@ -209,24 +203,6 @@ def measure(device: str, quick: bool) -> list[Row]:
     return rows
 
 
-def measure_waiting(device: str, quick: bool) -> list[waiting.Row]:
-    images, points, codes = (8, 49, 70) if quick else (32, 121, 70)
-    data = Data(8 * images, 28, 384)
-
-    def views(iteration: int) -> np.ndarray:
-        return np.concatenate(data.batch(images, iteration)[:2])
-
-    rows = []
-    for probes, all_cells in (("random cells", False), ("all cells", True)):
-
-        def make_step(features: waiting.FileFeatures, all_cells: bool = all_cells) -> Callable[[int], None]:
-            step, clock = our_step(data, images, points, codes, device, all_cells, features), Clock(device)
-            return lambda iteration: step(iteration, clock)
-
-        rows += waiting.measure(make_step, views, data.features, 4 if quick else 20, probes)
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -236,7 +212,7 @@ def main() -> None:
     print(common.machine_line(args.device))
     rows = measure(args.device, args.quick)
     print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in rows]))
-    waits = measure_waiting(args.device, args.quick)
+    waits = waiting.measure(args.device, args.quick)
     print()
     print(
         common.format_table([f.name for f in dataclasses.fields(waiting.Row)], [dataclasses.astuple(r) for r in waits])

@@ -29,9 +29,7 @@ def test_step(benchmark, make, device):
 
 
 def test_waiting_is_measured_in_every_case():
-    rows = step.measure_waiting("cpu", quick=True)
-    cases = list(step.waiting.CASES) if step.waiting.AVAILABLE else []
-    assert [(row.probes, row.features) for row in rows] == [
-        (probes, case) for probes in ("random cells", "all cells") for case in cases
-    ]
+    rows = step.waiting.measure("cpu", quick=True)
+    cases = [(name, case) for name in step.waiting.SETTINGS for case in step.waiting.CASES]
+    assert [(row.settings, row.features) for row in rows] == (cases if step.waiting.AVAILABLE else [])
     assert all(0 < row.waiting_ms < row.step_ms for row in rows)

@@ -1,8 +1,9 @@
 """The share of a training step that waits for cached features; part of ``python bench/step.py``.
 
-"On disk" the features of every batch are thrown out of memory before their turn, as if the data set were far larger
-than memory. With read-ahead the system is told of a batch one step before, as the trainer does; without, it reads what
-is touched. Waiting is all the time spent on announcing, reading and converting features.
+The steps are the trainer's own (``depthg/step.py``), with the settings of a preset, on synthetic views. "On disk" the
+features of every batch are thrown out of memory before their turn, as if the data set were far larger than memory. With
+read-ahead the system is told of a batch one step before, as the trainer does; without, it reads what is touched.
+Waiting is all the time that steps spend on reading and converting features; its share is that of their sums.
 """
 
 from __future__ import annotations
@@ -13,30 +14,38 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from depthg.features import StoredFeatures
-from depthg.read_ahead import ReadAhead
+from depthg.cli import load_config
+from depthg.features import Features, StoredFeatures
+from depthg.step import Model, Step
 
 AVAILABLE = hasattr(os, "posix_fadvise")
 CASES = {"in memory": (False, True), "on disk, read ahead": (True, True), "on disk": (True, False)}  # cold, ahead
+SETTINGS = {
+    "paper": ("mode=paper",),
+    "paper, probes at 256 cells": ("mode=paper", "probe.cells=256"),
+    "released": ("mode=released", "sampling.schedule=[]"),
+}
+PRESET = ("experiment=cocostuff27_vits8", "data.root=.", "knn.k=7")
+CLASSES = 27
 WARM_UP = 2  # iterations of a case that are not counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
+    settings: str
     features: str
-    probes: str
     step_ms: float
     waiting_ms: float
     share: float
 
 
-class FileFeatures:
+class FileFeatures(Features):
     """Two files of the same features, read in turn, so that one can be dropped from memory while the other is used.
 
     Attributes:
@@ -45,62 +54,83 @@ class FileFeatures:
     """
 
     def __init__(self, folder: Path, features: np.ndarray):
+        super().__init__(features.shape, torch.float16)
         self.paths = [folder / "even.npy", folder / "odd.npy"]
         for path in self.paths:
             np.save(path, features)
-        self.stored = [StoredFeatures(path, torch.float16) for path in self.paths]
-        self.iteration, self.waited, self.ahead = 0, 0.0, ReadAhead()
+        self.stored = [StoredFeatures(path, self.dtype) for path in self.paths]
+        self.iteration, self.waited = 0, 0.0
 
     def drop(self, number: int) -> None:
         """Throws a file out of memory. Mapped pages would stay, so the map is closed meanwhile."""
-        self.ahead.wait()
         self.stored[number] = None
         file = os.open(self.paths[number], os.O_RDONLY)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
-        self.stored[number] = StoredFeatures(self.paths[number], torch.float16)
+        self.stored[number] = StoredFeatures(self.paths[number], self.dtype)
 
     def announce(self, views: np.ndarray) -> None:
-        begin = time.perf_counter()
-        self.ahead.start(partial(self.stored[1 - self.iteration % 2].announce, views))
-        self.waited += time.perf_counter() - begin
+        self.stored[1 - self.iteration % 2].announce(views)
 
-    def at(self, views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:
+    def rows(self, *given) -> torch.Tensor:
+        return self._timed(self.stored[self.iteration % 2].rows, *given)
+
+    def at(self, *given) -> torch.Tensor:
+        return self._timed(self.stored[self.iteration % 2].at, *given)
+
+    def _timed(self, read: Callable[..., torch.Tensor], *given) -> torch.Tensor:
         begin = time.perf_counter()
-        found = self.stored[self.iteration % 2].at(views, cells)
+        found = read(*given)
         self.waited += time.perf_counter() - begin
         return found
 
 
-def measure(
-    make_step: Callable[[FileFeatures], Callable[[int], None]],
-    views: Callable[[int], np.ndarray],
-    features: np.ndarray,  # float16 [V, h*w, C]
-    steps: int,
-    probes: str,
-) -> list[Row]:
-    """Medians of ``make_step(features)(iteration)``, whose batch reads ``views(iteration)``, in every case.
+def synthetic(features: FileFeatures, side: int, size: int) -> SimpleNamespace:
+    """Views as a preparation finds them, with labels of ``size`` x ``size`` pixels."""
+    rng, count = np.random.default_rng(0), len(features)
+    coarse = torch.from_numpy(rng.random((count, 1, 4, 4), dtype=np.float32))
+    depth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0.05, 1).flatten(1)
+    labels = rng.integers(CLASSES, size=(count, size // 8, size // 8), dtype=np.int16).repeat(8, 1).repeat(8, 2)
+    neighbours = np.stack([rng.choice(np.delete(np.arange(count), i), 7, replace=False) for i in range(count)])
+    return SimpleNamespace(
+        features=features, grid=(side, side), depth=depth.numpy().astype(np.float16), normals=None, labels=labels,
+        photos=np.arange(count), neighbours=neighbours,
+    )  # fmt: skip
 
-    ``probes`` says in the rows what the probes of these steps see.
 
-    Empty where the system takes no advice about files.
-    """
+def measure(device: str, quick: bool) -> list[Row]:
+    """Every case, medians per step; empty where the system takes no advice about files."""
+    side, channels, steps = (8, 64, 3) if quick else (28, 384, 16)
+    given = (*PRESET, "batch_size=8", "sampling.points=4") if quick else PRESET
     rows = []
-    with tempfile.TemporaryDirectory(dir=os.environ.get("DEPTHG_CACHE")) as folder:
-        found = FileFeatures(Path(folder), features)
-        step = make_step(found)
-        for name, (cold, ahead) in CASES.items() if AVAILABLE else ():
-            samples = []
-            for iteration in range(steps + WARM_UP):
-                found.iteration, found.waited = iteration, 0.0
-                if cold:
-                    found.drop(1 - iteration % 2)
-                begin = time.perf_counter()
-                if ahead:
-                    found.announce(views(iteration + 1))
-                step(iteration)
-                samples.append(((time.perf_counter() - begin) * 1e3, found.waited * 1e3))
-            whole, waited = (statistics.median(column) for column in zip(*samples[WARM_UP:], strict=True))
-            rows.append(Row(name, probes, whole, waited, waited / whole))
+    for name, overrides in SETTINGS.items() if AVAILABLE else ():
+        config = load_config([*given, *overrides])
+        views = 8 * config.batch_size
+        values = np.maximum(np.random.default_rng(0).standard_normal((views, side * side, channels)), 0)
+        with tempfile.TemporaryDirectory(dir=os.environ.get("DEPTHG_CACHE")) as folder:
+            features = FileFeatures(Path(folder), values.astype(np.float16))
+            data = synthetic(features, side, 8 * side)
+            for case, (cold, ahead) in CASES.items():
+                torch.manual_seed(0)
+                model = Model(channels, config.head.dim, config.head.dropout, CLASSES, CLASSES).to(device)
+                adam = torch.optim.Adam(model.parameters(), lr=config.head.lr)
+                step, samples = Step(config, data, model, torch.device(device), ahead), []
+                for iteration in range(steps + WARM_UP):
+                    begin = time.perf_counter()
+                    if ahead:
+                        step.ahead.wait()  # for what is not there yet
+                    features.iteration, features.waited = iteration, time.perf_counter() - begin
+                    if cold:
+                        features.drop(1 - iteration % 2)
+                    begin = time.perf_counter() - features.waited
+                    losses, _ = step.losses(iteration)
+                    adam.zero_grad(set_to_none=True)
+                    sum(losses.values()).backward()
+                    adam.step()
+                    losses["total"].item()  # waits for a GPU
+                    samples.append(((time.perf_counter() - begin) * 1e3, features.waited * 1e3))
+                times, waits = zip(*samples[WARM_UP:], strict=True)
+                medians = statistics.median(times), statistics.median(waits)
+                rows.append(Row(name, case, *medians, sum(waits) / sum(times)))
     return rows

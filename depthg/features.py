@@ -16,6 +16,7 @@ from depthg.upsampling import sum_of_stages
 
 # Backbone output [batch, C, h, w] of some views, in order: maps(views, batch)
 Maps = Callable[[Sequence[int] | np.ndarray, int], Iterator[Tensor]]
+CACHED_ROWS = 2048  # 1.5 MB of ViT-S features
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -174,17 +175,23 @@ class Features:
             views: int [N].
             device: where to.
             out: float32 [N, h*w, D] on the CPU, filled and returned when ``device`` is the CPU; fresh memory of that
-                size costs ten times as much as the reading.
+                size may cost more than the reading.
         """
         maps = self.read(views)
         if torch.device(device).type == "cpu" and out is not None:
             return out.copy_(maps)
         return maps.to(device).float()
 
-    def at(self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Vectors of some views at their own cells, int64 ``[N, P]``, in float32 ``[N, P, D]`` on a device."""
+    def at(
+        self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu", out: Tensor | None = None
+    ) -> Tensor:
+        """Vectors of some views at their own cells, int64 ``[N, P]``, in float32 ``[N, P, D]`` on a device.
+
+        ``out``: float32 ``[N, P, D]`` on the CPU, filled and returned when ``device`` is the CPU.
+        """
         index = cells.cpu()[..., None].expand(-1, -1, self.shape[2])
-        return self.read(views).gather(1, index).to(device).float()
+        found = self.read(views).gather(1, index)
+        return out.copy_(found) if out is not None and torch.device(device).type == "cpu" else found.to(device).float()
 
     def __getitem__(self, index) -> np.ndarray:
         """As an array of float16, or float32 for bfloat16; the first index chooses views, further ones inside them."""
@@ -227,11 +234,19 @@ class StoredFeatures(Features):
             row.copy_(self.maps[int(view)])
         return out
 
-    def at(self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    def at(
+        self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu", out: Tensor | None = None
+    ) -> Tensor:
         first = torch.from_numpy(np.asarray(views, np.int64))[:, None] * self.shape[1]
-        index = (first + cells.cpu()).flatten()
-        found = self.maps.flatten(0, 1).index_select(0, index).view(*cells.shape, -1)
-        return found.to(device).float()
+        index, rows = (first + cells.cpu()).flatten(), self.maps.flatten(0, 1)
+        if torch.device(device).type != "cpu":
+            return rows.index_select(0, index).view(*cells.shape, -1).to(device).float()
+        out = torch.empty(*cells.shape, rows.shape[1]) if out is None else out
+        flat = out.view(-1, rows.shape[1])
+        for start in range(0, len(index), CACHED_ROWS):  # what lies in between stays in the cache
+            part = slice(start, start + CACHED_ROWS)
+            flat[part] = rows.index_select(0, index[part])
+        return out
 
 
 class StreamedFeatures(Features):

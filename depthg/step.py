@@ -61,7 +61,7 @@ class Step:
     def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device, ahead: bool = True):
         self.config, self.data, self.model, self.device = config, data, model, device
         self.guided, self.ahead = data.depth is not None, ReadAhead() if ahead else None  # reads for the next step
-        self.buffer: Tensor | None = None
+        self.buffers: dict[str, Tensor] = {}
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
         self.share = share_of(config.batch_size, "batch_size")
         self.joint = self.share is not None and config.loss.scope == "global"  # one batch over all processes
@@ -175,32 +175,37 @@ class Step:
         """Features at the points of iteration 0, without dropout."""
         return self.vectors(views, self.points(views, 0, generator))
 
-    def vectors(self, views: np.ndarray, points: Tensor) -> Tensor:  # [N, P, C]
-        """Features of some views at points; at cells only these are read."""
+    def vectors(self, views: np.ndarray, points: Tensor, name: str = "") -> Tensor:  # [N, P, C]
+        """Features of some views at points; at cells only these are read (``name``: see :meth:`memory`)."""
         if points.ndim == 2:
-            return self.data.features.at(views, points, self.device)
+            memory = self.memory(name, *points.shape, self.data.features.shape[2])
+            return self.data.features.at(views, points, self.device, memory)
         return self.gather(self.rows(self.data.features, views), points)
 
-    def read_views(self, views: np.ndarray, points: Tensor) -> tuple[Tensor, Tensor]:
+    def read_views(self, views: np.ndarray, points: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Features and codes of some views at points."""
         if points.ndim == 2:
-            return self.forward(self.vectors(views, points))
-        return self.read(self.rows(self.data.features, views), points)
+            return self.forward(self.vectors(views, points, name))
+        return self.read(self.maps(views, name), points)
 
-    def anchor_maps(self, views: np.ndarray) -> Tensor:  # [N, h*w, C]
-        """Whole maps of the anchors, in memory that the next step uses again."""
-        shape = (len(views), *self.data.features.shape[1:])
-        if self.device.type == "cpu" and (self.buffer is None or self.buffer.shape != shape):
-            self.buffer = torch.empty(shape)
-        return self.data.features.rows(views, self.device, self.buffer)
+    def maps(self, views: np.ndarray, name: str) -> Tensor:  # [N, h*w, C]
+        """Whole maps of some views."""
+        memory = self.memory(f"maps of {name}", len(views), *self.data.features.shape[1:])
+        return self.data.features.rows(views, self.device, memory)
+
+    def memory(self, name: str, *shape: int) -> Tensor | None:
+        """On a CPU the memory of this name, which the next step uses again: fresh memory may cost more than reading."""
+        if self.device.type != "cpu" or not name:
+            return None
+        if name not in self.buffers or self.buffers[name].shape != shape:
+            self.buffers[name] = torch.empty(shape)
+        return self.buffers[name]
 
     def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and what is logged."""
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
-        if self.ahead is not None:
-            self.ahead.start(lambda: announce(draw_batch(config, data, iteration + 1).part(self.share), data))
         batch = draw_batch(config, data, iteration).part(self.share)
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)
@@ -208,16 +213,18 @@ class Step:
         own = config.sampling.negatives == "own"
         bank: dict[str, Any] = {}
         sparse = config.probe.cells and own and points.ndim == 2  # then nothing needs whole maps
-        maps = None if sparse else self.anchor_maps(batch.anchors)
+        maps = None if sparse else self.maps(batch.anchors, "anchors")
         if maps is None:
-            feats, codes = self.read_views(batch.anchors, points)
+            feats, codes = self.read_views(batch.anchors, points, "anchors")
         elif own:
             feats, codes = self.read(maps, points)
         else:
             feats, codes, bank = self.read_with_bank(maps, points, near_points, negatives)
         if own and self.joint:
             bank = {"feats_negative": processes.gather(feats), "codes_negative": processes.gather(codes)}
-        near_feats, near_codes = self.read_views(batch.neighbours, near_points)
+        near_feats, near_codes = self.read_views(batch.neighbours, near_points, "neighbours")
+        if self.ahead is not None:  # beside what is computed from here on, not beside the reading
+            self.ahead.start(lambda: announce(draw_batch(config, data, iteration + 1).part(self.share), data))
         index = bank.pop("index", negatives)
         if self.joint and config.loss.center:
             bank["feature_means"] = processes.average(feature_means(feats, near_feats, index, bank["feats_negative"]))
@@ -273,7 +280,7 @@ class Step:
         if settings.pair == "crop":
             other_points = self.points(batch.others, iteration, generator, self.share)
             other = self.depth_values(batch.others, other_points, side)
-            codes = self.read_views(batch.others, other_points)[1]
+            codes = self.read_views(batch.others, other_points, "others")[1]
             inputs |= {"codes_depth": codes, "depth_other": other}
         shift: Any = exponential_decay(
             iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum
@@ -290,7 +297,7 @@ class Step:
             order = torch.rand(self.config.batch_size, grid[0] * grid[1], generator=generator)
             order = (order if self.share is None else order[self.share.rows]).argsort(1)
             cells = order[:, : self.config.probe.cells].to(self.device)
-            maps = self.vectors(batch.anchors, cells) if maps is None else self.gather(maps, cells)
+            maps = self.vectors(batch.anchors, cells, "probes") if maps is None else self.gather(maps, cells)
         with self.autocast():
             codes = codes_without_grad(self.model.head, maps, self.share).float()
         losses = {"cluster": self.model.cluster.loss(codes)}

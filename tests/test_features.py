@@ -99,7 +99,17 @@ def test_rows_and_single_vectors_of_views(reader):
     buffer = torch.full((4, 6, 5), torch.nan)
     assert features.rows(views, "cpu", buffer) is buffer and torch.equal(buffer, rows)
     cells = torch.tensor([[0, 5, 5], [1, 2, 3], [4, 4, 4], [5, 0, 1]])
-    assert torch.equal(features.at(views, cells), rows.gather(1, cells[..., None].expand(-1, -1, 5)))
+    vectors, buffer = features.at(views, cells), torch.full((4, 3, 5), torch.nan)
+    assert torch.equal(vectors, rows.gather(1, cells[..., None].expand(-1, -1, 5)))
+    assert features.at(views, cells, "cpu", buffer) is buffer and torch.equal(buffer, vectors)
+
+
+def test_many_vectors_are_read_part_by_part(tmp_path):
+    values = torch.randn(5, 700, 3).half()
+    np.save(tmp_path / "features.npy", values.numpy())
+    cells = torch.randint(700, (4, 1500))
+    found = StoredFeatures(tmp_path / "features.npy", torch.float16).at(np.array([4, 1, 1, 0]), cells)
+    assert torch.equal(found, values[[4, 1, 1, 0]].float().gather(1, cells[..., None].expand(-1, -1, 3)))
 
 
 def test_features_index_like_an_array(reader):

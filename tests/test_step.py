@@ -123,6 +123,34 @@ def test_negatives_at_the_neighbours_points(prepared, monkeypatch):
         assert torch.equal(row, torch.from_numpy(data.features[view][near_points[n].numpy()]).float())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (("probe.cells=0",), {"maps of anchors", "neighbours"}),
+        (("probe.cells=20",), {"anchors", "neighbours", "probes"}),
+        (("sampling=random", "sampling.read=bilinear"), {"maps of anchors", "maps of neighbours"}),
+        (
+            ("data.crop=five", "loss.depth.pair=crop", "probe.cells=20"),
+            {"anchors", "neighbours", "others", "probes"},
+        ),
+    ],
+)
+def test_memory_of_a_step_is_used_again_and_changes_nothing(prepared, overrides, names):
+    config, data = prepared(*overrides)
+    step, fresh = make_step(config, data), make_step(config, data)
+    sum(step.losses(0)[0].values()).backward()
+    places = {name: memory.data_ptr() for name, memory in step.buffers.items()}
+    assert places.keys() == names and len(set(places.values())) == len(names)
+    losses, gradients = [], []
+    for other in (step, fresh):
+        other.model.zero_grad()
+        losses.append(sum(other.losses(1)[0].values()))
+        losses[-1].backward()
+        gradients.append([p.grad for p in other.model.parameters()])
+    assert torch.equal(*losses) and all(map(torch.equal, *gradients))
+    assert {name: memory.data_ptr() for name, memory in step.buffers.items()} == places
+
+
 def test_bilinear_reading_interpolates_features_and_codes(prepared, monkeypatch):
     config, data = prepared("sampling=random", "sampling.read=bilinear", "head.dropout=0")
     step = make_step(config, data)
