@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import matplotlib
 import numpy as np
 
 
@@ -42,6 +41,8 @@ def depth_colours(
     scale: tuple[float, float, bool],
 ) -> np.ndarray:  # uint8 [H, W, 3]
     """Near bright, far dark, on a perceptual map; unknown depth is grey (``scale``: see :func:`depth_scale`)."""
+    import matplotlib  # takes a while, which most commands can do without
+
     near, far, metric = scale
     known = ~np.isnan(depth) & ((depth > 0) | (not metric))
     value = np.where(known, depth, far).clip(near, far)

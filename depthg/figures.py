@@ -6,15 +6,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from depthg.whole_files import write_whole
+
+if TYPE_CHECKING:  # matplotlib takes a second to import: only what draws does so
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Theme(NamedTuple):
@@ -65,6 +65,8 @@ def curves_figure(records: Sequence[Mapping], parts: Sequence[str] | None = None
         parts: keys of ``PARTS``; None: all that ``records`` can fill.
         theme: colours.
     """
+    from matplotlib.ticker import MaxNLocator
+
     parts = available_curves(records) if parts is None else list(parts)
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -146,6 +148,8 @@ def confusion_figure(
         classes: names of the n classes.
         theme: colours.
     """
+    from matplotlib.colors import LinearSegmentedColormap
+
     counts = np.asarray(confusion, dtype=np.int64)
     n = len(classes)
     if n == 0 or counts.shape not in ((n, n), (n, n + 1)):
@@ -197,6 +201,8 @@ def svg_bytes(figure: Figure) -> bytes:
 
 def new_figure(theme: Theme, width: float, height: float, columns: int, n_axes: int) -> tuple[Figure, list[Axes]]:
     """An empty figure of ``n_axes`` axes in rows of ``columns``; sizes in inches."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper or "none")
     figure.patch.set_alpha(None if theme.paper else 0)
     rows = math.ceil(n_axes / columns)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
 VOID = -1
 BLOCK = 100  # bootstrap samples whose counts are held at a time
@@ -99,6 +98,8 @@ def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
         int64 [n_predicted]; -1 for a cluster left without a class, which happens when n_predicted > n_classes. With
         n_predicted < n_classes some classes have no cluster.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second, which most commands can do without
+
     confusion = _counts(confusion)
     assignment = np.full(confusion.shape[1], -1, dtype=np.int64)
     rows, columns = linear_sum_assignment(confusion, maximize=True)

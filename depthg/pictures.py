@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -229,6 +228,8 @@ def _legend(entries: list[tuple[str, int]], key: Key, scale, width: int) -> Imag
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it, so that no system font is needed."""
+    import matplotlib
+
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 

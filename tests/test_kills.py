@@ -24,7 +24,8 @@ import pytest
 from depthg import array_file
 from depthg.cache import MARKS
 
-KILLS = 20  # at random moments
+KILLS, LEAST = 20, 3  # at random moments: in all, and in every phase
+MOST_RUNS = 12
 OPTIONS = [
     "iterations=24", "log_every=1", "val.every=8", "checkpoint.every=3", "checkpoint.rule=both", "val.panels=2",
     "cache.shard_mb=0.02", "backbone.batch_size=2",
@@ -41,7 +42,7 @@ def test_killed_at_random_moments_and_at_chosen_ones(tmp_path):
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout)
     print(found)
-    assert sum(found["random"].values()) >= KILLS and min(found["random"].values()) > 0
+    assert sum(found["random"].values()) >= KILLS and min(found["random"].values()) >= LEAST
     assert found["chosen"] == CHOSEN_NAMES
     expected = content(tmp_path, "whole")
     for name in found["runs"]:
@@ -219,6 +220,8 @@ def phase_spans(process: int) -> list[float]:
 
 
 def main(root: Path) -> None:
+    import matplotlib.figure  # for the children, which would each import what is drawn and matched with
+    import scipy.optimize
     import torch
     from miniature import write_camvid
 
@@ -235,23 +238,28 @@ def main(root: Path) -> None:
             raise SystemExit(f"not killed {place}: {os.waitstatus_to_exitcode(status)}")
         found["chosen"].append(place)
     finish(root, "chosen")
-    while sum(found["random"].values()) < KILLS:
+    while sum(found["random"].values()) < KILLS or min(found["random"].values()) < LEAST:
+        if len(found["runs"]) > MOST_RUNS:
+            raise SystemExit(f"killed too seldom in some phase: {found['random']}")
         name = f"random{len(found['runs'])}"
         found["runs"].append(name)
-        for number in (0, 0, 0, 1, 1, 1, 2):  # what is finished in one attempt is short in the next
-            process = attempt(root, name)
-            limit = time.perf_counter() + 60
-            while phase[0] < number and time.perf_counter() < limit:
-                time.sleep(0.001)
-            time.sleep(dice.uniform(0, spans[number]))
-            os.kill(process, signal.SIGKILL)  # a child that ended waits to be asked for
-            status = os.waitpid(process, 0)[1]
-            if status not in (0, signal.SIGKILL):
-                raise SystemExit(f"{name} failed: {os.waitstatus_to_exitcode(status)}")
-            if status:
-                found["random"][PHASES[phase[0]]] += 1
+        for number, tries in enumerate((3, 3, 1)):
+            for again in range(tries):  # what is finished in one attempt is short in the next
+                process = attempt(root, name)
+                limit = time.perf_counter() + 60
+                while phase[0] < number and time.perf_counter() < limit:
+                    time.sleep(0.001)
+                time.sleep(dice.uniform(0, spans[number]))
+                os.kill(process, signal.SIGKILL)  # a child that ended waits to be asked for
+                status = os.waitpid(process, 0)[1]
+                if status not in (0, signal.SIGKILL):
+                    raise SystemExit(f"{name} failed: {os.waitstatus_to_exitcode(status)}")
+                if status:
+                    found["random"][PHASES[phase[0]]] += 1
+                if not again and (not status or phase[0] > number):
+                    spans[number] /= 2  # the machine was slower when the phase was timed
         finish(root, name)
-    assert depthg.train
+    assert depthg.train and matplotlib.figure and scipy.optimize
     print(json.dumps(found))
 
 
