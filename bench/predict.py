@@ -5,11 +5,13 @@
 Runs have random weights of the real sizes, so their maps are rougher than trained ones and up-sampling them costs more.
 Milliseconds per photo, wall clock, of
 - backbone: the network alone, on photos that are decoded and scaled already, 8 windows at a time;
-- backbone, side by side: the same with a thread per core, each with a photo of its own; the shares are over the faster
-  of the two;
+- backbone, side by side: the same with a thread per core, each with a photo of its own;
+- published, in both ways: `extract_features` of the package efficientnet_lite_pytorch, whose weights these are, where
+  it is installed (the vision transformer is that of the package transformers already);
 - segmenter: `Segmenter.predict_many` on decoded photos: scaling, network, head, probe, ids at the photo's size;
 - command: what `python -m depthg.predict` does after it has loaded the run: reading JPEGs, the above, writing the id
   PNG and the overlay JPEG of each photo (in threads beside the network).
+Shares are over the fastest way to run the backbone: as it is here, and as it is published.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +31,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from depthg.backbone_dino import DINO
-from depthg.backbones import load_backbone
+from depthg.backbone_efficientnet import find_weights
+from depthg.backbones import Backbone, load_backbone
 from depthg.checkpoints import save_checkpoint
 from depthg.config import Config
 from depthg.convert import convert
@@ -53,6 +57,7 @@ class Row:
     p20_ms: float
     p80_ms: float
     over_backbone: float
+    over_published: float | None
 
 
 def write_dino(folder: Path) -> Path:
@@ -108,6 +113,25 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder / "photos"
 
 
+def published(backbone: Backbone) -> Callable[[torch.Tensor], object] | None:
+    """The network as its own package runs it; None without the package, and where ours is that of a package."""
+    if backbone.name != "efficientnet_lite0":
+        return None
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        print("efficientnet_lite_pytorch is not installed: no times of the published network")
+        return None
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(find_weights()))
+    network.to(backbone.mean.device).eval()
+
+    @torch.inference_mode()
+    def features(images: torch.Tensor) -> object:
+        return network.extract_features((images - backbone.mean) / backbone.std)
+
+    return features
+
+
 def measure(run: Path, photos: list[Path], out: Path, device: str, window: str | int, rounds: int) -> list[Row]:
     segmenter = Segmenter.load(run, device=device, window=window)
     arrays = [read_image(path) for path in photos]
@@ -118,18 +142,23 @@ def measure(run: Path, photos: list[Path], out: Path, device: str, window: str |
     batches = [torch.from_numpy(np.stack(windows[i : i + 8])) for i in range(0, len(windows), 8)]
     single = [torch.from_numpy(np.stack(cut(photo.pixels, photo.plan))) for photo in prepared]
 
-    def network(pixels):
-        segmenter.run.backbone(to_float(pixels.to(device).permute(0, 3, 1, 2)))
+    def ways(name: str, network: Callable[[torch.Tensor], object]) -> dict[str, Callable[[], object]]:
+        def one(pixels: torch.Tensor) -> None:
+            network(to_float(pixels.to(device).permute(0, 3, 1, 2)))
 
-    def side_by_side():
-        total = torch.get_num_threads()
-        with ThreadPoolExecutor(total, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(network, single))
-        torch.set_num_threads(total)
+        def side_by_side() -> None:
+            total = torch.get_num_threads()
+            with ThreadPoolExecutor(total, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(one, single))
+            torch.set_num_threads(total)
 
+        together = {name: lambda: [one(batch) for batch in batches]}
+        return together | ({f"{name}, side by side": side_by_side} if device == "cpu" else {})
+
+    other = published(segmenter.run.backbone)
     calls = {
-        "backbone": lambda: [network(batch) for batch in batches],
-        **({"backbone, side by side": side_by_side} if device == "cpu" else {}),
+        **ways("backbone", segmenter.run.backbone),
+        **(ways("published", other) if other else {}),
         "segmenter": lambda: [found.ids for found in segmenter.predict_many(arrays)],
         "command": lambda: predict_files(segmenter, targets),
     }
@@ -143,11 +172,13 @@ def measure(run: Path, photos: list[Path], out: Path, device: str, window: str |
     timings = {name: common.summary(values) for name, values in samples.items()}
     n_windows = len(prepared[0].plan.corners)
     size = " x ".join(map(str, prepared[0].plan.size)) + f", {n_windows} windows" * (n_windows > 1)
+    ours = min(timing.median for name, timing in timings.items() if name.startswith("backbone"))
+    theirs = min((timing.median for name, timing in timings.items() if name.startswith("published")), default=None)
     rows = []
     for name, timing in timings.items():
-        over = timing.median / min(t.median for other, t in timings.items() if "backbone" in other) - 1
+        shares = timing.median / ours - 1, timing.median / theirs - 1 if theirs else None
         name_of = segmenter.run.config.backbone.name
-        rows.append(Row(name_of, size, name, timing.median, timing.p20, timing.p80, over))
+        rows.append(Row(name_of, size, name, timing.median, timing.p20, timing.p80, *shares))
     return rows
 
 
