@@ -8,6 +8,8 @@ Milliseconds per photo, wall clock, of
 - backbone, side by side: the same with a thread per core, each with a photo of its own;
 - published, in both ways: `extract_features` of the package efficientnet_lite_pytorch, whose weights these are, where
   it is installed (the vision transformer is that of the package transformers already);
+- files: what Pillow takes to decode each JPEG and to encode the id PNG and the overlay JPEG, in memory, a photo per
+  core and nothing else: no way to write those files costs less;
 - segmenter: `Segmenter.predict_many` on decoded photos: scaling, network, head, probe, ids at the photo's size;
 - command: what `python -m depthg.predict` does after it has loaded the run: reading JPEGs, the above, writing the id
   PNG and the overlay JPEG of each photo (in threads beside the network).
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,7 +43,7 @@ from depthg.data.files import IMAGE_SUFFIXES, image_size, list_files, read_image
 from depthg.data.transforms import to_float
 from depthg.features import FeatureTransform
 from depthg.heads import ClusterProbe, SegmentationHead
-from depthg.predict import plan, predict_files
+from depthg.predict import RUN_LENGTHS, plan, predict_files, with_palette
 from depthg.segmenter import Segmenter
 from depthg.whole_files import write_text
 from depthg.windows import cut
@@ -155,11 +158,24 @@ def measure(run: Path, photos: list[Path], out: Path, device: str, window: str |
         together = {name: lambda: [one(batch) for batch in batches]}
         return together | ({f"{name}, side by side": side_by_side} if device == "cpu" else {})
 
+    found = [part.ids for part in segmenter.predict_many(arrays)]
+
+    def code_files(path: Path, ids: np.ndarray) -> None:
+        with Image.open(path) as photo:
+            photo.load()
+            photo.save(io.BytesIO(), format="JPEG", quality=90)
+        with_palette(ids, segmenter.colours).save(io.BytesIO(), format="PNG", compress_type=RUN_LENGTHS)
+
+    def files() -> None:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(code_files, photos, found))
+
     other = published(segmenter.run.backbone)
     calls = {
         **ways("backbone", segmenter.run.backbone),
         **(ways("published", other) if other else {}),
-        "segmenter": lambda: [found.ids for found in segmenter.predict_many(arrays)],
+        "files": files,
+        "segmenter": lambda: [part.ids for part in segmenter.predict_many(arrays)],
         "command": lambda: predict_files(segmenter, targets),
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}
