@@ -8,8 +8,8 @@ Milliseconds per photo, wall clock, of
 - backbone, side by side: the same with a thread per core, each with a photo of its own;
 - published, in both ways: `extract_features` of the package efficientnet_lite_pytorch, whose weights these are, where
   it is installed (the vision transformer is that of the package transformers already);
-- files: what Pillow takes to decode each JPEG and to encode the id PNG and the overlay JPEG, in memory, a photo per
-  core and nothing else: no way to write those files costs less;
+- files: what Pillow takes to decode each JPEG, to encode it again and to encode the id PNG, in memory, a photo per
+  core and nothing else;
 - segmenter: `Segmenter.predict_many` on decoded photos: scaling, network, head, probe, ids at the photo's size;
 - command: what `python -m depthg.predict` does after it has loaded the run: reading JPEGs, the above, writing the id
   PNG and the overlay JPEG of each photo (in threads beside the network).
