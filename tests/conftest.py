@@ -14,6 +14,8 @@ if not torch.cuda.is_available():
 import pytest
 from hypothesis import settings
 
+from depthg.figures import svg_bytes
+
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
 torch.utils.deterministic.fill_uninitialized_memory = True
@@ -35,6 +37,20 @@ def _seeded():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_figures():
+    """Figures of reports are built but not drawn, which would take most of a miniature run: see ``drawn_figures``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthg.report_page.svg_bytes", lambda figure: b"<svg/>")
+        yield
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch):
+    """For tests that look at drawings, or at a whole run; what tests start as a command draws anyway."""
+    monkeypatch.setattr("depthg.report_page.svg_bytes", svg_bytes)
 
 
 @pytest.fixture

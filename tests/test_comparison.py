@@ -43,12 +43,7 @@ def make_run(path, cluster=(60.0, 40.0), protocol=None, images=(20.0, 30.0, 40.0
     return path
 
 
-@pytest.fixture
-def plain_figures(monkeypatch):
-    monkeypatch.setattr("depthg.report_page.svg_bytes", lambda figure: b"<svg/>")
-
-
-def test_depth_is_read_as_the_change_whatever_the_order(plain_figures, tmp_path):
+def test_depth_is_read_as_the_change_whatever_the_order(tmp_path):
     make_run(tmp_path / "plain")
     make_run(tmp_path / "guided", (66.5, 39.0), DEPTH, images=(25.0, 30.0, 50.0))
     pages = []
@@ -69,7 +64,7 @@ def test_depth_is_read_as_the_change_whatever_the_order(plain_figures, tmp_path)
     assert pages[0].text == pages[1].text
 
 
-def test_other_changes_are_named_by_the_folders(plain_figures, tmp_path):
+def test_other_changes_are_named_by_the_folders(tmp_path):
     a, b = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", protocol={"seed": 3})
     page = Page(write_comparison(a, b, tmp_path / "page.html", pictures=False))
     assert "Comparison of two runs" in page.text and "a/run" in page.text and "b/run" in page.text
@@ -79,7 +74,7 @@ def test_other_changes_are_named_by_the_folders(plain_figures, tmp_path):
     assert "Comparison of two runs" in page.text and "one 60.0 %" not in page.text and "60.0 % one" in page.text
 
 
-def test_the_page_is_self_contained_and_escaped(tmp_path):
+def test_the_page_is_self_contained_and_escaped(drawn_figures, tmp_path):
     a, b = make_run(tmp_path / "a<b>"), make_run(tmp_path / "b", (70.0, 50.0))
     path = write_comparison(a, b, tmp_path / "page.html", pictures=False)
     page = Page(path)
@@ -92,7 +87,7 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     ("key", "value"),
     [("resolution", [32, 32]), ("flip", True), ("crf", True), ("checkpoint", "best"), ("count", "released")],
 )
-def test_runs_that_were_measured_differently_carry_a_warning(plain_figures, tmp_path, key, value):
+def test_runs_that_were_measured_differently_carry_a_warning(tmp_path, key, value):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", protocol={key: value})
     page = Page(write_comparison(a, b, pictures=False))
     assert f"Not measured alike, which is part of the differences: {key}:" in page.text
@@ -122,7 +117,7 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys):
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
-def test_nothing_is_overwritten_unasked(plain_figures, tmp_path, capsys):
+def test_nothing_is_overwritten_unasked(tmp_path, capsys):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     (tmp_path / "a-b.html").write_text("mine")
     assert main([str(a), str(b), "--no-pictures"]) == 1
@@ -132,7 +127,7 @@ def test_nothing_is_overwritten_unasked(plain_figures, tmp_path, capsys):
     assert "Comparison" in (tmp_path / "a-b.html").read_text()
 
 
-def test_missing_parts_are_left_out(plain_figures, tmp_path):
+def test_missing_parts_are_left_out(tmp_path):
     a, b = (make_run(tmp_path / name) for name in "ab")
     for run in (a, b):
         for name in ("images.csv", "metrics.jsonl", "config.yaml"):
@@ -142,7 +137,7 @@ def test_missing_parts_are_left_out(plain_figures, tmp_path):
     assert "Single images" not in page.text and "None" not in page.text.replace("None.", "")
 
 
-def test_pictures_of_real_runs_and_without_their_checkpoint(plain_figures, tmp_path):
+def test_pictures_of_real_runs_and_without_their_checkpoint(tmp_path):
     root = write_camvid(tmp_path / "camvid", n_val=4)
     fast = ("iterations=8", "probe.reinit=0", "val.panels=2")
     train(settings(root, *fast, "name=guided"))

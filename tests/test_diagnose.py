@@ -107,7 +107,7 @@ def test_one_cluster_is_no_clustering(run, capsys):
     assert "--most-clusters 1 must be at least 2" in capsys.readouterr().err
 
 
-def test_a_run_gives_its_shifts_codes_and_a_page(root, run, capsys):
+def test_a_run_gives_its_shifts_codes_and_a_page(drawn_figures, root, run, capsys):
     before = {path for path in root.rglob("*")}
     assert main([str(run), "--most-clusters", "4"]) == 0
     printed = capsys.readouterr().out

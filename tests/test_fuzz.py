@@ -1,6 +1,7 @@
 """Readers of files under mutated input: a value, or an error that names the file. ``tests/fuzz/run.py`` goes on."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ sys.path.insert(0, str(FOLDER))
 from mutate import mutations  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
+NEEDS_ATHERIS = pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install atheris"
+)
 INPUTS = 150  # of each target
 
 
@@ -40,22 +44,28 @@ def test_mutations_repeat_and_differ():
     assert first == again and first != other and len(first) == 50 and first[:3] == [b"abc", b"0123", b""]
 
 
-def test_an_unexpected_error_is_a_finding(tmp_path):
+@pytest.mark.parametrize("tool", ["blind", pytest.param("atheris", marks=NEEDS_ATHERIS)])
+def test_an_unexpected_error_is_a_finding(tmp_path, tool):
     code = (
         "import sys, run, targets\nfrom pathlib import Path\n"
         "targets.TARGETS['list'] = targets.Target('x', lambda path: 1 / len(path.read_bytes()), [b'a'])\n"
-        "sys.argv = ['run', 'list', '--seconds', '5']\nrun.importlib.util.find_spec = lambda name: None\n"
+        "sys.argv = ['run', 'list', '--seconds', '5']\n"
+        f"if {tool == 'blind'}: run.importlib.util.find_spec = lambda name: None\n"
         "sys.exit(run.main())\n"
     )
     finished = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n{code}"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert finished.returncode == 1 and "list: 2 inputs, FAILED" in finished.stdout, finished.stderr
-    assert len(list((tmp_path / "fuzz-findings").iterdir())) == 1
+    assert finished.returncode == 1, finished.stderr
+    assert re.search(r"list: \d+ inputs, FAILED", finished.stdout) and "findings in list" in finished.stdout
+    assert "ZeroDivisionError" in finished.stderr
+    kept = [path.read_bytes() for path in (tmp_path / "fuzz-findings").iterdir()]
+    assert kept and set(kept) == {b""}
+    assert tool == "atheris" or (len(kept) == 1 and "list: 2 inputs" in finished.stdout)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install atheris")
+@NEEDS_ATHERIS
 def test_atheris_finds_nothing_in_a_short_time(tmp_path):
     command = [sys.executable, str(FOLDER / "run.py"), "list", "config", "checkpoint", "labels", "--seconds", "12"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -177,7 +177,7 @@ def test_yaml_values_that_take_long_or_do_not_exist(text):
     assert parse_yaml(f"line: '{'-' * 150}'") == {"line": "-" * 150}
 
 
-def test_pages_show_hostile_text_as_text(tmp_path):
+def test_pages_show_hostile_text_as_text(drawn_figures, tmp_path):
     run = create_run(Config(runs_dir=str(tmp_path), name="a"))
     script = "<script>alert(1)</script>"
     metrics = {"cluster.accuracy": script, "classes": [script], "environment": {script: script}, "seconds": {script: 1}}

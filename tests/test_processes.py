@@ -168,9 +168,7 @@ def test_a_signal_stops_all_at_one_iteration_and_resuming_needs_no_second_proces
     assert printed.replace("\n", "").count(f"resume={tmp_path / 'cut'}") == 1
     iteration = read_checkpoint(tmp_path / "cut" / "checkpoints" / "last")[1]["iteration"]
     assert iteration == read_log(log)[-1]["iteration"] > 5
-    resumed = [f"resume={tmp_path / 'cut'}", f"iterations={iteration + 3}"]
-    done = launch("-m", "depthg.train", *resumed)
-    assert done.returncode == 0, done.stderr
+    train(load_config([f"resume={tmp_path / 'cut'}", f"iterations={iteration + 3}"]))
     whole = train(settings(root, f"runs_dir={tmp_path}", "name=whole", "batch_size=8", f"iterations={iteration + 3}"))
     assert whole["environment"]["processes"] == "1"
     assert differ_weights(tmp_path / "whole", tmp_path / "cut") < 1e-4

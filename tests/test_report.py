@@ -92,13 +92,7 @@ def full_run(path, panels=3):
     return make_run(path, metrics=full_metrics(), config=config, records=records, panels=panels)
 
 
-@pytest.fixture
-def plain_figures(monkeypatch):
-    """Figures are built but not rendered, for tests that look at other things."""
-    monkeypatch.setattr("depthg.report_page.svg_bytes", lambda figure: b"<svg/>")
-
-
-def test_a_full_run_shows_every_part(tmp_path):
+def test_a_full_run_shows_every_part(drawn_figures, tmp_path):
     path = write_report(full_run(tmp_path / "my-run"))
     assert path == tmp_path / "my-run" / "report.html"
     page = Page(path)
@@ -112,7 +106,7 @@ def test_a_full_run_shows_every_part(tmp_path):
     assert {"Loss", "Loss terms, unweighted", "Validation accuracy (%)"} <= set(page.alts)
 
 
-def test_the_page_is_self_contained_and_escaped(tmp_path):
+def test_the_page_is_self_contained_and_escaped(drawn_figures, tmp_path):
     run = full_run(tmp_path / "a<b>&run")
     page = Page(write_report(run))
     assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
@@ -126,14 +120,14 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
         base64.b64decode(address.split(",", 1)[1], validate=True)
 
 
-def test_figures_come_in_light_and_dark(tmp_path):
+def test_figures_come_in_light_and_dark(drawn_figures, tmp_path):
     html = write_report(full_run(tmp_path / "run")).read_text()
     pairs = re.findall(r'<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)"><img src="([^"]+)"', html)
     assert len(pairs) == 6
     assert all(dark != light for dark, light in pairs)
 
 
-def test_panels_are_the_files_of_the_run(plain_figures, tmp_path):
+def test_panels_are_the_files_of_the_run(tmp_path):
     run = full_run(tmp_path / "run")
     page = Page(write_report(run))
     for path in (run / "panels").glob("*.png"):
@@ -143,7 +137,7 @@ def test_panels_are_the_files_of_the_run(plain_figures, tmp_path):
     assert sum(a.startswith("data:image/png") for a in many.addresses) == 12 and "3 further sheets" in many.text
 
 
-def test_best_median_and_worst_sheets_are_named_in_this_order_and_all_open(plain_figures, tmp_path):
+def test_best_median_and_worst_sheets_are_named_in_this_order_and_all_open(tmp_path):
     run = full_run(tmp_path / "run", panels=0)
     (run / "panels").mkdir()
     for name in ("worst", "best", "median"):
@@ -158,7 +152,7 @@ def test_best_median_and_worst_sheets_are_named_in_this_order_and_all_open(plain
         write_report(run)
 
 
-def test_evaluations_stand_with_their_protocol_and_intervals(plain_figures, tmp_path):
+def test_evaluations_stand_with_their_protocol_and_intervals(tmp_path):
     entry = {
         "protocol": "x val, 3 images; flip; CRF", "cluster.accuracy": 61.25, "cluster.miou": 20.0,
         "cluster.intervals": {"accuracy": [60.0, 62.0], "miou": [18.0, 22.5]}, "linear.accuracy": 70.0,
@@ -176,7 +170,7 @@ def test_evaluations_stand_with_their_protocol_and_intervals(plain_figures, tmp_
     assert "no labels here" not in page.text
 
 
-def test_peak_memory_is_shown(plain_figures, tmp_path):
+def test_peak_memory_is_shown(tmp_path):
     metrics = full_metrics() | {"memory": {"resident_mib": 1536, "gpu_mib": 512}}
     page = Page(write_report(make_run(tmp_path / "run", metrics=metrics)))
     assert "At most 1.50 GiB of memory (resident, with mapped files) and 0.50 GiB on the GPU." in page.text
@@ -193,7 +187,7 @@ def test_a_run_without_labels_has_no_scores_and_no_nan(tmp_path):
 
 
 @pytest.mark.parametrize("absent", ["config.yaml", "metrics.jsonl", "metrics.json", "panels"])
-def test_any_part_may_be_absent(plain_figures, tmp_path, absent):
+def test_any_part_may_be_absent(tmp_path, absent):
     run = full_run(tmp_path / "run")
     if absent == "panels":
         for path in (run / "panels").iterdir():
@@ -211,7 +205,7 @@ def test_any_part_may_be_absent(plain_figures, tmp_path, absent):
 @pytest.mark.parametrize(
     "key", ["protocol", "seconds", "confusion", "classes", "environment", "per_class", "linear.miou"]
 )
-def test_any_metric_may_be_absent_or_null(plain_figures, tmp_path, key):
+def test_any_metric_may_be_absent_or_null(tmp_path, key):
     for number, change in enumerate((lambda m: m.pop(key), lambda m: m.update({key: None}))):
         metrics = full_metrics()
         change(metrics)
@@ -219,7 +213,7 @@ def test_any_metric_may_be_absent_or_null(plain_figures, tmp_path, key):
         assert "80.0" in page.text and "None" not in page.text
 
 
-def test_an_interrupted_run_shows_how_far_it_is(tmp_path):
+def test_an_interrupted_run_shows_how_far_it_is(drawn_figures, tmp_path):
     run = make_run(tmp_path / "run", config={"iterations": 500}, records=[{"iteration": 120, "loss": 0.5}])
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 130, "lo')
@@ -227,18 +221,18 @@ def test_an_interrupted_run_shows_how_far_it_is(tmp_path):
     assert "not been evaluated yet" in page.text and "120 of 500" in page.text
 
 
-def test_scores_below_the_baseline_say_so(plain_figures, tmp_path):
+def test_scores_below_the_baseline_say_so(tmp_path):
     metrics = scores() | {"cluster.accuracy": 60.0}
     assert "5.0 below k-means on raw features" in Page(write_report(make_run(tmp_path / "run", metrics=metrics))).text
 
 
-def test_values_that_are_no_numbers_are_dashes(plain_figures, tmp_path):
+def test_values_that_are_no_numbers_are_dashes(tmp_path):
     metrics = scores() | {"cluster.miou": float("nan"), "linear.accuracy": "high"}
     page = Page(write_report(make_run(tmp_path / "run", metrics=metrics)))
     assert "Cluster mIoU" not in page.text and "–" in page.text and "nan" not in page.text  # noqa: RUF001
 
 
-def test_a_matrix_that_does_not_fit_falls_back_to_the_picture(plain_figures, tmp_path):
+def test_a_matrix_that_does_not_fit_falls_back_to_the_picture(tmp_path):
     run = make_run(tmp_path / "run", metrics=full_metrics() | {"confusion": [[1, 2], [3]]}, panels=1)
     assert "Confusion matrix" not in Page(write_report(run)).alts
     (run / "panels" / "00.png").rename(run / "confusion.png")
@@ -277,7 +271,7 @@ def test_folders_that_are_no_run_and_damaged_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"protocol": [1]}, {"evaluations": [7]}])
-def test_values_of_another_kind_are_damage(plain_figures, tmp_path, capsys, change):
+def test_values_of_another_kind_are_damage(tmp_path, capsys, change):
     run = full_run(tmp_path / "run")
     path = run / "metrics.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -285,7 +279,7 @@ def test_values_of_another_kind_are_damage(plain_figures, tmp_path, capsys, chan
     assert f"error: {path} is damaged" in capsys.readouterr().err
 
 
-def test_command_line_rebuilds_a_report(plain_figures, tmp_path, capsys):
+def test_command_line_rebuilds_a_report(tmp_path, capsys):
     run = full_run(tmp_path / "run")
     (run / "report.html").write_text("old")
     assert main([str(run)]) == 0
@@ -296,7 +290,7 @@ def test_command_line_rebuilds_a_report(plain_figures, tmp_path, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_another_file_is_written_only_where_nothing_is(plain_figures, tmp_path, capsys):
+def test_another_file_is_written_only_where_nothing_is(tmp_path, capsys):
     run, out = full_run(tmp_path / "run"), tmp_path / "new" / "page.html"
     assert main([str(run), "--out", str(out)]) == 0
     assert "Protocol" in out.read_text() and not (run / "report.html").exists()
@@ -309,7 +303,7 @@ def test_another_file_is_written_only_where_nothing_is(plain_figures, tmp_path, 
     assert main([str(run)] * 3) == 1 and "got 3" in capsys.readouterr().err
 
 
-def test_sheets_are_never_enlarged_and_a_broken_one_is_named(plain_figures, tmp_path):
+def test_sheets_are_never_enlarged_and_a_broken_one_is_named(tmp_path):
     run = make_run(tmp_path / "run", panels=1)
     Image.new("RGB", (1000, 20)).save(run / "panels" / "00.png")
     assert 'style="max-width:1000px;min-width:560px"' in write_report(run).read_text()

@@ -8,17 +8,16 @@ A finding is written to ``fuzz-findings/`` in the working folder, and the status
 """
 
 import argparse
-import atexit
 import hashlib
 import importlib.util
+import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))
 FINDINGS = Path("fuzz-findings")
@@ -50,18 +49,27 @@ def blind(name: str, seconds: float, seed: int = 0) -> int:
     return tried
 
 
-def guided(name: str, seconds: float) -> None:
-    """One target under atheris, which ends the process."""
-    import atheris
+def guided(name: str, target, seconds: float) -> tuple[int, bool, str]:
+    """One target under atheris: the number of inputs, whether it failed, and what was said.
 
-    with atheris.instrument_imports(include=["depthg", "yaml", "omegaconf"]):
-        from targets import TARGETS
-    target = TARGETS[name]
-    FINDINGS.mkdir(exist_ok=True)
-    corpus = Path(tempfile.mkdtemp(prefix="depthg-corpus-"))
-    atexit.register(shutil.rmtree, corpus, ignore_errors=True)
-    for number, seed in enumerate(target.seeds):
-        (corpus / str(number)).write_bytes(seed)
+    atheris ends its process, so it has a child of its own: to fork is quicker than to instrument the modules again.
+    """
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory(prefix="depthg-corpus-") as corpus:
+        for number, seed in enumerate(target.seeds):
+            (Path(corpus) / str(number)).write_bytes(seed)
+        child = os.fork()
+        if not child:
+            os.dup2(said.fileno(), 2)
+            fuzz(name, target, seconds, corpus)
+        status = os.waitpid(child, 0)[1]
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    counts = re.findall(r"(?:Done |stat::number_of_executed_units: |^#)(\d+)", text, re.MULTILINE)
+    return max(map(int, counts), default=0), status != 0, text
+
+
+def fuzz(name: str, target, seconds: float, corpus: str) -> NoReturn:
+    import atheris
 
     def one(content: bytes) -> None:
         try:
@@ -70,38 +78,41 @@ def guided(name: str, seconds: float) -> None:
             keep(name, content)
             raise
 
-    limits = [f"-max_total_time={max(1, round(seconds))}", "-max_len=8192", "-rss_limit_mb=4096", "-timeout=20"]
-    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={FINDINGS}/{name}-", str(corpus)], one)
-    atheris.Fuzz()
+    try:
+        FINDINGS.mkdir(exist_ok=True)
+        limits = [f"-max_total_time={max(1, round(seconds))}", "-max_len=8192", "-rss_limit_mb=4096", "-timeout=20"]
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={FINDINGS}/{name}-", corpus], one)
+        atheris.Fuzz()
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)  # not reached: atheris ends the process
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", nargs="*", help="config, list, ... (default: all)")
     parser.add_argument("--seconds", type=float, default=60, help="over all targets")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        guided(options.target[0], options.seconds)
-        return 0
-    from targets import TARGETS
+    with_atheris = importlib.util.find_spec("atheris") is not None
+    if with_atheris:
+        import atheris
 
+        with atheris.instrument_imports(include=["depthg", "yaml", "omegaconf"]):
+            from targets import TARGETS
+    else:
+        print("atheris is not installed (pip install atheris): blind mutations instead")
+        from targets import TARGETS
     names = options.target or list(TARGETS)
     unknown = [name for name in names if name not in TARGETS]
     if unknown:
         parser.error(f"no target {unknown[0]}; choose from {', '.join(TARGETS)}")
-    with_atheris, total, failed = importlib.util.find_spec("atheris") is not None, 0, []
-    if not with_atheris:
-        print("atheris is not installed (pip install atheris): blind mutations instead")
+    total, failed = 0, []
     for name in names:
         share = options.seconds / len(names)
         if with_atheris:
-            command = [sys.executable, __file__, name, "--alone", "--seconds", str(share)]
-            finished = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            counts = re.findall(r"(?:Done |stat::number_of_executed_units: |^#)(\d+)", finished.stderr, re.MULTILINE)
-            tried, found = max(map(int, counts), default=0), finished.returncode != 0
+            tried, found, text = guided(name, TARGETS[name], share)
             if found:
-                print(finished.stderr[-4000:], file=sys.stderr)
+                print(text[-4000:], file=sys.stderr)
         else:
             tried = blind(name, share)
             tried, found = abs(tried), tried < 0
