@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from depthg.kernels import pair_pass_native
+from depthg.kernels.pair_pass import inverse_length
 from torch import Tensor
 
 
@@ -28,8 +29,7 @@ def code_gradient(
     else:
         d_unit = (upstream.to(d_terms.dtype)[None] @ d_terms.flatten(1)).view(d_terms.shape[1:])
     x = codes.to(d_terms.dtype)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = norm.reciprocal().masked_fill_(norm == 0, 0)
+    inverse = inverse_length(x)[..., None]
     along = (x * d_unit).sum(-1, keepdim=True)
     return d_unit.addcmul_(x, along * inverse * inverse, value=-1).mul_(inverse).to(codes.dtype)
 

@@ -67,6 +67,18 @@ def test_empty_batch_and_zero_vectors(impl):
     assert torch.isfinite(z_a.grad).all() and (z_a.grad[1] == 0).all() and z_a.grad[0].norm() > 0
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, "eager"])
+@pytest.mark.parametrize("length", [1e-30, 1e-40])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_vectors_whose_squares_vanish_count_as_zero(impl, length, channels):
+    views, found = (vectors(3, channels), vectors(3, channels)), []
+    for short in (0, length):
+        views[0].requires_grad_(False)[1] = short
+        loss = nt_xent_loss(views[0].requires_grad_(), views[1], 0.5, impl=impl)
+        found.append((loss.detach(), *torch.autograd.grad(loss, views[:1])))
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("grads", list(itertools.product([True, False], repeat=2)))
 def test_every_subset_of_gradients(impl, grads):
