@@ -16,7 +16,9 @@ from hypothesis import settings
 
 from depthg.figures import svg_bytes
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.register_profile(  # a busy machine is no failure; examples are the same every time, unless more are asked for
+    "patient", deadline=None, derandomize="DEPTHG_EXAMPLES" not in os.environ
+)
 settings.load_profile("patient")
 torch.utils.deterministic.fill_uninitialized_memory = True
 
