@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from depthg.figures import PRINT, Theme, new_figure, style_axes
+from depthg.figures import PRINT, Theme, new_figure, plain, style_axes
 
 LEGEND: dict[str, Any] = {
     "frameon": False, "fontsize": 9, "ncols": 2, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0),
@@ -28,6 +28,7 @@ def class_figure(
     known = [name for name in first if first[name] is not None and second.get(name) is not None]
     known.sort(key=lambda name: second[name] - first[name])
     rows, a, b = np.arange(len(known)), *(np.array([run[name] for name in known]) for run in (first, second))
+    names = plain(names)
     figure, (ax,) = new_figure(theme, 4.9, 1.1 + 0.29 * len(known), 1, 1)
     style_axes(ax, theme, None)
     ax.hlines(rows, a, b, color=theme.faint, linewidth=1.6, alpha=0.6)
@@ -36,7 +37,7 @@ def class_figure(
     for row, change in zip(rows, b - a, strict=True):
         ax.annotate(signed(change), (104, row), color=theme.ink, va="center", ha="left", fontsize=9.5,
                     annotation_clip=False)  # fmt: skip
-    ax.set_yticks(rows, known, color=theme.ink)
+    ax.set_yticks(rows, plain(known), color=theme.ink)
     ax.set_xlim(0, 100)
     ax.set_ylim(-0.6, len(known) - 0.4)
     ax.grid(axis="y", visible=False)
@@ -47,6 +48,7 @@ def class_figure(
 
 def image_figure(first: np.ndarray, second: np.ndarray, names: Sequence[str], theme: Theme = PRINT) -> Figure:
     """mIoU of every image in both runs; above the diagonal the second is better."""
+    names = plain(names)
     figure, (ax,) = new_figure(theme, 4.9, 4.3, 1, 1)
     style_axes(ax, theme, None)
     low, high = min(first.min(), second.min()), max(first.max(), second.max())
@@ -66,6 +68,7 @@ def validation_figure(
     first: Sequence[Mapping], second: Sequence[Mapping], kind: str, names: Sequence[str], theme: Theme = PRINT
 ) -> Figure:
     """``kind`` ("accuracy" or "miou") of the cluster probe over iterations, of the evaluated lines of both logs."""
+    names = plain(names)
     figure, (ax,) = new_figure(theme, 4.7, 3.1, 1, 1)
     style_axes(ax, theme, None)
     for lines, name, colour in ((first, names[0], theme.series[1]), (second, names[1], theme.series[0])):

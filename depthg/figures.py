@@ -122,7 +122,7 @@ def iou_figure(per_class: Mapping[str, Mapping[str, float | None]], theme: Theme
         text = "not in the labels" if math.isnan(value[name]) else f"{value[name]:.0f}"
         ax.annotate(text, (103 if text.isdigit() else 1, row), color=theme.ink if text.isdigit() else theme.faint,
                     va="center", ha="left", fontsize=9.5, annotation_clip=False)  # fmt: skip
-    ax.set_yticks(rows, names, color=theme.ink)
+    ax.set_yticks(rows, plain(names), color=theme.ink)
     ax.set_xlim(0, 100)
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", visible=False)
@@ -172,6 +172,7 @@ def confusion_figure(
             ink = ("#ffffff" if dark_end else "#10151a") if strong else theme.ink
             ax.text(j + 0.5, i + 0.5, f"{value:.0f}", color=ink, ha="center", va="center", fontsize=font,
                     fontweight="bold" if i == j else "normal")  # fmt: skip
+    classes = plain(classes)
     columns = [*classes, "no class"][: counts.shape[1]]
     ax.set_xticks(edges_x[:-1] + 0.5, columns, rotation=45, ha="right", rotation_mode="anchor", color=theme.ink)
     ax.set_yticks(edges_y[:-1] + 0.5, classes, color=theme.ink)
@@ -184,6 +185,11 @@ def confusion_figure(
     ax.set_xlabel("predicted", color=theme.faint)
     ax.set_ylabel("true class, rows in %", color=theme.faint)
     return figure
+
+
+def plain(names: Sequence[str]) -> list[str]:
+    """Names as matplotlib draws them letter by letter: between two dollars it would read a formula."""
+    return [str(name).replace("$", r"\$") for name in names]
 
 
 def save_figure(figure: Figure, path: Path | str, dpi: int = 150) -> None:

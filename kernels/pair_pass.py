@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
 
 
 def inverse_length(x: Tensor) -> Tensor:  # [..., C] -> [...]
-    """1 / |x|, 0 for a zero vector: one whose squared length is 0 in its type."""
+    """1 / |x|, 0 for a zero vector as in ``reference.normalize``."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
     return norm.reciprocal().masked_fill_(norm.square() == 0, 0)
 

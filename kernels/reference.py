@@ -55,7 +55,7 @@ class DepthGLoss(NamedTuple):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Unit vectors along the last axis; a zero vector stays zero and passes no gradient."""
+    """Unit vectors along the last axis; a zero vector (squared length 0 in its type) is zero and passes no gradient."""
     square = (x * x).sum(-1, keepdim=True)
     positive = square > 0
     return torch.where(positive, x * torch.where(positive, square, 1.0).rsqrt(), 0.0)

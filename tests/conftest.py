@@ -51,7 +51,7 @@ def _plain_figures():
 
 @pytest.fixture
 def drawn_figures(monkeypatch):
-    """For tests that look at drawings, or at a whole run; what tests start as a command draws anyway."""
+    """Draws the figures of reports in this process."""
     monkeypatch.setattr("depthg.report_page.svg_bytes", svg_bytes)
 
 

@@ -11,6 +11,7 @@ from test_report import Page
 
 from depthg.comparison import mean_interval, write_comparison
 from depthg.comparison_figures import class_figure, image_figure, signed, validation_figure
+from depthg.figures import svg_bytes
 from depthg.report import main
 from depthg.train import train
 
@@ -168,6 +169,17 @@ def test_image_and_validation_figures_hold_the_values():
     ax = validation_figure(lines, lines[:1], "miou", ("x", "y")).axes[0]
     assert [line.get_label() for line in ax.get_lines()] == ["x", "y"]
     np.testing.assert_array_equal(ax.get_lines()[0].get_xydata(), [[10, 5], [20, 10]])
+
+
+def test_names_are_no_formulas():
+    odd, scores = (r"$\frac{$", "$x$"), {r"$\frac{$": 10.0, "b": 50.0}
+    lines = [{"iteration": 1, "cluster.miou": 1.0}]
+    for figure in (
+        class_figure(scores, scores, odd),
+        image_figure(np.ones(1), np.ones(1), odd),
+        validation_figure(lines, lines, "miou", odd),
+    ):
+        svg_bytes(figure)  # would raise
 
 
 def test_intervals_and_signs():

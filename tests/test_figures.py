@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -136,6 +137,18 @@ def test_any_number_of_classes_draws(n, theme):
         iou_figure({"cluster": dict.fromkeys(names, 5.0)}, theme),
     ):
         ElementTree.fromstring(svg_bytes(figure))
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "a $x$ b", "$"])
+def test_names_are_drawn_letter_by_letter(name):
+    for figure in (
+        iou_figure({"cluster": {name: 50.0, "b": 5.0}}),
+        confusion_figure(np.eye(2, dtype=int), [name, "b"]),
+    ):
+        svg_bytes(figure)
+        drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert sorted(text.replace(r"\$", "$") for text in drawn) == sorted([name, "b"])
+        assert not any(map(is_math_text, drawn))
 
 
 def test_svg_needs_no_fonts_and_is_transparent_for_the_page_themes():

@@ -48,8 +48,9 @@ def test_mutations_repeat_and_differ():
 def test_an_unexpected_error_is_a_finding(tmp_path, tool):
     code = (
         "import sys, run, targets\nfrom pathlib import Path\n"
-        "targets.TARGETS['list'] = targets.Target('x', lambda path: 1 / len(path.read_bytes()), [b'a'])\n"
-        "sys.argv = ['run', 'list', '--seconds', '5']\n"
+        "targets.TARGETS['bad'] = targets.Target('x', lambda path: 1 / len(path.read_bytes()), [b'a'])\n"
+        "targets.TARGETS['good'] = targets.Target('y', lambda path: path.read_bytes(), [b'a'])\n"
+        "sys.argv = ['run', 'bad', 'good', '--seconds', '4']\n"
         f"if {tool == 'blind'}: run.importlib.util.find_spec = lambda name: None\n"
         "sys.exit(run.main())\n"
     )
@@ -58,11 +59,13 @@ def test_an_unexpected_error_is_a_finding(tmp_path, tool):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert finished.returncode == 1, finished.stderr
-    assert re.search(r"list: \d+ inputs, FAILED", finished.stdout) and "findings in list" in finished.stdout
-    assert "ZeroDivisionError" in finished.stderr
+    assert re.search(r"^bad: [1-9]\d* inputs, FAILED$", finished.stdout, re.MULTILINE), finished.stdout
+    assert re.search(r"^good: [1-9][\d,]* inputs$", finished.stdout, re.MULTILINE), finished.stdout
+    assert finished.stdout.endswith("inputs, findings in bad\n") and "ZeroDivisionError" in finished.stderr
+    assert ("atheris is not installed" in finished.stdout) == (tool == "blind")
     kept = [path.read_bytes() for path in (tmp_path / "fuzz-findings").iterdir()]
     assert kept and set(kept) == {b""}
-    assert tool == "atheris" or (len(kept) == 1 and "list: 2 inputs" in finished.stdout)
+    assert tool == "atheris" or (len(kept) == 1 and "bad: 2 inputs" in finished.stdout)
 
 
 @NEEDS_ATHERIS

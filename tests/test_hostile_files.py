@@ -179,12 +179,15 @@ def test_yaml_values_that_take_long_or_do_not_exist(text):
 
 def test_pages_show_hostile_text_as_text(drawn_figures, tmp_path):
     run = create_run(Config(runs_dir=str(tmp_path), name="a"))
-    script = "<script>alert(1)</script>"
-    metrics = {"cluster.accuracy": script, "classes": [script], "environment": {script: script}, "seconds": {script: 1}}
+    script, formula = "<script>alert(1)</script>", r"$\frac{$"
+    metrics = {"cluster.accuracy": script, "classes": [script, formula], "confusion": [[3, 1], [1, 2]]}
+    metrics |= {"environment": {script: script}, "seconds": {script: 1}}
+    metrics |= {"per_class": {"cluster": {script: 50.0, formula: 25.0}}}
     (run / "metrics.json").write_text(json.dumps(metrics))
     (run / "metrics.jsonl").write_text(json.dumps({"iteration": 1, script: 1}) + "\n[" + "[" * 9999 + "\n")
     (run / "images.csv").write_text(f"name,accuracy,miou\n{script},1,1\n")
-    assert script not in write_report(run).read_text()
+    page = write_report(run).read_text()
+    assert script not in page and page.count("data:image/svg+xml") == 4
     assert len(read_log(run / "metrics.jsonl")) == 1
 
 

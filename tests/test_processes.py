@@ -71,7 +71,9 @@ def root(tmp_path_factory):
 def two(root):
     """All cases trained by two processes; the folder of their runs, and what was printed."""
     file = root.parent / "cases.json"
-    file.write_text(json.dumps([lines(root, name, "two") for name in CASES]))
+    begun, resumed = lines(root, "bilinear", "resumed"), f"resume={root.parent / 'resumed' / 'bilinear'}"
+    cases = [lines(root, name, "two") for name in CASES]
+    file.write_text(json.dumps([*cases, [*begun, "iterations=4"], [resumed, "iterations=8"]]))
     done = launch(str(Path(__file__).parent / "together.py"), str(file))
     assert done.returncode == 0, done.stderr
     return root.parent / "two", done.stdout
@@ -112,6 +114,10 @@ def test_two_processes_give_the_losses_and_weights_of_one(root, two, name):
     assert (one["environment"]["processes"], found["environment"]["processes"]) == ("1", "2")
 
 
+def test_two_processes_resume(root, two):
+    assert differ(two[0] / "bilinear", root.parent / "resumed" / "bilinear") == (0, 0)
+
+
 def test_scope_process_knows_only_its_own_part(root, two):
     names = ("uncentred", "halves")
     for name in names:
@@ -142,7 +148,7 @@ def test_bfloat16_is_near_float32(root, two, name):
 
 def test_one_process_prints_and_writes(two):
     runs, printed = two
-    assert len(re.findall("protocol:", printed)) == len(CASES)
+    assert len(re.findall("protocol:", printed)) == len(CASES) + 2
     assert sorted(path.name for path in runs.iterdir()) == sorted(CASES)
     assert not list(runs.rglob(".*")), "no lock and no unfinished file is left"
 

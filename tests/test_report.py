@@ -176,7 +176,7 @@ def test_peak_memory_is_shown(tmp_path):
     assert "At most 1.50 GiB of memory (resident, with mapped files) and 0.50 GiB on the GPU." in page.text
 
 
-def test_a_run_without_labels_has_no_scores_and_no_nan(tmp_path):
+def test_a_run_without_labels_has_no_scores_and_no_nan(drawn_figures, tmp_path):
     records = [{"iteration": i, "loss": -0.1 * i} for i in range(3)]
     metrics = {key: full_metrics()[key] for key in ("protocol", "seconds", "environment")} | {"classes": []}
     config = {"iterations": 500, "n_classes": 8}
@@ -213,7 +213,7 @@ def test_any_metric_may_be_absent_or_null(tmp_path, key):
         assert "80.0" in page.text and "None" not in page.text
 
 
-def test_an_interrupted_run_shows_how_far_it_is(drawn_figures, tmp_path):
+def test_an_interrupted_run_shows_how_far_it_is(tmp_path):
     run = make_run(tmp_path / "run", config={"iterations": 500}, records=[{"iteration": 120, "loss": 0.5}])
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 130, "lo')

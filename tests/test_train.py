@@ -256,18 +256,24 @@ def test_zero_iterations_evaluate_the_untrained_head(root):
         (["resume=nowhere"], "not a run folder"),
     ],
 )
-def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_said_without_a_traceback(tmp_path, monkeypatch, capsys, recwarn, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (64, 64)).save(tmp_path / "one" / f"{name}.png")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DEPTHG_CACHE", str(tmp_path / "cache"))
+    said = error_of(tmp_path, monkeypatch, arguments)
+    assert said.startswith("error: ") and message in said
+    assert not capsys.readouterr().err and not recwarn.list
+
+
+def error_of(folder, monkeypatch, arguments) -> str:
+    """What the command ends with when it is started in ``folder``."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DEPTHG_CACHE", str(folder / "cache"))
     monkeypatch.setattr(sys, "argv", ["depthg.train", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code.startswith("error: ") and message in ended.value.code
-    assert not capsys.readouterr().err
+    return ended.value.code
 
 
 def test_a_user_error_is_status_one_and_all_that_is_said(run_module):
@@ -289,9 +295,6 @@ def test_command_line_from_scenes_to_report(run_module, tmp_path, monkeypatch):
     assert finished.returncode == 0, finished.stderr
     assert "k-means" in finished.stdout and "protocol:" in finished.stdout
     assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DEPTHG_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(FileExistsError, match="overwrite=true"):
-        train(load_config(arguments))
+    assert "overwrite=true" in error_of(tmp_path, monkeypatch, arguments)
     train(load_config([*arguments, "overwrite=true", "iterations=5"]))
     assert read_checkpoint(tmp_path / "runs" / "tiny" / "checkpoints" / "last")[1]["iteration"] == 5

@@ -8,8 +8,10 @@ A finding is written to ``fuzz-findings/`` in the working folder, and the status
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -59,8 +61,7 @@ def guided(name: str, target, seconds: float) -> tuple[int, bool, str]:
             (Path(corpus) / str(number)).write_bytes(seed)
         child = os.fork()
         if not child:
-            os.dup2(said.fileno(), 2)
-            fuzz(name, target, seconds, corpus)
+            fuzz(name, target, seconds, corpus, said.fileno())
         status = os.waitpid(child, 0)[1]
         said.seek(0)
         text = said.read().decode(errors="replace")
@@ -68,24 +69,35 @@ def guided(name: str, target, seconds: float) -> tuple[int, bool, str]:
     return max(map(int, counts), default=0), status != 0, text
 
 
-def fuzz(name: str, target, seconds: float, corpus: str) -> NoReturn:
-    import atheris
+def fuzz(name: str, target, seconds: float, corpus: str, said: int) -> NoReturn:
+    """Ends the process; all that is printed goes to the file ``said``."""
+    tried, status = 0, 1
 
     def one(content: bytes) -> None:
+        nonlocal tried
+        tried += 1
         try:
             target(content)
         except Exception:
             keep(name, content)
+            print(f"#{tried}", file=sys.stderr)
             raise
 
     try:
+        import atheris
+
+        for printed in (1, 2):
+            os.dup2(said, printed)
         FINDINGS.mkdir(exist_ok=True)
         limits = [f"-max_total_time={max(1, round(seconds))}", "-max_len=8192", "-rss_limit_mb=4096", "-timeout=20"]
         atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={FINDINGS}/{name}-", corpus], one)
-        atheris.Fuzz()
+        atheris.Fuzz()  # ends the process when the time is up
+    except SystemExit as end:  # and raises this after a finding
+        status = 1 if end.code else 0
     except BaseException:
         traceback.print_exc()
-    os._exit(1)  # not reached: atheris ends the process
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main() -> int:
@@ -97,7 +109,8 @@ def main() -> int:
     if with_atheris:
         import atheris
 
-        with atheris.instrument_imports(include=["depthg", "yaml", "omegaconf"]):
+        hushed = contextlib.redirect_stderr(io.StringIO())  # a line per module
+        with hushed, atheris.instrument_imports(include=["depthg", "yaml", "omegaconf"]):
             from targets import TARGETS
     else:
         print("atheris is not installed (pip install atheris): blind mutations instead")
