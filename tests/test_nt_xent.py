@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 from depthg.kernels import nt_xent_loss, reference
+from depthg.kernels.code_gradient import code_gradient
+from depthg.kernels.feature_means import mean_vectors
 from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
 
 
@@ -77,6 +79,16 @@ def test_vectors_whose_squares_vanish_count_as_zero(impl, length, channels):
         loss = nt_xent_loss(views[0].requires_grad_(), views[1], 0.5, impl=impl)
         found.append((loss.detach(), *torch.autograd.grad(loss, views[:1])))
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length"),
+    [(torch.float32, 1e-30), (torch.float32, 1e-40), (torch.bfloat16, 1e-30), (torch.float64, 1e-200)],
+)
+def test_such_vectors_have_no_gradient_and_no_part_in_means(dtype, length):
+    x = torch.full((1, 1, 1), length, dtype=dtype)
+    found = code_gradient(x, torch.ones(1, 1, 1, 1, dtype=torch.promote_types(dtype, torch.float32)), torch.ones(1))
+    assert found.item() == 0 and mean_vectors(x).item() == 0
 
 
 @pytest.mark.parametrize("impl", IMPLS)
