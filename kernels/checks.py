@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from depthg.kernels.reference import RELATIONS, LossSettings
 from torch import Tensor
 
+T = TypeVar("T")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -54,6 +58,49 @@ def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
     return impl
 
 
+def without_autocast(function: Callable[..., T]) -> Callable[..., T]:
+    """The body of an operator in the types of its tensors: autocast would run its matrix products in half precision."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **named: Any) -> T:
+        device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **named)
+
+    return run
+
+
+class Sampled:
+    """What checks ask of the vectors that a map gives at points, before they are read."""
+
+    def __init__(self, maps: Tensor, points: Tensor, *, scalar: bool = False) -> None:
+        self.shape = torch.Size([maps.shape[0], points.shape[1], *([] if scalar else [maps.shape[1]])])
+        self.ndim = len(self.shape)
+        self.dtype, self.device, self.requires_grad = maps.dtype, maps.device, maps.requires_grad
+
+
+def check_maps(
+    feats: Tensor, codes: Tensor, feats_near: Tensor, codes_near: Tensor, depth: Tensor | None, points: Tensor,
+    points_near: Tensor, settings: LossSettings,
+) -> None:  # fmt: skip
+    """Everything that ``points`` are read from is a map that has them."""
+    from depthg.kernels.sample_points import check_points
+
+    sides = (("feats", feats, points), ("codes", codes, points), ("feats_neighbour", feats_near, points_near),
+             ("codes_neighbour", codes_near, points_near))  # fmt: skip
+    for name, x, at in (*sides, *(() if depth is None else (("depth", depth, points),))):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be a map [images, channels, height, width] with points, got {shape(x)}")
+        check_points(x, at, None, name)
+    vectors = settings.relation in ("euclidean", "normals")
+    if depth is not None and not vectors and depth.shape[1] != 1:
+        raise ValueError(
+            f"depth must be [{depth.shape[0]}, 1, height, width] for {settings.relation!r}, got {shape(depth)}"
+        )
+
+
 def shape(x: Tensor) -> str:
     return str(tuple(x.shape))
 
@@ -64,7 +111,7 @@ def check_floats(**tensors: Tensor | None) -> None:
     for name, x in tensors.items():
         if x is None:
             continue
-        if not isinstance(x, Tensor):
+        if not isinstance(x, (Tensor, Sampled)):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if not x.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point, got {x.dtype}; call {name}.float()")

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
-from depthg.kernels import pair_pass_native
+from depthg.kernels import checks, pair_pass_native
 from depthg.kernels.pair_pass import inverse_length
 from torch import Tensor
 
 
 @torch.library.custom_op("depthg::code_gradient", mutates_args=())
+@checks.without_autocast
 def code_gradient(
     codes: Tensor,  # [N, P, K]
     d_terms: Tensor,  # [T, N, P, K] gradients of the terms at the unit codes

@@ -13,6 +13,7 @@ import torch
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch
+from depthg.kernels.pair_terms import triton_terms
 from depthg.kernels.reference import CorrelationTerm
 from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, run_pass, working_dtype
 from torch import Tensor
@@ -39,26 +40,8 @@ def _cpu(
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 
-def _triton(
-    feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
-    index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    from depthg.kernels import terms_triton as launch
-
-    a = launch.make_bank(codes_a, feats_a)
-    b = a if codes_b is None else launch.make_bank(codes_b, feats_b)
-    index = launch.identity_index(codes_a.shape[0], codes_a.device) if index_b is None else index_b
-    d_a = torch.empty_like(codes_a, dtype=torch.float32, memory_format=torch.contiguous_format) if need_a else None
-    d_b = d_a if b is a else None
-    if need_b and codes_b is not None:
-        d_b = torch.empty_like(codes_b, dtype=torch.float32, memory_format=torch.contiguous_format)
-    bias = launch.feature_bias(a, b, shift, index, center)
-    term = launch.Term(a, b, index, bias, None, b is a and index_b is None, clamp, max_similarity)
-    (loss,) = launch.run_term(term, d_a, d_b)
-    return loss, mean_product(a.codes.mean, b.codes.mean, index).mean().float(), d_a, None if b is a else d_b
-
-
 @torch.library.custom_op("depthg::correlation_loss", mutates_args=())
+@checks.without_autocast
 def correlation_loss_op(
     feats_a: Tensor,
     feats_b: Tensor | None,
@@ -71,9 +54,11 @@ def correlation_loss_op(
     max_similarity: float | None,
     need_a: bool,
     need_b: bool,
-    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, mean similarity and the gradients at the unit codes (empty when not needed); no side b: the same as a."""
+    """On the CPU: loss, mean similarity and the gradients at the unit codes, empty when not needed.
+
+    No side b: the same as a.
+    """
     dtype = working_dtype(feats_a, codes_a)
     other = codes_a if codes_b is None else codes_b
     draws = 1 if index_b is None else index_b.shape[0]
@@ -83,8 +68,7 @@ def correlation_loss_op(
         zeros_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
         zeros_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
         return zero, zero.clone(), zeros_a, zeros_b
-    run = _cpu if impl == "cpu" else _triton
-    loss, similarity, d_a, d_b = run(
+    loss, similarity, d_a, d_b = _cpu(
         feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b
     )
     return loss, similarity, none if d_a is None else d_a, none.clone() if d_b is None else d_b
@@ -94,7 +78,6 @@ def correlation_loss_op(
 def _(
     feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
     index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
-    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = working_dtype(feats_a, codes_a)
     loss = codes_a.new_empty((), dtype=dtype)
@@ -111,7 +94,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, g_loss: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     codes_a, codes_b, d_a, d_b = ctx.saved_tensors
-    grads: list[Tensor | None] = [None] * 12
+    grads: list[Tensor | None] = [None] * 11
     if g_loss is not None and ctx.needs_input_grad[2]:
         grads[2] = code_gradient(codes_a, d_a[None], g_loss[None])
     if g_loss is not None and codes_b is not None and ctx.needs_input_grad[3]:
@@ -173,10 +156,18 @@ def correlation_loss(
     if impl == "eager" or checks.without_elements(feats_a, feats_b, codes_a, codes_b):
         return reference.correlation_loss(feats_a, feats_b, codes_a, codes_b, shift, index_b=index_b, **options)
     same = feats_a is feats_b and codes_a is codes_b
+    if impl == "triton" and (index_b is None or len(index_b)):
+        near = (None, None) if same or index_b is not None else (codes_b, feats_b)
+        far = (None, None) if same or index_b is None else (codes_b, feats_b)
+        total, _, similarities = triton_terms(
+            codes_a, feats_a, *near, *far, index=index_b, own=same and index_b is None, shifts=(shift,) * 4, **options
+        )
+        term = 2 if index_b is not None else 0 if same else 1
+        return CorrelationTerm(total, similarities[term])
     grad = torch.is_grad_enabled()
     loss, similarity, _, _ = correlation_loss_op(
         feats_a, None if same else feats_b, codes_a, None if same else codes_b, checks.scalar(shift, codes_a.device),
-        index_b, center, clamp, max_similarity, grad and codes_a.requires_grad, grad and codes_b.requires_grad, impl,
+        index_b, center, clamp, max_similarity, grad and codes_a.requires_grad, grad and codes_b.requires_grad,
     )  # fmt: skip
     return CorrelationTerm(loss, similarity.detach())
 

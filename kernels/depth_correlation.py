@@ -8,6 +8,7 @@ import torch
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch
+from depthg.kernels.pair_terms import triton_terms
 from depthg.kernels.reference import CorrelationTerm
 from depthg.kernels.terms_cpu import depth_term, identity_pairs, make_bank, mean_product, run_pass, working_dtype
 from torch import Tensor
@@ -36,26 +37,8 @@ def _cpu(
     return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
 
 
-def _triton(
-    codes_a: Tensor, codes_b: Tensor | None, depth_a: Tensor, depth_b: Tensor | None, shift: Tensor,
-    relation: str, bandwidth: float, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    from depthg.kernels import terms_triton as launch
-
-    a = launch.make_bank(codes_a)
-    b = a if codes_b is None else launch.make_bank(codes_b)
-    index = launch.identity_index(codes_a.shape[0], codes_a.device)
-    d_a = torch.empty_like(codes_a, dtype=torch.float32, memory_format=torch.contiguous_format) if need_a else None
-    d_b = d_a if b is a else None
-    if need_b and codes_b is not None:
-        d_b = torch.empty_like(codes_b, dtype=torch.float32, memory_format=torch.contiguous_format)
-    depth = launch.make_depth(depth_a, depth_b, shift, relation, bandwidth)
-    term = launch.Term(a, b, index, None, depth, b is a and depth_b is None, clamp, max_similarity)
-    (loss,) = launch.run_term(term, None, None, d_a, d_b)
-    return loss, mean_product(a.codes.mean, b.codes.mean, index).mean().float(), d_a, None if b is a else d_b
-
-
 @torch.library.custom_op("depthg::depth_correlation_loss", mutates_args=())
+@checks.without_autocast
 def depth_correlation_loss_op(
     codes_a: Tensor,
     codes_b: Tensor | None,
@@ -68,9 +51,11 @@ def depth_correlation_loss_op(
     max_similarity: float | None,
     need_a: bool,
     need_b: bool,
-    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, mean similarity and the gradients at the unit codes (empty when not needed); no side b: the same as a."""
+    """On the CPU: loss, mean similarity and the gradients at the unit codes, empty when not needed.
+
+    No side b: the same as a.
+    """
     dtype = working_dtype(codes_a, depth_a)
     other = codes_a if codes_b is None else codes_b
     none = codes_a.new_empty(0, dtype=dtype)
@@ -79,8 +64,7 @@ def depth_correlation_loss_op(
         zeros_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
         zeros_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
         return zero, zero.clone(), zeros_a, zeros_b
-    run = _cpu if impl == "cpu" else _triton
-    loss, similarity, d_a, d_b = run(
+    loss, similarity, d_a, d_b = _cpu(
         codes_a, codes_b, depth_a, depth_b, shift, relation, bandwidth, clamp, max_similarity, need_a, need_b
     )
     return loss, similarity, none if d_a is None else d_a, none.clone() if d_b is None else d_b
@@ -89,7 +73,7 @@ def depth_correlation_loss_op(
 @depth_correlation_loss_op.register_fake
 def _(
     codes_a: Tensor, codes_b: Tensor | None, depth_a: Tensor, depth_b: Tensor | None, shift: Tensor,
-    relation: str, bandwidth: float, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool, impl: str,
+    relation: str, bandwidth: float, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = working_dtype(codes_a, depth_a)
     loss = codes_a.new_empty((), dtype=dtype)
@@ -106,7 +90,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, g_loss: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     codes_a, codes_b, d_a, d_b = ctx.saved_tensors
-    grads: list[Tensor | None] = [None] * 12
+    grads: list[Tensor | None] = [None] * 11
     if g_loss is not None and ctx.needs_input_grad[0]:
         grads[0] = code_gradient(codes_a, d_a[None], g_loss[None])
     if g_loss is not None and codes_b is not None and ctx.needs_input_grad[1]:
@@ -175,10 +159,16 @@ def depth_correlation_loss(
     if impl == "eager":
         return reference.depth_correlation_loss(codes_a, codes_b, depth_a, depth_b, shift, **options)
     same = codes_a is codes_b
+    if impl == "triton" and codes_a.numel() * codes_b.numel():
+        total, _, similarities = triton_terms(
+            codes_a, codes_other=None if same else codes_b, depth=depth_a,
+            depth_other=None if same and depth_a is depth_b else depth_b, shifts=(shift,) * 4, center=False, **options,
+        )  # fmt: skip
+        return CorrelationTerm(total, similarities[3])
     grad = torch.is_grad_enabled()
     loss, similarity, _, _ = depth_correlation_loss_op(
         codes_a, None if same else codes_b, depth_a, None if same and depth_a is depth_b else depth_b,
         checks.scalar(shift, codes_a.device), relation, bandwidth, clamp, max_similarity,
-        grad and codes_a.requires_grad, grad and codes_b.requires_grad, impl,
+        grad and codes_a.requires_grad, grad and codes_b.requires_grad,
     )  # fmt: skip
     return CorrelationTerm(loss, similarity.detach())

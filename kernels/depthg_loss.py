@@ -14,7 +14,9 @@ import torch
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch, Target
+from depthg.kernels.pair_terms import triton_terms
 from depthg.kernels.reference import CorrelationTerm, DepthGLoss, LossSettings
+from depthg.kernels.sample_points import sample_points
 from depthg.kernels.terms_cpu import (
     depth_term,
     feature_term,
@@ -82,49 +84,6 @@ def _cpu(
     )
 
 
-def _triton(
-    feats: Tensor, codes: Tensor, feats_near: Tensor, codes_near: Tensor, negatives: Tensor, feats_far: Tensor | None,
-    codes_far: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None, depth_other: Tensor | None,
-    shifts: Tensor, relation: str, bandwidth: float, center: bool, clamp: bool, max_similarity: float | None,
-    means: Tensor | None, d_codes: Tensor | None, d_near: Tensor | None, d_far: Tensor | None, d_depth: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As ``_cpu``; the buffers of the terms are overwritten."""
-    from depthg.kernels import terms_triton as launch
-
-    anchor, near = launch.make_bank(codes, feats), launch.make_bank(codes_near, feats_near)
-    far = anchor if codes_far is None else launch.make_bank(codes_far, feats_far)
-    index = launch.identity_index(codes.shape[0], codes.device)
-    options: dict[str, Any] = {"clamp": clamp, "max_similarity": max_similarity}
-    at: list[Tensor | None] = [None] * 4 if d_codes is None else [*d_codes]
-    mean = _split(means, len(negatives))
-
-    def feature_term(bank: launch.Bank, term: int, pairs: Tensor, **more: Any) -> launch.Term:
-        bias = launch.feature_bias(anchor, bank, shifts[term], pairs, center, mean[term])
-        return launch.Term(anchor, bank, pairs, bias, **options, **more)
-
-    other = anchor if codes_depth is None else launch.make_bank(codes_depth)
-    guide = None if depth is None else launch.make_depth(depth, depth_other, shifts[DEPTH], relation, bandwidth)
-    if guide is not None and other is anchor and depth_other is None:
-        own = feature_term(anchor, SELF, index, depth=guide, symmetric=True)
-        own_loss, *guide_loss = launch.run_term(own, at[SELF], None, at[DEPTH], None)
-    else:
-        (own_loss,) = launch.run_term(feature_term(anchor, SELF, index, symmetric=True), at[SELF], None)
-        guide_loss = []
-        if guide is not None:
-            apart = launch.Term(anchor, other, index, None, guide, **options)
-            d_b = at[DEPTH] if other is anchor else d_depth
-            guide_loss = launch.run_term(apart, None, None, at[DEPTH], d_b)
-    (near_loss,) = launch.run_term(feature_term(near, NEIGHBOUR, index), at[NEIGHBOUR], d_near)
-    far_loss = near_loss.new_zeros(())
-    if negatives.shape[0] > 0:
-        d_b = at[NEGATIVE] if far is anchor else d_far
-        (far_loss,) = launch.run_term(feature_term(far, NEGATIVE, negatives), at[NEGATIVE], d_b)
-    sides = [(anchor, index), (near, index), (far, negatives)] + ([] if guide is None else [(other, index)])
-    similar = [mean_product(anchor.codes.mean, bank.codes.mean, pairs) for bank, pairs in sides]
-    losses = torch.stack([own_loss, near_loss, far_loss, *guide_loss])
-    return losses, torch.stack([s.mean() if s.numel() else s.sum() for s in similar]).float()
-
-
 def _split(means: Tensor | None, draws: int) -> tuple[Tensor | None, ...]:
     """Means of F of self, neighbour and negatives; None where they are to be computed."""
     return (None, None, None) if means is None else means.split([1, 1, draws])
@@ -137,6 +96,7 @@ def _buffer(like: Tensor | None, needed: bool, dtype: torch.dtype, terms: int = 
 
 
 @torch.library.custom_op("depthg::depthg_loss", mutates_args=())
+@checks.without_autocast
 def depthg_loss_op(
     feats: Tensor,
     codes: Tensor,
@@ -155,10 +115,9 @@ def depthg_loss_op(
     clamp: bool,
     max_similarity: float | None,
     needs: list[bool],
-    impl: str,
     feature_means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses [T], mean similarities [T] and the gradients at unit codes of anchors [T, N, P, K] and the other sides.
+    """On the CPU: losses and mean similarities [T], gradients at unit codes of anchors [T, N, P, K] and other sides.
 
     Without a negative bank (or other crop) its gradient is part of the anchors'. Gradients not needed are empty.
     """
@@ -172,8 +131,7 @@ def depthg_loss_op(
     if codes.shape[0] * codes.shape[1] * codes_neighbour.shape[1] == 0:
         losses, similarities = codes.new_zeros(terms, dtype=dtype), codes.new_zeros(terms, dtype=dtype)
     else:
-        run = _cpu if impl == "cpu" else _triton
-        losses, similarities = run(
+        losses, similarities = _cpu(
             feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
             depth, codes_depth, depth_other, shifts, relation, bandwidth, center, clamp, max_similarity, feature_means,
             d_codes, *(None if d is None else d[0] for d in d_others),
@@ -187,7 +145,7 @@ def _(
     feats: Tensor, codes: Tensor, feats_neighbour: Tensor, codes_neighbour: Tensor, negatives: Tensor,
     feats_negative: Tensor | None, codes_negative: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None,
     depth_other: Tensor | None, shifts: Tensor, relation: str, bandwidth: float, center: bool, clamp: bool,
-    max_similarity: float | None, needs: list[bool], impl: str, feature_means: Tensor | None = None,
+    max_similarity: float | None, needs: list[bool], feature_means: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     dtype = working_dtype(feats, codes, depth)
     terms = 3 if depth is None else 4
@@ -207,7 +165,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, g_losses: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     codes, codes_neighbour, codes_negative, codes_depth, *d_terms = ctx.saved_tensors
-    grads: list[Tensor | None] = [None] * 19
+    grads: list[Tensor | None] = [None] * 18
     upstream = (g_losses, *(None if g_losses is None else g_losses[t : t + 1] for t in (NEIGHBOUR, NEGATIVE, DEPTH)))
     positions = (1, 3, 6, 8)
     for position, x, d, g in zip(
@@ -235,6 +193,9 @@ def depthg_loss(
     codes_depth: Tensor | None = None,  # [N, Q'', K], the other crop; default the anchors
     depth_other: Tensor | None = None,  # [N, Q''] or [N, Q'', D]
     feature_means: Tensor | None = None,  # [2 + R]
+    points: Tensor | None = None,  # [N, P] int64 cells or [N, P, 2] coordinates; then the four first and depth are maps
+    points_neighbour: Tensor | None = None,  # [N, Q] or [N, Q, 2], default ``points``
+    align_corners: bool = True,
     impl: str = "auto",
 ) -> DepthGLoss:
     """All terms of Eq. 7 in one call, without a correlation tensor in memory.
@@ -258,6 +219,13 @@ def depthg_loss(
         feature_means: ``[2 + R]`` float, the means of F that centring adds to self, neighbour and every draw, where the
             images are only a part of the batch (see ``feature_means.py``); default those of the given images. Without
             ``settings.center`` nothing is added, whatever they are.
+        points: where vectors are read, as in ``sample_points``. ``feats`` and ``codes`` are then maps
+            ``[N, C, H, W]`` and ``[N, K, H, W]`` (of any two sizes with coordinates), ``depth`` is a map
+            ``[N, D, H, W]`` (D = 1 unless the relation compares vectors), and gradients are those of the maps. The
+            negative bank and the other crop stay vectors at points. On a GPU nothing is stored at the points but what
+            the kernels need.
+        points_neighbour: the same for the neighbours' maps, default ``points``.
+        align_corners: as in ``sample_points``, for coordinates.
         impl: "auto", "triton", "cpu" or "eager".
 
     Returns:
@@ -270,6 +238,52 @@ def depthg_loss(
 
     DepthG Eq. 7.
     """
+    if points is None:
+        if points_neighbour is not None:
+            raise ValueError("points_neighbour needs points, which say where the anchors' maps are read")
+        seen = feats, codes, feats_neighbour, codes_neighbour, depth
+    else:
+        points_neighbour = points if points_neighbour is None else points_neighbour
+        checks.check_maps(feats, codes, feats_neighbour, codes_neighbour, depth, points, points_neighbour, settings)
+        at = points, points, points_neighbour, points_neighbour, points
+        maps = feats, codes, feats_neighbour, codes_neighbour, depth
+        seen = tuple(None if x is None else checks.Sampled(x, p) for x, p in zip(maps, at, strict=True))
+        if depth is not None and settings.relation not in ("euclidean", "normals"):
+            seen = (*seen[:4], checks.Sampled(depth, points, scalar=True))
+    _check(seen, negatives, settings, feats_negative, codes_negative, codes_depth, depth_other, feature_means)
+    given = (feats, codes, feats_neighbour, codes_neighbour, feats_negative, codes_negative, depth, codes_depth)
+    impl = checks.choose_impl(impl, *given, depth_other)
+    if points is not None and (impl != "triton" or checks.without_elements(*given)):
+
+        def read(x: Tensor, at: Tensor | None) -> Tensor:
+            return sample_points(x, at, align_corners=align_corners, impl=impl)
+
+        if depth is not None:
+            depth = read(depth, points)
+            depth = depth if settings.relation in ("euclidean", "normals") else depth[..., 0]
+        feats, codes = read(feats, points), read(codes, points)
+        feats_neighbour, codes_neighbour = (read(x, points_neighbour) for x in (feats_neighbour, codes_neighbour))
+        points = points_neighbour = None
+    s = settings
+    bank: dict[str, Tensor | None] = {
+        "feats_negative": feats_negative, "codes_negative": codes_negative, "depth": depth, "codes_depth": codes_depth,
+        "depth_other": depth_other, "feature_means": feature_means,
+    }  # fmt: skip
+    sides = (feats, codes, feats_neighbour, codes_neighbour)
+    if impl == "eager" or checks.without_elements(*sides, *bank.values()):
+        return reference.depthg_loss(*sides, negatives, s, **bank)
+    if impl == "triton":
+        return _on_triton(*sides, negatives, s, points, points_neighbour, align_corners, **bank)
+    return _on_cpu(*sides, negatives, s, **bank)
+
+
+def _check(
+    seen: tuple[Any, ...], negatives: Tensor, settings: LossSettings, feats_negative: Tensor | None,
+    codes_negative: Tensor | None, codes_depth: Tensor | None, depth_other: Tensor | None,
+    feature_means: Tensor | None,
+) -> None:  # fmt: skip
+    """``seen`` are features and codes of anchors and neighbours, and depth, at their points."""
+    feats, codes, feats_neighbour, codes_neighbour, depth = seen
     optional = (feats_negative, codes_negative, depth, codes_depth, depth_other)
     checks.check_terms(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional)
     if feature_means is not None and feature_means.shape != (2 + len(negatives),):
@@ -281,22 +295,40 @@ def depthg_loss(
         raise ValueError(
             f"feature_means is on {feature_means.device} but feats is on {feats.device}; move them to one device"
         )
-    given = (feats, codes, feats_neighbour, codes_neighbour, *optional)
-    impl = checks.choose_impl(impl, *given)
-    s = settings
-    if impl == "eager" or checks.without_elements(*given):
-        return reference.depthg_loss(
-            feats, codes, feats_neighbour, codes_neighbour, negatives, s, feats_negative=feats_negative,
-            codes_negative=codes_negative, depth=depth, codes_depth=codes_depth, depth_other=depth_other,
-            feature_means=feature_means,
-        )  # fmt: skip
+
+
+def _on_triton(
+    feats: Tensor, codes: Tensor, feats_neighbour: Tensor, codes_neighbour: Tensor, negatives: Tensor, s: LossSettings,
+    points: Tensor | None, points_neighbour: Tensor | None, align_corners: bool, *, feats_negative: Tensor | None,
+    codes_negative: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None, depth_other: Tensor | None,
+    feature_means: Tensor | None,
+) -> DepthGLoss:  # fmt: skip
+    if s.relation == "centered" and points is not None and depth is not None:  # needs all depths of an image at once
+        depth = sample_points(depth, points, align_corners=align_corners, impl="triton")[..., 0]
+    total, losses, similarities = triton_terms(
+        codes, feats, codes_neighbour, feats_neighbour, codes_negative, feats_negative, codes_depth,
+        depth=depth, depth_other=depth_other, points=points, points_near=points_neighbour, index=negatives,
+        means=feature_means, own=True, shifts=(s.self_shift, s.neighbour_shift, s.negative_shift, s.depth_shift),
+        weights=(s.self_weight, s.neighbour_weight, s.negative_weight, s.depth_weight), relation=s.relation,
+        bandwidth=s.bandwidth, center=s.center, clamp=s.clamp, max_similarity=s.max_similarity,
+        align_corners=align_corners,
+    )  # fmt: skip
+    own, near, far, guide = (CorrelationTerm(*x) for x in zip(losses.unbind(), similarities.unbind(), strict=True))
+    return DepthGLoss(total, own, near, far, None if depth is None else guide)
+
+
+def _on_cpu(
+    feats: Tensor, codes: Tensor, feats_neighbour: Tensor, codes_neighbour: Tensor, negatives: Tensor, s: LossSettings,
+    *, feats_negative: Tensor | None, codes_negative: Tensor | None, depth: Tensor | None, codes_depth: Tensor | None,
+    depth_other: Tensor | None, feature_means: Tensor | None,
+) -> DepthGLoss:  # fmt: skip
     shifts = (s.self_shift, s.neighbour_shift, s.negative_shift, s.depth_shift)
     grad = torch.is_grad_enabled()
     needs = [grad and x is not None and x.requires_grad for x in (codes, codes_neighbour, codes_negative, codes_depth)]
     losses, similarities, *_ = depthg_loss_op(
         feats, codes, feats_neighbour, codes_neighbour, negatives, feats_negative, codes_negative,
         depth, codes_depth, depth_other, torch.stack([checks.scalar(x, codes.device) for x in shifts]),
-        s.relation, s.bandwidth, s.center, s.clamp, s.max_similarity, needs, impl, feature_means,
+        s.relation, s.bandwidth, s.center, s.clamp, s.max_similarity, needs, feature_means,
     )  # fmt: skip
     weights = (s.self_weight, s.neighbour_weight, s.negative_weight, s.depth_weight)
     terms = [CorrelationTerm(*pair) for pair in zip(losses.unbind(), similarities.detach().unbind(), strict=True)]

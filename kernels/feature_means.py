@@ -18,6 +18,7 @@ def mean_vectors(x: Tensor) -> Tensor:  # [N, P, C] -> [N, C]
     return torch.bmm(inverse_length(x)[:, None], x)[:, 0] / x.shape[1]
 
 
+@checks.without_autocast
 def feature_means(
     feats: Tensor,  # [N, P, C] anchors
     feats_neighbour: Tensor,  # [N, Q, C]

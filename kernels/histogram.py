@@ -33,6 +33,7 @@ def _cpu(a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool,
 
 
 @torch.library.custom_op("depthg::correlation_histogram", mutates_args=())
+@checks.without_autocast
 def correlation_histogram_op(
     a: Tensor,
     b: Tensor,

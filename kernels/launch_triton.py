@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
+import triton
+from depthg.kernels.checks import interpreting
 from torch import Tensor
 
 
@@ -22,6 +25,15 @@ def precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if tf32_allowed() else "tf32x3"
+
+
+@lru_cache(maxsize=64)
+def architecture(device: torch.device) -> int:
+    """Compute capability of the device as Triton names it, 90 for 9.0; 0 in the interpreter."""
+    if interpreting():
+        return 0
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return int(triton.runtime.driver.active.get_current_target().arch)
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:

@@ -194,12 +194,25 @@ def depthg_loss(
     codes_depth: Tensor | None = None,  # [N, Q'', K], the other crop; default the anchors
     depth_other: Tensor | None = None,  # [N, Q''] or [N, Q'', D]
     feature_means: Tensor | None = None,  # [2 + R]
+    points: Tensor | None = None,  # [N, P] int64 cells, or [N, P, 2] coordinates
+    points_neighbour: Tensor | None = None,  # default ``points``
+    align_corners: bool = True,
 ) -> DepthGLoss:
     """All terms of Eq. 7 in one call: ``sum_i weight_i * loss_i`` over self, neighbour, negatives and depth.
 
-    ``feature_means`` are what centring adds, see the function of that name; default those of the given images.
+    ``feature_means`` are what centring adds, see the function of that name; default those of the given images. With
+    ``points`` features, codes and depth of anchors and neighbours are maps, read there by ``sample_points``.
     """
     s = settings
+    if points is not None:
+        near = points if points_neighbour is None else points_neighbour
+        feats, codes = (sample_points(x, points, align_corners=align_corners) for x in (feats, codes))
+        feats_neighbour, codes_neighbour = (
+            sample_points(x, near, align_corners=align_corners) for x in (feats_neighbour, codes_neighbour)
+        )
+        if depth is not None:
+            depth = sample_points(depth, points, align_corners=align_corners)
+            depth = depth if s.relation in ("euclidean", "normals") else depth[..., 0]
     feats_negative = feats if feats_negative is None else feats_negative
     codes_negative = codes if codes_negative is None else codes_negative
     means = (None,) * 3 if feature_means is None else feature_means.split([1, 1, len(negatives)])

@@ -136,13 +136,14 @@ sample_cells.register_autograd(_backward, setup_context=_setup_context)
 sample_cells_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward)
 
 
-def _check(maps: Tensor, points: Tensor, index: Tensor | None) -> None:
-    checks.check_floats(maps=maps)
+def check_points(maps: Tensor, points: Tensor, index: Tensor | None, name: str = "maps") -> None:
+    """``points`` are cells or coordinates of the maps (of those that ``index`` names)."""
+    checks.check_floats(**{name: maps})
     checks.check_frozen(points=points)
     if maps.ndim != 4:
-        raise ValueError(f"maps must be [N, C, H, W], got shape {checks.shape(maps)}")
+        raise ValueError(f"{name} must be [N, C, H, W], got shape {checks.shape(maps)}")
     if points.device != maps.device:
-        raise ValueError(f"points is on {points.device} but maps is on {maps.device}; move them to one device")
+        raise ValueError(f"points is on {points.device} but {name} is on {maps.device}; move them to one device")
     cells = points.ndim == 2 and points.dtype == torch.int64
     if not cells and not (points.ndim == 3 and points.shape[2] == 2 and points.is_floating_point()):
         raise ValueError(
@@ -150,18 +151,18 @@ def _check(maps: Tensor, points: Tensor, index: Tensor | None) -> None:
             f" got {points.dtype} of shape {checks.shape(points)}"
         )
     if index is None and points.shape[0] != maps.shape[0]:
-        raise ValueError(f"maps {checks.shape(maps)} and points {checks.shape(points)} must have the same images")
+        raise ValueError(f"{name} {checks.shape(maps)} and points {checks.shape(points)} must have the same images")
     if index is not None:
         _check_index(maps, points, index)
     if maps.shape[2] * maps.shape[3] == 0 and points.numel():
-        raise ValueError(f"maps of shape {checks.shape(maps)} have no cell to read")
+        raise ValueError(f"{name} of shape {checks.shape(maps)} have no cell to read")
     if not cells or torch.compiler.is_compiling() or points.device.type != "cpu" or points.numel() == 0:
         return
     low, high = int(points.min()), int(points.max())
     count = maps.shape[2] * maps.shape[3]
     if low < 0 or high >= count:
         raise ValueError(
-            f"points hold cell {low if low < 0 else high}, outside the {count} cells of maps {checks.shape(maps)}"
+            f"points hold cell {low if low < 0 else high}, outside the {count} cells of {name} {checks.shape(maps)}"
         )
 
 
@@ -206,7 +207,7 @@ def sample_points(
         TypeError: maps are not floating point.
         ValueError: shapes, devices or cells do not fit, points require grad, or ``impl`` cannot run here.
     """
-    _check(maps, points, index)
+    check_points(maps, points, index)
     impl = checks.choose_impl(impl, maps)
     if maps.shape[2] * maps.shape[3] == 0:  # then there are no points either
         return maps.new_zeros(*points.shape[:2], maps.shape[1])

@@ -1,204 +1,268 @@
-"""Launchers of the Triton kernels: banks of vectors with inverse lengths and means, terms, tile sizes.
+"""Launchers of the Triton losses: prepare, means, bias, tiles and losses forward; two launches backward.
 
-No host sync and no allocation that depends on values: CUDA-graph capturable. The recorded tile of each shape class is
-chosen by ``tile_sizes``; ``DEPTHG_AUTOTUNE=1`` searches around it instead on first use.
+No host sync and nothing that depends on values: capturable by CUDA graphs once a call of the same sizes has run.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
-from depthg.kernels import tiles_triton as tiles
-from depthg.kernels.checks import interpreting
-from depthg.kernels.terms_cpu import depth_factors, mean_product
+from depthg.kernels import finish_triton, prepare_triton, tiles_triton
+from depthg.kernels.launch_triton import architecture, on_device, precision
+from depthg.kernels.plan_triton import GRADIENT_ROWS, HALF, PREPARE_POINTS, TF32, TF32X3, Plan, Sizes, make_plan, tables
+from depthg.kernels.prepare_triton import BANK_FIELDS, BANKS, CELLS, COORDINATES, PLAIN, POSITIVE, ROWS_GIVEN, UNIT
+from depthg.kernels.reference import _scaled_deviation
+from depthg.kernels.tiles_triton import FIELDS, SEGMENTS
 from torch import Tensor
 
-POINTS, CHANNELS = 32, 64  # tile of the kernels that read vectors once
+
+class Inputs(NamedTuple):
+    """Tensors of a call: vectors ``[N, P, C]``, or maps ``[N, C, H, W]`` where points say where they are read."""
+
+    codes: Tensor
+    feats: Tensor | None
+    codes_near: Tensor | None
+    feats_near: Tensor | None
+    codes_far: Tensor | None
+    feats_far: Tensor | None
+    codes_other: Tensor | None
+    depth: Tensor | None  # [N, P] or [N, P, D], or a map [N, D, H, W] with ``points``
+    depth_other: Tensor | None
+    points: Tensor | None  # [N, P] int64 cells, or [N, P, 2] coordinates
+    points_near: Tensor | None
+    index: Tensor | None  # [R, N] int64
+    shifts: Tensor | None  # [4], in place of the numbers
+    means: Tensor | None  # [2 + R]
 
 
-class Vectors(NamedTuple):
-    """Vectors as given, their inverse lengths and the mean of the unit vectors."""
-
-    x: Tensor  # [N, P, C]
-    inverse: Tensor  # [N, P] float32
-    mean: Tensor  # [N, C] float32
-
-
-class Bank(NamedTuple):
-    codes: Vectors
-    feats: Vectors | None = None
-
-
-def make_vectors(x: Tensor) -> Vectors:
-    n, p, c = x.shape
-    inverse = torch.empty((n, p), dtype=torch.float32, device=x.device)
-    mean = torch.empty((n, c), dtype=torch.float32, device=x.device)
-    tile = {"BLOCK_P": POINTS, "BLOCK_C": CHANNELS}
-    tiles.inverse_length_kernel[(n, triton.cdiv(p, POINTS))](x, inverse, *x.stride(), p, c, **tile)
-    tiles.mean_vector_kernel[(n, triton.cdiv(c, CHANNELS))](x, inverse, mean, *x.stride(), p, c, **tile)
-    return Vectors(x, inverse, mean)
-
-
-def make_bank(codes: Tensor, feats: Tensor | None = None) -> Bank:
-    return Bank(make_vectors(codes), None if feats is None else make_vectors(feats))
-
-
-def precision(dtype: torch.dtype) -> str:
-    """TF32 only when the user allows it for float32 matrix products."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
-
-
-def tile_sizes(points: int, columns: int, channels: int, code_channels: int, dtype: torch.dtype) -> dict[str, int]:
-    """One tile per shape class. float32 tiles are smaller: without TF32 they run on the scalar units."""
-    block_k = min(128, max(16, triton.next_power_of_2(code_channels)))
-    if interpreting():
-        return {"BLOCK_P": 32, "BLOCK_Q": 32, "BLOCK_C": 64, "BLOCK_K": block_k}
-    full = dtype == torch.float32
-    block_p = 64 if full or min(points, columns) <= 256 else 128
-    return {
-        "BLOCK_P": block_p, "BLOCK_Q": 64, "BLOCK_C": 32 if full else 64, "BLOCK_K": block_k,
-        "num_warps": 4 if block_p == 64 else 8, "num_stages": 2 if full else 3,
-    }  # fmt: skip
-
-
-def _autotuned() -> Any:
-    configs = [
-        triton.Config({"BLOCK_P": p, "BLOCK_Q": q, "BLOCK_C": c}, num_warps=warps, num_stages=stages)
-        for p, q in ((64, 64), (64, 128), (128, 64), (128, 128))
-        for c in (32, 64)
-        for warps, stages in ((4, 2), (4, 3), (8, 2), (8, 3))
-    ]
-    key = ["P", "Q", "C", "K", "GRAD", "FEATURE", "DEPTH"]
-    return triton.autotune(configs, key=key, restore_value=["p_d", "p_d_depth"])(tiles.pair_rows_kernel)
-
-
-_search: Any = None  # of triton, which has no type hints
-
-
-def _pair_rows_kernel(sizes: dict[str, int]) -> tuple[Any, dict[str, int]]:
-    """The kernel and its tile arguments, recorded or searched."""
-    global _search
-    if os.environ.get("DEPTHG_AUTOTUNE", "0") != "1" or interpreting():
-        return tiles.pair_rows_kernel, sizes
-    _search = _autotuned() if _search is None else _search
-    return _search, {"BLOCK_K": sizes["BLOCK_K"]}
-
-
-class Depth(NamedTuple):
-    """Depth of both sides as factors, see ``depth_factors``."""
-
-    u: Tensor  # [N, P, D] float32
-    v: Tensor  # [N, Q, D] float32
-    shift: Tensor  # 0-dim float32
+class Options(NamedTuple):
+    own: bool
     relation: str
     bandwidth: float
+    center: bool
+    clamp: bool
+    max_similarity: float | None
+    align_corners: bool
 
 
-def make_depth(depth_a: Tensor, depth_b: Tensor | None, shift: Tensor, relation: str, bandwidth: float) -> Depth:
-    u = depth_factors(depth_a, relation, torch.float32).contiguous()
-    v = u if depth_b is None else depth_factors(depth_b, relation, torch.float32).contiguous()
-    return Depth(u, v, shift.float(), relation, bandwidth)
+class Saved(NamedTuple):
+    """What the backward pass needs: gradients of all segments at the unit codes, the unit codes, inverse lengths."""
+
+    rows: Tensor  # [slots, width_k] float32
+    codes: Tensor  # [rows, width_k]
+    inverse: Tensor  # [rows] float32
 
 
-class Term(NamedTuple):
-    """One launch or two: a feature target, a depth target, or both on the same S."""
+def sizes_of(x: Inputs, own: bool, needs: list[bool]) -> Sizes:
+    """``needs``: whether anchors, neighbours, negatives and the other crop get gradients."""
 
-    a: Bank
-    b: Bank
-    pairs: Tensor  # [R, N] int64: image n of side a with image pairs[r, n] of side b
-    bias: Tensor | None = None  # [R, N, P] float32: centring and shift of the feature target
-    depth: Depth | None = None
-    symmetric: bool = False
-    clamp: bool = True
-    max_similarity: float | None = None
+    def count(t: Tensor | None, points: Tensor | None = None) -> int:
+        return 0 if t is None else int(t.shape[1] if points is None else points.shape[1])
 
+    def channels(t: Tensor | None) -> int:
+        return 0 if t is None else int(t.shape[1] if t.ndim == 4 else t.shape[2])
 
-def identity_index(n: int, device: torch.device) -> Tensor:
-    return torch.arange(n, device=device)[None]
-
-
-def feature_bias(a: Bank, b: Bank, shift: Tensor, index: Tensor, center: bool, mean: Tensor | None = None) -> Tensor:
-    """Constant and row mean of the centred, shifted target of every pair and point of side a.
-
-    ``mean`` ``[R]`` is that of F over each draw, where these images are not all of it.
-    """
-    assert a.feats is not None and b.feats is not None
-    (draws, n), (p, c) = index.shape, a.feats.x.shape[1:]
-    constant = -shift.float().expand(draws)
-    if not center:
-        return constant[:, None, None].expand(draws, n, p).contiguous()
-    mean = mean_product(a.feats.mean, b.feats.mean, index) if mean is None else mean
-    constant = (constant + mean.float()).contiguous()
-    out = torch.empty((draws, n, p), dtype=torch.float32, device=index.device)
-    x = a.feats.x
-    tiles.bias_kernel[(draws * n, triton.cdiv(p, POINTS))](
-        x, a.feats.inverse, b.feats.mean, index.contiguous(), constant, out, *x.stride(), n, p, c,
-        BLOCK_P=POINTS, BLOCK_C=CHANNELS,
+    components = 0 if x.depth is None else 1 if x.depth.ndim == 2 else channels(x.depth)
+    far = x.codes_far
+    widest = x.codes.dtype if x.feats is None or x.feats.dtype.itemsize == 2 else x.feats.dtype
+    return Sizes(
+        int(x.codes.shape[0]), count(x.codes, x.points), channels(x.feats), channels(x.codes),
+        count(x.codes_near, x.points_near), 0 if far is None else int(far.shape[0]), count(far),
+        0 if x.index is None else int(x.index.shape[0]), count(x.codes_other), own, components,
+        x.depth_other is not None, any(needs), *needs[1:],
+        products=HALF if widest.itemsize == 2 else TF32 if precision(widest) == "tf32" else TF32X3,
+        arch=architecture(x.codes.device),
     )  # fmt: skip
+
+
+def forward(
+    x: Inputs, sizes: Sizes, options: Options, shifts: list[float], weights: list[float]
+) -> tuple[Tensor, Tensor, Tensor, Saved]:
+    """The weighted total, losses [4] and mean similarities [4] of self, neighbour, negatives and depth."""
+    with on_device(x.codes):
+        return _forward(x, make_plan(sizes), options, shifts, weights)
+
+
+def _forward(
+    x: Inputs, plan: Plan, options: Options, shifts: list[float], weights: list[float]
+) -> tuple[Tensor, Tensor, Tensor, Saved]:
+    s, device = plan.sizes, x.codes.device
+    k0, k1, blocks_k = plan.split_k
+    width, width_c, draws = plan.width_c + plan.width_k, plan.width_c, plan.bias_draws
+    table, factors, banks = tables(plan.sizes, device)
+    codes = torch.empty((plan.rows, plan.width_k), dtype=x.codes.dtype, device=device)
+    feature_rows = 0 if x.feats is None else plan.banks[plan.other].row0 if plan.other else plan.rows
+    feats = codes if x.feats is None else torch.empty((feature_rows, width_c), dtype=x.feats.dtype, device=device)
+    rows = torch.empty((plan.slots if s.grad else 0, plan.width_k), dtype=torch.float32, device=device)
+    points = plan.banks[0].rows + (plan.banks[plan.other].rows if s.depth_other else 0)
+    inverse, depth, sums, mean, bias, constant, similar, partial = _floats(
+        device, plan.rows, points * s.depth, plan.sums * width, plan.images * width,
+        draws * s.anchors * s.points if options.center else 0, draws + 1, draws + 1, plan.programs,
+    )  # fmt: skip
+    index = banks if x.index is None else x.index.contiguous()
+    far_images = plan.banks[plan.far].images
+    order = torch.empty(index.numel() + far_images + 1, dtype=torch.int64, device=device) if s.draws else banks
+    start = order[index.numel() :] if s.draws else banks
+    _prepare(x, plan, options, feats, codes, inverse, depth, sums)
+    programs = plan.images * triton.cdiv(width, 64)
+    listing = triton.cdiv(index.numel(), 64) + triton.cdiv(far_images + 1, 64) if s.draws and s.grad else 0
+    prepare_triton.means_kernel[(programs + listing,)](
+        sums, mean, banks, index, order, start,
+        plan.images, plan.feature_images, s.draws, s.anchors, width_c, programs, far_images,
+        WIDTH_K=plan.width_k, BANKS=BANKS, BANK_FIELDS=BANK_FIELDS, BLOCK_C=64, BLOCK_E=64,
+    )  # fmt: skip
+    programs = draws * s.anchors * triton.cdiv(s.points, 32) if options.center and draws else 0
+    image = [plan.banks[0 if b is None else b].image0 for b in (plan.near, plan.far, plan.other)]
+    prepare_triton.bias_kernel[(programs + draws + bool(s.depth),)](
+        feats, mean, index, mean if x.shifts is None else x.shifts, mean if x.means is None else x.means,
+        bias, constant, similar, *shifts,
+        s.anchors, draws, int(s.own), int(plan.near is not None), *image, s.points, width_c, programs,
+        SHIFTS=x.shifts is not None, CENTER=options.center, GIVEN=x.means is not None, WIDTH_K=plan.width_k,
+        BLOCK_P=32, BLOCK_N=16, BLOCK_C=64,
+    )  # fmt: skip
+    exponential = options.relation in ("gaussian", "euclidean")
+    tiles_triton.pair_rows_kernel[(plan.programs, blocks_k if s.grad else 1)](
+        feats, codes, depth, bias, constant, index, order, start, table, rows, partial,
+        s.draws, s.anchors, s.points, width_c // plan.tile["BLOCK_C"], blocks_k, 1 / options.bandwidth**2,
+        0.0 if options.max_similarity is None else options.max_similarity,
+        CENTER=options.center, D=s.depth, EXPONENTIAL=s.depth > 0 and exponential, GRAD=s.grad,
+        CLAMP=options.clamp, LIMIT=options.max_similarity is not None, WIDE=blocks_k > 1,
+        FEATURE_PRECISION=precision(feats.dtype), CODE_PRECISION=precision(codes.dtype), K0=k0, K1=k1,
+        SEGMENTS=SEGMENTS, FIELDS=FIELDS, **plan.tile,
+    )  # fmt: skip
+    total, losses, similarities = (torch.empty(n, dtype=torch.float32, device=device) for n in ((), 4, 4))
+    finish_triton.losses_kernel[(1,)](
+        partial, table, factors, similar, total, losses, similarities,
+        plan.programs, plan.segments, draws, int(s.own), int(plan.near is not None), *weights,
+        FIELDS=FIELDS, BLOCK=1024,
+    )  # fmt: skip
+    return total, losses, similarities, Saved(rows, codes, inverse)
+
+
+def _floats(device: torch.device, *counts: int) -> tuple[Tensor, ...]:
+    """Uninitialised float32 vectors in one piece of memory, each aligned."""
+    padded = [triton.cdiv(n, 64) * 64 for n in counts]
+    whole: tuple[Tensor, ...] = torch.empty(sum(padded), dtype=torch.float32, device=device).split(padded)
+    return whole
+
+
+def _prepare(
+    x: Inputs, plan: Plan, options: Options, feats: Tensor, codes: Tensor, inverse: Tensor, depth: Tensor, sums: Tensor
+) -> None:
+    """One launch for every bank that is there, and one for depth where it cannot go along."""
+    own_depth, other_depth = x.depth, x.depth_other
+    if options.relation == "centered":
+        own_depth, other_depth = (None if d is None else _scaled_deviation(d.float()) for d in (x.depth, x.depth_other))
+    apart = x.points is not None and own_depth is not None and own_depth.ndim != 4
+    given = [(0, x.feats, x.codes, None if apart else own_depth, x.points)]
+    if plan.near is not None:
+        given.append((plan.near, x.feats_near, x.codes_near, None, x.points_near))
+    if plan.far:
+        given.append((plan.far, x.feats_far, x.codes_far, None, None))
+    if plan.other:
+        given.append((plan.other, None, x.codes_other, other_depth, None))
+    elif other_depth is not None:
+        given.append((0, None, None, other_depth, None))
+    if apart:
+        given.append((0, None, None, own_depth, None))
+    kind = {"unit": POSITIVE, "normals": UNIT}.get(options.relation, PLAIN)
+    for place, f, z, u, at in given:
+        bank = plan.banks[place]
+        mode = ROWS_GIVEN if at is None else CELLS if at.ndim == 2 else COORDINATES
+        prepare_triton.prepare_kernel[(bank.images, bank.tiles)](
+            codes if f is None else f, *_strides(f), codes if z is None else z, *_strides(z),
+            codes if u is None else u, *_strides(u), codes if at is None else at.contiguous(),
+            feats, codes, depth, inverse, sums, bank.row0, bank.tile0,
+            plan.banks[0].rows if u is not None and u is other_depth else 0,
+            bank.points, plan.sizes.channels, plan.sizes.codes, plan.sizes.depth, plan.width_c,
+            FEATURES=f is not None, CODES=z is not None, DEPTH=0 if u is None else kind, MODE=mode,
+            ALIGN=options.align_corners, WIDTH_K=plan.width_k, BLOCK_P=PREPARE_POINTS, BLOCK_C=64,
+            BLOCK_K=min(64, triton.next_power_of_2(plan.width_k)),
+            BLOCK_D=triton.next_power_of_2(max(1, plan.sizes.depth)),
+        )  # fmt: skip
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    """Strides of image, channel, row and column, and the size: points given as they are lie in one row."""
+    if x is None:
+        return (0,) * 6
+    if x.ndim == 4:
+        return (*x.stride(), x.shape[2], x.shape[3])
+    return x.stride(0), x.stride(2) if x.ndim == 3 else 0, 0, x.stride(1), 1, x.shape[1]
+
+
+def backward(
+    saved: Saved,
+    key: list[int],
+    d_total: Tensor | None,  # []
+    d_losses: Tensor | None,  # [4]
+    codes: list[Tensor | None],  # of the four banks
+    points: list[Tensor | None],  # of the first two
+    weights: list[float],
+    align_corners: bool,
+) -> list[Tensor]:
+    """Gradients of the codes of every bank, in their shapes; empty where there is no bank or nobody asks."""
+    plan = make_plan(Sizes(*key))
+    s = plan.sizes
+    given = [(z, at) for z, at in zip(codes, [*points, None, None], strict=True) if z is not None]
+    wanted = [s.grad, s.grad_near, s.grad_far, s.grad_other]
+    wanted = [need for need, z in zip(wanted, codes, strict=True) if z is not None]
+    maps = any(at is not None for _, at in given)
+    columns = plan.width_k if maps else s.codes
+    with on_device(saved.codes):
+        at_points = [
+            torch.empty(
+                (bank.images, bank.points, columns) if need else 0,
+                dtype=torch.float32 if maps else z.dtype, device=z.device,
+            )
+            for bank, need, (z, _) in zip(plan.banks, wanted, given, strict=True)
+        ]  # fmt: skip
+        _code_gradients(saved, plan, d_total, d_losses, weights, at_points, wanted, columns)
+        found = _to_maps(at_points, given, wanted, align_corners) if maps else at_points
+    places = iter(found)
+    return [saved.inverse.new_empty(0) if z is None else next(places) for z in codes]
+
+
+def _code_gradients(
+    saved: Saved, plan: Plan, d_total: Tensor | None, d_losses: Tensor | None, weights: list[float],
+    out: list[Tensor], wanted: list[bool], columns: int,
+) -> None:  # fmt: skip
+    table, factors, banks = tables(plan.sizes, saved.codes.device)
+    tiles = sum(triton.cdiv(bank.rows, GRADIENT_ROWS) for bank in plan.banks)
+    finish_triton.code_gradient_kernel[(tiles,)](
+        saved.rows, saved.codes, saved.inverse, table, banks, factors,
+        factors if d_total is None else d_total, factors if d_losses is None else d_losses.contiguous(),
+        *[out[min(i, len(out) - 1)] for i in range(BANKS)],
+        plan.segments, sum(need << i for i, need in enumerate(wanted)), plan.width_k, columns, *weights,
+        TOTAL=d_total is not None, LOSSES=d_losses is not None, FIELDS=FIELDS, BANKS=BANKS, BANK_FIELDS=BANK_FIELDS,
+        BLOCK_P=GRADIENT_ROWS, BLOCK_K=min(128, triton.next_power_of_2(plan.width_k)),
+    )  # fmt: skip
+
+
+def _to_maps(
+    d: list[Tensor], given: list[tuple[Tensor, Tensor | None]], wanted: list[bool], align_corners: bool
+) -> list[Tensor]:
+    """Gradients [N, P, width_k] at points as those of the maps that were read there; the rest in their own type."""
+    out = [
+        torch.empty_like(z) if need and at is not None else x[..., : z.shape[-1]].to(z.dtype)
+        for x, (z, at), need in zip(d, given, wanted, strict=True)
+    ]  # fmt: skip
+    banks = [i for i, (_, at) in enumerate(given) if at is not None and wanted[i]]
+    alike = len(banks) == 2 and (out[0].shape, out[0].stride(), given[0][1].shape) == (
+        out[1].shape, out[1].stride(), given[1][1].shape,
+    )  # fmt: skip
+    for group in [banks] if alike else [[i] for i in banks]:
+        first, last = group[0], group[-1]
+        at = [given[i][1].contiguous() for i in (first, last)]
+        images, k, height, width = out[first].shape
+        block_k = min(64, max(16, triton.next_power_of_2(k)))
+        grid = len(group) * images, triton.cdiv(height * width, 64), triton.cdiv(k, block_k)
+        finish_triton.scatter_kernel[grid](
+            d[first], d[last], *at, out[first], out[last],
+            *out[first].stride(), height, width, images, at[0].shape[1], k, d[first].shape[2],
+            MODE=CELLS if at[0].ndim == 2 else COORDINATES, ALIGN=align_corners,
+            BLOCK_CELLS=64, BLOCK_P=32, BLOCK_K=block_k,
+        )  # fmt: skip
     return out
-
-
-def run_term(
-    term: Term,
-    d_a: Tensor | None,  # [N, P, K] float32
-    d_b: Tensor | None,  # [M, Q, K] float32
-    d_a_depth: Tensor | None = None,
-    d_b_depth: Tensor | None = None,
-) -> list[Tensor]:
-    """Values of the feature and the depth target (those given) and their gradients, written or added to the buffers.
-
-    Buffers that are None are left out. With one bank on both sides ``d_a`` and ``d_b`` are one buffer, and the second
-    launch adds to what the first wrote.
-    """
-    symmetric = term.symmetric
-    wanted = d_a if term.bias is not None else d_a_depth
-    other = d_b if term.bias is not None else d_b_depth
-    scale = 2.0 if symmetric else 1.0
-    values = _launch(term, d_a, d_a_depth, on_b=False, grad=wanted is not None, add=False, scale=scale)
-    if other is not None and not symmetric:
-        _launch(term, d_b, d_b_depth, on_b=True, grad=True, add=term.a is term.b, scale=1.0)
-    return values
-
-
-def _launch(
-    term: Term, d_feature: Tensor | None, d_depth: Tensor | None, *, on_b: bool, grad: bool, add: bool, scale: float
-) -> list[Tensor]:
-    rows, columns = (term.b, term.a) if on_b else (term.a, term.b)
-    x, y = rows.codes.x, columns.codes.x
-    feature, depth = term.bias is not None, term.depth
-    f, g = (rows.feats, columns.feats) if feature else (rows.codes, columns.codes)
-    assert f is not None and g is not None
-    (draws, n), (images, p, k), q = term.pairs.shape, x.shape, y.shape[1]
-    order = start = term.pairs
-    if on_b:
-        listed, order = term.pairs.flatten().sort(stable=True)
-        start = torch.searchsorted(listed, torch.arange(images + 1, device=x.device))
-    u, v = (f.inverse, f.inverse) if depth is None else ((depth.v, depth.u) if on_b else (depth.u, depth.v))
-    shift = f.inverse if depth is None else depth.shift
-    sizes = tile_sizes(p, q, f.x.shape[2], k, x.dtype)
-    kernel, sizes = _pair_rows_kernel(sizes)
-
-    def grid(meta: dict[str, int]) -> tuple[int, int, int]:
-        return images, triton.cdiv(p, meta["BLOCK_P"]), triton.cdiv(k, meta["BLOCK_K"]) if grad else 1
-
-    partial = [torch.zeros((images, triton.cdiv(p, 32)), dtype=torch.float32, device=x.device) for _ in range(2)]
-    alpha = -1.0 / (draws * n * p * q)
-    dummy = partial[0]
-    kernel[grid](
-        f.x, g.x, f.inverse, g.inverse, *f.x.stride(), *g.x.stride(), term.bias if feature else dummy,
-        x, y, rows.codes.inverse, columns.codes.inverse, *x.stride(), *y.stride(),
-        u, v, shift, 0.0 if depth is None else 1 / depth.bandwidth**2,
-        term.pairs, order, start,
-        dummy if d_feature is None else d_feature, dummy if d_depth is None else d_depth, partial[0], partial[1],
-        n, draws, p, q, f.x.shape[2], k, u.shape[2] if depth is not None else 1, alpha * scale, alpha * scale,
-        0.0 if term.max_similarity is None else term.max_similarity,
-        FEATURE=feature, DEPTH=depth is not None,
-        EXPONENTIAL=depth is not None and depth.relation in ("gaussian", "euclidean"),
-        ON_B=on_b, BIAS=tiles.BIAS_BOTH if term.symmetric else tiles.BIAS_COLUMNS if on_b else tiles.BIAS_ROWS,
-        GRAD=grad, ADD=add, VALUE=not on_b, CLAMP=term.clamp, LIMIT=term.max_similarity is not None,
-        PRECISION=precision(x.dtype), **sizes,
-    )  # fmt: skip
-    return [part.sum() * alpha for part, used in zip(partial, (feature, depth is not None), strict=True) if used]

@@ -1,0 +1,203 @@
+"""The correlation losses on Triton as one operator: any of the terms self, neighbour, negatives and depth.
+
+``correlation_loss``, ``depth_correlation_loss`` and ``depthg_loss`` call it with the terms that they have.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from depthg.kernels import checks
+from torch import Tensor
+
+TENSORS = 14  # of terms_triton.Inputs, the first arguments of the operator
+PLAN_NEEDS = slice(12, 16)  # of plan_triton.Sizes: which codes get gradients
+CODES = (0, 2, 4, 6)  # which of them are codes of the anchors, neighbours, negatives and the other crop
+
+
+@torch.library.custom_op("depthg::pair_terms", mutates_args=())
+def pair_terms_op(
+    codes: Tensor,
+    feats: Tensor | None,
+    codes_near: Tensor | None,
+    feats_near: Tensor | None,
+    codes_far: Tensor | None,
+    feats_far: Tensor | None,
+    codes_other: Tensor | None,
+    depth: Tensor | None,
+    depth_other: Tensor | None,
+    points: Tensor | None,
+    points_near: Tensor | None,
+    index: Tensor | None,
+    shift_tensor: Tensor | None,
+    means: Tensor | None,
+    own: bool,
+    shifts: list[float],
+    weights: list[float],
+    relation: str,
+    bandwidth: float,
+    center: bool,
+    clamp: bool,
+    max_similarity: float | None,
+    align_corners: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Total, losses [4], mean similarities [4], and what the backward pass needs (``terms_triton.Saved``)."""
+    from depthg.kernels import terms_triton as triton
+
+    inputs = triton.Inputs(
+        codes, feats, codes_near, feats_near, codes_far, feats_far, codes_other, depth, depth_other, points,
+        points_near, index, shift_tensor, means,
+    )  # fmt: skip
+    options = triton.Options(own, relation, bandwidth, center, clamp, max_similarity, align_corners)
+    total, losses, similarities, saved = triton.forward(
+        inputs, triton.sizes_of(inputs, own, needs), options, shifts, weights
+    )
+    return total, losses, similarities, *saved
+
+
+@pair_terms_op.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    from depthg.kernels import plan_triton
+    from depthg.kernels import terms_triton as triton
+
+    inputs, (own, needs) = triton.Inputs(*arguments[:TENSORS]), (arguments[14], arguments[23])
+    plan = plan_triton.make_plan(triton.sizes_of(inputs, own, needs))
+    codes = inputs.codes
+    floats = [codes.new_empty(shape, dtype=torch.float32) for shape in ((), (4,), (4,))]
+    rows = codes.new_empty((plan.slots if plan.sizes.grad else 0, plan.width_k), dtype=torch.float32)
+    unit = codes.new_empty((plan.rows, plan.width_k))
+    return *floats, rows, unit, codes.new_empty(-(-plan.rows // 64) * 64, dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    from depthg.kernels import terms_triton as triton
+
+    given = triton.Inputs(*inputs[:TENSORS])
+    ctx.save_for_backward(*output[3:], given.points, given.points_near, *(inputs[i] for i in CODES))
+    ctx.key = [int(x) for x in triton.sizes_of(given, inputs[14], inputs[23])]
+    ctx.weights, ctx.align_corners = inputs[16], inputs[22]
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, d_total: Tensor | None, d_losses: Tensor | None, *rest: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    rows, unit, inverse, points, points_near, *codes = ctx.saved_tensors
+    grads: list[Tensor | None] = [None] * 24
+    if d_total is None and d_losses is None:
+        return tuple(grads)
+    found = pair_terms_backward(
+        d_total, d_losses, rows, unit, inverse, points, points_near, *codes, ctx.key, ctx.weights, ctx.align_corners
+    )
+    for place, gradient in zip(CODES, found, strict=True):
+        if ctx.needs_input_grad[place]:
+            grads[place] = gradient
+    return tuple(grads)
+
+
+pair_terms_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("depthg::pair_terms_backward", mutates_args=())
+def pair_terms_backward(
+    d_total: Tensor | None,
+    d_losses: Tensor | None,
+    rows: Tensor,
+    unit: Tensor,
+    inverse: Tensor,
+    points: Tensor | None,
+    points_near: Tensor | None,
+    codes: Tensor,
+    codes_near: Tensor | None,
+    codes_far: Tensor | None,
+    codes_other: Tensor | None,
+    key: list[int],
+    weights: list[float],
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the four codes, in their shapes; empty for those that are not there or get none."""
+    from depthg.kernels import terms_triton as triton
+
+    found = triton.backward(
+        triton.Saved(rows, unit, inverse), key, d_total, d_losses, [codes, codes_near, codes_far, codes_other],
+        [points, points_near], weights, align_corners,
+    )  # fmt: skip
+    return found[0], found[1], found[2], found[3]
+
+
+@pair_terms_backward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    codes, (grad, *needs) = arguments[7:11], arguments[11][PLAN_NEEDS]
+    return tuple(
+        arguments[4].new_empty(0)
+        if z is None or not need
+        else torch.empty_like(z)
+        if z.ndim == 4
+        else z.new_empty(z.shape)
+        for z, need in zip(codes, (grad, *needs), strict=True)
+    )
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
+    raise RuntimeError("the losses of depthg.kernels have no second derivative; use impl='eager' for double backward")
+
+
+pair_terms_backward.register_autograd(_no_second_derivative)
+
+
+def triton_terms(
+    codes: Tensor,
+    feats: Tensor | None = None,
+    codes_near: Tensor | None = None,
+    feats_near: Tensor | None = None,
+    codes_far: Tensor | None = None,
+    feats_far: Tensor | None = None,
+    codes_other: Tensor | None = None,
+    *,
+    depth: Tensor | None = None,
+    depth_other: Tensor | None = None,
+    points: Tensor | None = None,
+    points_near: Tensor | None = None,
+    index: Tensor | None = None,
+    means: Tensor | None = None,
+    own: bool = False,
+    shifts: tuple[float | Tensor, float | Tensor, float | Tensor, float | Tensor],
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    relation: str = "product",
+    bandwidth: float = 0.1,
+    center: bool = True,
+    clamp: bool = True,
+    max_similarity: float | None = None,
+    align_corners: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted total, losses [4] and mean similarities [4] (detached) of self, neighbour, negatives and depth.
+
+    Terms that are not given are 0. Sides of unlike types are computed in the wider one.
+    """
+    codes, codes_near, codes_far, codes_other = _one_type(codes, codes_near, codes_far, codes_other)
+    feats, feats_near, feats_far = _one_type(feats, feats_near, feats_far)
+    shift_tensor = None
+    if any(isinstance(shift, Tensor) for shift in shifts):  # then no value of it is read by the host
+        shift_tensor = torch.stack([checks.scalar(shift, codes.device) for shift in shifts]).float()
+    grad = torch.is_grad_enabled()
+    needs = [grad and x is not None and x.requires_grad for x in (codes, codes_near, codes_far, codes_other)]
+    total, losses, similarities, *_ = pair_terms_op(
+        codes, feats, codes_near, feats_near, codes_far, feats_far, codes_other,
+        None if depth is None else depth.detach(), None if depth_other is None else depth_other.detach(),
+        points, points_near, index, shift_tensor, means, own,
+        [0.0 if shift_tensor is not None else float(shift) for shift in shifts], list(weights),
+        relation, bandwidth, center, clamp, max_similarity, align_corners, needs,
+    )  # fmt: skip
+    return total, losses, similarities.detach()
+
+
+def _one_type(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the widest of their types."""
+    dtype = None
+    for x in tensors:
+        if x is not None:
+            dtype = x.dtype if dtype is None else torch.promote_types(dtype, x.dtype)
+    return tuple(x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors)
