@@ -175,10 +175,8 @@ def replaced_class(case: Case, maps: list[torch.Tensor]) -> torch.Tensor:
 
 def fused_at(feats, codes, near_feats, near_codes, negatives, depth, at, near_at) -> torch.Tensor:
     """``stego.loss_at`` with this package: every image is read once for all of its pairs."""
-    anchor = [kernels.sample_points(x, at) for x in (feats, codes)]
-    near = [kernels.sample_points(x, near_at) for x in (near_feats, near_codes)]
-    u = kernels.sample_points(depth, at)[..., 0]
-    return kernels.depthg_loss(*anchor, *near, negatives, SETTINGS, depth=u).total
+    maps = feats, codes, near_feats, near_codes
+    return kernels.depthg_loss(*maps, negatives, SETTINGS, depth=depth, points=at, points_neighbour=near_at).total
 
 
 def forward_backward(call: Callable, leaves: list[torch.Tensor]) -> None:

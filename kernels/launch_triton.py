@@ -11,6 +11,16 @@ from depthg.kernels.checks import interpreting
 from torch import Tensor
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up; triton.cdiv is also callable in kernels and takes ten times as long here."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
 def tf32_allowed() -> bool:
     """Whether the user allows TF32 for float32 matrix products on CUDA, by torch's old settings or its new one.
 

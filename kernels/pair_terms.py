@@ -68,7 +68,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     floats = [codes.new_empty(shape, dtype=torch.float32) for shape in ((), (4,), (4,))]
     rows = codes.new_empty((plan.slots if plan.sizes.grad else 0, plan.width_k), dtype=torch.float32)
     unit = codes.new_empty((plan.rows, plan.width_k))
-    return *floats, rows, unit, codes.new_empty(-(-plan.rows // 64) * 64, dtype=torch.float32)
+    return *floats, rows, unit, codes.new_empty(plan.rows, dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -148,6 +148,50 @@ def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
 pair_terms_backward.register_autograd(_no_second_derivative)
 
 
+class PairTerms(torch.autograd.Function):
+    """The operator without the dispatcher, which takes several times as long as all of its launches."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, codes: Tensor, codes_near: Tensor | None, codes_far: Tensor | None, codes_other: Tensor | None,
+        inputs: Any, sizes: Any, options: Any, shifts: list[float], weights: list[float],
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        from depthg.kernels import terms_triton as triton
+
+        total, losses, similarities, saved = triton.forward(inputs, sizes, options, shifts, weights)
+        ctx.save_for_backward(
+            *saved, inputs.points, inputs.points_near, codes, codes_near, codes_far, codes_other
+        )  # fmt: skip
+        ctx.rest = list(sizes), weights, options.align_corners
+        ctx.mark_non_differentiable(similarities)
+        ctx.set_materialize_grads(False)
+        return total, losses, similarities
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, d_total: Tensor | None, d_losses: Tensor | None, d_similarities: None
+    ) -> tuple[Tensor | None, ...]:
+        from depthg.kernels import terms_triton as triton
+
+        nothing: list[None] = [None] * 5
+        if d_total is None and d_losses is None:
+            return (*nothing, *nothing[:4])
+        key, weights, align_corners = ctx.rest
+        rows, unit, inverse, points, points_near, *codes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the operator says that there is no second derivative
+            found = pair_terms_backward(
+                d_total, d_losses, rows, unit, inverse, points, points_near, *codes, [int(x) for x in key], weights,
+                align_corners,
+            )  # fmt: skip
+        else:
+            found = triton.backward(
+                triton.Saved(rows, unit, inverse), key, d_total, d_losses, codes, [points, points_near], weights,
+                align_corners,
+            )  # fmt: skip
+        grads = (d if need else None for d, need in zip(found, ctx.needs_input_grad[:4], strict=True))
+        return (*grads, *nothing)
+
+
 def triton_terms(
     codes: Tensor,
     feats: Tensor | None = None,
@@ -183,15 +227,23 @@ def triton_terms(
     if any(isinstance(shift, Tensor) for shift in shifts):  # then no value of it is read by the host
         shift_tensor = torch.stack([checks.scalar(shift, codes.device) for shift in shifts]).float()
     grad = torch.is_grad_enabled()
-    needs = [grad and x is not None and x.requires_grad for x in (codes, codes_near, codes_far, codes_other)]
-    total, losses, similarities, *_ = pair_terms_op(
-        codes, feats, codes_near, feats_near, codes_far, feats_far, codes_other,
-        None if depth is None else depth.detach(), None if depth_other is None else depth_other.detach(),
-        points, points_near, index, shift_tensor, means, own,
-        [0.0 if shift_tensor is not None else float(shift) for shift in shifts], list(weights),
-        relation, bandwidth, center, clamp, max_similarity, align_corners, needs,
+    sides = codes, codes_near, codes_far, codes_other
+    needs = [grad and x is not None and x.requires_grad for x in sides]
+    numbers = [0.0 if shift_tensor is not None else float(shift) for shift in shifts]
+    given = (
+        codes, feats, codes_near, feats_near, codes_far, feats_far, codes_other, depth, depth_other, points,
+        points_near, index, shift_tensor, means,
     )  # fmt: skip
-    return total, losses, similarities.detach()
+    options = relation, bandwidth, center, clamp, max_similarity, align_corners
+    if torch.compiler.is_compiling() or type(codes) not in (Tensor, torch.nn.Parameter):
+        total, losses, similarities, *_ = pair_terms_op(*given, own, numbers, list(weights), *options, needs)
+        return total, losses, similarities.detach()
+    from depthg.kernels import terms_triton as triton
+
+    inputs = triton.Inputs(*given)
+    rest = inputs, triton.sizes_of(inputs, own, needs), triton.Options(own, *options), numbers, list(weights)
+    total, losses, similarities, *_ = PairTerms.apply(*sides, *rest) if any(needs) else triton.forward(*rest)
+    return total, losses, similarities
 
 
 def _one_type(*tensors: Tensor | None) -> tuple[Any, ...]:

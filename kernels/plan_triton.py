@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import triton
+from depthg.kernels.launch_triton import cdiv
 from depthg.kernels.prepare_triton import BANKS
 from depthg.kernels.tiles_triton import (
     BIAS_BOTH,
@@ -65,7 +65,7 @@ class Bank(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        return triton.cdiv(self.points, PREPARE_POINTS)
+        return cdiv(self.points, PREPARE_POINTS)
 
     @property
     def rows(self) -> int:
@@ -122,24 +122,27 @@ def split_codes(channels: int) -> tuple[int, int, int]:
     for k0, k1 in ((16, 1), (32, 1), (32, 16), (64, 1), (64, 16), (64, 32), (64, 64)):
         if channels <= k0 + (k1 if k1 > 1 else 0):
             return k0, k1, 1
-    return 64, 64, triton.cdiv(channels, 128)
+    return 64, 1, cdiv(channels, 64)
 
 
-def tile_sizes(products: int, arch: int) -> dict[str, int]:
+def tile_sizes(products: int, arch: int, codes: int) -> dict[str, int]:
     """Tile of the main launch: the largest that compiles (nearly) without spills, as ``bench/compile.py`` measures."""
     if arch == 0:
         return {"BLOCK_P": POINTS // 2, "BLOCK_Q": 32, "BLOCK_C": 64}
+    p = POINTS
     if products == HALF:
-        q, c, warps = 64, 64, 8
+        q, c, warps = 64 if arch // 10 in (9, 10) else 32, 64, 8
     elif products == TF32:
         q, c, warps = 32, 32, 8
     elif arch // 10 == 9:
         q, c, warps = 16, 32, 4
     elif arch // 10 == 10:
         q, c, warps = 32, 32, 8
+    elif 96 < codes <= 128:
+        p, q, c, warps = 32, 16, 32, 4
     else:
         q, c, warps = 16, 16, 8
-    return {"BLOCK_P": POINTS, "BLOCK_Q": q, "BLOCK_C": c, "num_warps": warps, "num_stages": 3}
+    return {"BLOCK_P": p, "BLOCK_Q": q, "BLOCK_C": c, "num_warps": warps, "num_stages": 3}
 
 
 class Segment(NamedTuple):
@@ -168,7 +171,7 @@ class Segment(NamedTuple):
 @lru_cache(maxsize=64)
 def make_plan(s: Sizes) -> Plan:
     banks, near, far, other = place_banks(s)
-    tile = tile_sizes(s.products, s.arch)
+    tile = tile_sizes(s.products, s.arch, s.codes)
     segments: list[Segment] = []
     for made in list_segments(s, banks, near, far, other, tile["BLOCK_P"]):
         last = segments[-1] if segments else None
@@ -178,7 +181,7 @@ def make_plan(s: Sizes) -> Plan:
     last = segments[-1]
     filler = (NEVER, *[0] * (FIELDS - 1))
     return Plan(
-        s, banks, near, far, other, split_codes(s.codes), triton.cdiv(s.channels, 64) * 64, tile,
+        s, banks, near, far, other, split_codes(s.codes), cdiv(s.channels, 64) * 64, tile,
         last.first + last.images * last.tiles * last.splits, len(segments),
         last.out0 + last.images * last.rows * last.splits,
         tuple([segment[:FIELDS] for segment in segments] + [filler] * (SEGMENTS - len(segments))),
@@ -212,14 +215,14 @@ def list_segments(
         alpha = -1.0 / (anchor.images * a.points * b.points * (s.draws if term == NEGATIVE else 1))
         found.append(
             Segment(
-                0, a.row0, a.points, a.images, triton.cdiv(a.points, block_p), splits, b.row0, b.points, kind, term, 0,
+                0, a.row0, a.points, a.images, cdiv(a.points, block_p), splits, b.row0, b.points, kind, term, 0,
                 draw0, bias, int(term == DEPTH), u0, v0, alpha if value else 0.0, 2 * alpha if symmetric else alpha,
             )
         )  # fmt: skip
 
     if s.draws:
         bank, draw0 = banks[far], s.own + (near is not None)
-        tiles = anchor.images * triton.cdiv(anchor.points, block_p) + bank.images * triton.cdiv(bank.points, block_p)
+        tiles = anchor.images * cdiv(anchor.points, block_p) + bank.images * cdiv(bank.points, block_p)
         splits = max(1, min(s.draws, PROGRAMS // tiles))
         add(NEGATIVE, anchor, bank, DRAWN, draw0, bias=BIAS_ROWS, splits=splits)
         if s.grad if far == 0 else s.grad_far:
@@ -247,7 +250,7 @@ def tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     plan = make_plan(sizes)
     banks = []
     for b in plan.banks:
-        tile0 = sum(triton.cdiv(other.rows, GRADIENT_ROWS) for other in plan.banks[: len(banks)])
+        tile0 = sum(cdiv(other.rows, GRADIENT_ROWS) for other in plan.banks[: len(banks)])
         banks.append((b.image0, b.points, b.tile0, b.tiles, b.row0, b.rows, tile0, 0))
     banks += [(NEVER, 0, 0, 0, 0, 0, NEVER, 0)] * (BANKS - len(banks))
     return (

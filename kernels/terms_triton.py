@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from depthg.kernels import finish_triton, prepare_triton, tiles_triton
-from depthg.kernels.launch_triton import architecture, on_device, precision
+from depthg.kernels.launch_triton import architecture, cdiv, on_device, power_of_two, precision
 from depthg.kernels.plan_triton import GRADIENT_ROWS, HALF, PREPARE_POINTS, TF32, TF32X3, Plan, Sizes, make_plan, tables
 from depthg.kernels.prepare_triton import BANK_FIELDS, BANKS, CELLS, COORDINATES, PLAIN, POSITIVE, ROWS_GIVEN, UNIT
 from depthg.kernels.reference import _scaled_deviation
@@ -97,8 +96,9 @@ def _forward(
     feats = codes if x.feats is None else torch.empty((feature_rows, width_c), dtype=x.feats.dtype, device=device)
     rows = torch.empty((plan.slots if s.grad else 0, plan.width_k), dtype=torch.float32, device=device)
     points = plan.banks[0].rows + (plan.banks[plan.other].rows if s.depth_other else 0)
-    inverse, depth, sums, mean, bias, constant, similar, partial = _floats(
-        device, plan.rows, points * s.depth, plan.sums * width, plan.images * width,
+    inverse = torch.empty(plan.rows, dtype=torch.float32, device=device)
+    depth, sums, mean, bias, constant, similar, partial = _floats(
+        device, points * s.depth, plan.sums * width, plan.images * width,
         draws * s.anchors * s.points if options.center else 0, draws + 1, draws + 1, plan.programs,
     )  # fmt: skip
     index = banks if x.index is None else x.index.contiguous()
@@ -106,14 +106,14 @@ def _forward(
     order = torch.empty(index.numel() + far_images + 1, dtype=torch.int64, device=device) if s.draws else banks
     start = order[index.numel() :] if s.draws else banks
     _prepare(x, plan, options, feats, codes, inverse, depth, sums)
-    programs = plan.images * triton.cdiv(width, 64)
-    listing = triton.cdiv(index.numel(), 64) + triton.cdiv(far_images + 1, 64) if s.draws and s.grad else 0
+    programs = plan.images * cdiv(width, 64)
+    listing = cdiv(index.numel(), 64) + cdiv(far_images + 1, 64) if s.draws and s.grad else 0
     prepare_triton.means_kernel[(programs + listing,)](
         sums, mean, banks, index, order, start,
         plan.images, plan.feature_images, s.draws, s.anchors, width_c, programs, far_images,
         WIDTH_K=plan.width_k, BANKS=BANKS, BANK_FIELDS=BANK_FIELDS, BLOCK_C=64, BLOCK_E=64,
     )  # fmt: skip
-    programs = draws * s.anchors * triton.cdiv(s.points, 32) if options.center and draws else 0
+    programs = draws * s.anchors * cdiv(s.points, 32) if options.center and draws else 0
     image = [plan.banks[0 if b is None else b].image0 for b in (plan.near, plan.far, plan.other)]
     prepare_triton.bias_kernel[(programs + draws + bool(s.depth),)](
         feats, mean, index, mean if x.shifts is None else x.shifts, mean if x.means is None else x.means,
@@ -129,7 +129,7 @@ def _forward(
         0.0 if options.max_similarity is None else options.max_similarity,
         CENTER=options.center, D=s.depth, EXPONENTIAL=s.depth > 0 and exponential, GRAD=s.grad,
         CLAMP=options.clamp, LIMIT=options.max_similarity is not None, WIDE=blocks_k > 1,
-        FEATURE_PRECISION=precision(feats.dtype), CODE_PRECISION=precision(codes.dtype), K0=k0, K1=k1,
+        FEATURE_PRECISION=_precision(s, feats), CODE_PRECISION=_precision(s, codes), K0=k0, K1=k1,
         SEGMENTS=SEGMENTS, FIELDS=FIELDS, **plan.tile,
     )  # fmt: skip
     total, losses, similarities = (torch.empty(n, dtype=torch.float32, device=device) for n in ((), 4, 4))
@@ -141,9 +141,13 @@ def _forward(
     return total, losses, similarities, Saved(rows, codes, inverse)
 
 
+def _precision(s: Sizes, x: Tensor) -> str:
+    return "ieee" if x.dtype != torch.float32 else "tf32" if s.products == TF32 else "tf32x3"
+
+
 def _floats(device: torch.device, *counts: int) -> tuple[Tensor, ...]:
     """Uninitialised float32 vectors in one piece of memory, each aligned."""
-    padded = [triton.cdiv(n, 64) * 64 for n in counts]
+    padded = [cdiv(n, 64) * 64 for n in counts]
     whole: tuple[Tensor, ...] = torch.empty(sum(padded), dtype=torch.float32, device=device).split(padded)
     return whole
 
@@ -156,31 +160,31 @@ def _prepare(
     if options.relation == "centered":
         own_depth, other_depth = (None if d is None else _scaled_deviation(d.float()) for d in (x.depth, x.depth_other))
     apart = x.points is not None and own_depth is not None and own_depth.ndim != 4
-    given = [(0, x.feats, x.codes, None if apart else own_depth, x.points)]
+    behind = plan.banks[0].rows  # depth of the other side comes behind that of the anchors
+    given = [(0, x.feats, x.codes, None if apart else own_depth, 0, x.points)]
     if plan.near is not None:
-        given.append((plan.near, x.feats_near, x.codes_near, None, x.points_near))
+        given.append((plan.near, x.feats_near, x.codes_near, None, 0, x.points_near))
     if plan.far:
-        given.append((plan.far, x.feats_far, x.codes_far, None, None))
+        given.append((plan.far, x.feats_far, x.codes_far, None, 0, None))
     if plan.other:
-        given.append((plan.other, None, x.codes_other, other_depth, None))
+        given.append((plan.other, None, x.codes_other, other_depth, behind, None))
     elif other_depth is not None:
-        given.append((0, None, None, other_depth, None))
+        given.append((0, None, None, other_depth, behind, None))
     if apart:
-        given.append((0, None, None, own_depth, None))
+        given.append((0, None, None, own_depth, 0, None))
     kind = {"unit": POSITIVE, "normals": UNIT}.get(options.relation, PLAIN)
-    for place, f, z, u, at in given:
+    for place, f, z, u, depth0, at in given:
         bank = plan.banks[place]
         mode = ROWS_GIVEN if at is None else CELLS if at.ndim == 2 else COORDINATES
         prepare_triton.prepare_kernel[(bank.images, bank.tiles)](
             codes if f is None else f, *_strides(f), codes if z is None else z, *_strides(z),
             codes if u is None else u, *_strides(u), codes if at is None else at.contiguous(),
-            feats, codes, depth, inverse, sums, bank.row0, bank.tile0,
-            plan.banks[0].rows if u is not None and u is other_depth else 0,
+            feats, codes, depth, inverse, sums, bank.row0, bank.tile0, depth0,
             bank.points, plan.sizes.channels, plan.sizes.codes, plan.sizes.depth, plan.width_c,
             FEATURES=f is not None, CODES=z is not None, DEPTH=0 if u is None else kind, MODE=mode,
             ALIGN=options.align_corners, WIDTH_K=plan.width_k, BLOCK_P=PREPARE_POINTS, BLOCK_C=64,
-            BLOCK_K=min(64, triton.next_power_of_2(plan.width_k)),
-            BLOCK_D=triton.next_power_of_2(max(1, plan.sizes.depth)),
+            BLOCK_K=min(64, power_of_two(plan.width_k)),
+            BLOCK_D=power_of_two(max(1, plan.sizes.depth)),
         )  # fmt: skip
 
 
@@ -230,14 +234,14 @@ def _code_gradients(
     out: list[Tensor], wanted: list[bool], columns: int,
 ) -> None:  # fmt: skip
     table, factors, banks = tables(plan.sizes, saved.codes.device)
-    tiles = sum(triton.cdiv(bank.rows, GRADIENT_ROWS) for bank in plan.banks)
+    tiles = sum(cdiv(bank.rows, GRADIENT_ROWS) for bank in plan.banks)
     finish_triton.code_gradient_kernel[(tiles,)](
         saved.rows, saved.codes, saved.inverse, table, banks, factors,
         factors if d_total is None else d_total, factors if d_losses is None else d_losses.contiguous(),
         *[out[min(i, len(out) - 1)] for i in range(BANKS)],
         plan.segments, sum(need << i for i, need in enumerate(wanted)), plan.width_k, columns, *weights,
         TOTAL=d_total is not None, LOSSES=d_losses is not None, FIELDS=FIELDS, BANKS=BANKS, BANK_FIELDS=BANK_FIELDS,
-        BLOCK_P=GRADIENT_ROWS, BLOCK_K=min(128, triton.next_power_of_2(plan.width_k)),
+        BLOCK_P=GRADIENT_ROWS, BLOCK_K=min(128, power_of_two(plan.width_k)),
     )  # fmt: skip
 
 
@@ -257,8 +261,8 @@ def _to_maps(
         first, last = group[0], group[-1]
         at = [given[i][1].contiguous() for i in (first, last)]
         images, k, height, width = out[first].shape
-        block_k = min(64, max(16, triton.next_power_of_2(k)))
-        grid = len(group) * images, triton.cdiv(height * width, 64), triton.cdiv(k, block_k)
+        block_k = min(64, max(16, power_of_two(k)))
+        grid = len(group) * images, cdiv(height * width, 64), cdiv(k, block_k)
         finish_triton.scatter_kernel[grid](
             d[first], d[last], *at, out[first], out[last],
             *out[first].stride(), height, width, images, at[0].shape[1], k, d[first].shape[2],

@@ -48,7 +48,7 @@ def depth_tile(p_u, p_v, o_p, m_p, o_q, m_q, scale, D: tl.constexpr, EXPONENTIAL
 
 @triton.jit(do_not_specialize=SIZES)
 def pair_rows_kernel(
-    # packed unit vectors: features [rows, blocks_c BLOCK_C], codes [rows, K0 + K1 or 128 blocks_k], depth [points, D]
+    # packed unit vectors: features [rows, blocks_c BLOCK_C], codes [rows, K0 + K1 or K0 blocks_k], depth [points, D]
     p_feats, p_codes, p_depth,
     # bias [E, P] of the points of side a, constant per draw, negatives [R N] and their inverse lists
     p_bias, p_constant, p_index, p_order, p_start, p_table,
@@ -62,7 +62,7 @@ def pair_rows_kernel(
 ):  # fmt: skip
     """Values and gradient rows of one item of the work list. Grid: (programs of all segments, blocks of K).
 
-    ``WIDE``: codes of more than 128 channels, gradients of K0 + K1 of them at a time. Longer than our usual functions
+    ``WIDE``: codes of more than 128 channels, gradients of K0 of them at a time. Longer than our usual functions
     because a jit kernel cannot be split along its loops without passing every pointer.
     """
     i_program = tl.program_id(0)
@@ -79,9 +79,8 @@ def pair_rows_kernel(
     m_p = o_p < rows
     o_k0, o_k1 = tl.arange(0, K0), K0 + tl.arange(0, K1)
     if WIDE:
-        width = blocks_k * (K0 + K1)
-        o_k0 += tl.program_id(1) * (K0 + K1)
-        o_k1 += tl.program_id(1) * (K0 + K1)
+        width = blocks_k * K0
+        o_k0 += tl.program_id(1) * K0
     else:
         width = K0
         if K1 > 1:
@@ -135,8 +134,8 @@ def pair_rows_kernel(
                 b1 = tl.load(p_b + o_q[:, None] * width + o_k1[None, :], mask=m_q[:, None], other=0.0)
             if WIDE:
                 similarity = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
-                for k in range(0, blocks_k * ((K0 + K1) // K0)):
-                    o_k = k * K0 + tl.arange(0, K0)
+                for k in range(0, width, 32):
+                    o_k = k + tl.arange(0, 32)
                     b_x = tl.load(
                         p_codes + row0 * width + o_p[:, None] * width + o_k[None, :], mask=m_p[:, None], other=0.0
                     )  # fmt: skip

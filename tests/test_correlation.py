@@ -202,9 +202,7 @@ def test_op_checks():
     options = (True, True, None)
     torch.library.opcheck(op, (feats, None, codes, None, shift, None, *options, True, True))
     torch.library.opcheck(op, (feats, vectors(3, 4, 4), codes, other, shift, index, *options, True, True))
-    torch.library.opcheck(
-        op, (feats, vectors(3, 4, 4), codes.detach(), other, shift, index, *options, False, True)
-    )
+    torch.library.opcheck(op, (feats, vectors(3, 4, 4), codes.detach(), other, shift, index, *options, False, True))
     torch.library.opcheck(torch.ops.depthg.code_gradient.default, (codes.detach(), vectors(2, 2, 5, 3), vectors(2)))
 
 

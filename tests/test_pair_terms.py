@@ -90,7 +90,7 @@ def test_maps_that_do_not_fit_are_refused():
         depthg_loss(*sides, negatives, SETTINGS, points_neighbour=points)
     with pytest.raises(ValueError, match=r"codes must be a map \[images, channels, height, width\].*\(3, 5, 4\)"):
         depthg_loss(sides[0], sides[1][..., 0], *sides[2:], negatives, SETTINGS, points=points)
-    with pytest.raises(ValueError, match=r"depth must be \[3, 1, height, width\] for relation 'product'"):
+    with pytest.raises(ValueError, match=r"depth must be \[3, 1, height, width\] for 'product'"):
         depthg_loss(*sides, negatives, SETTINGS, depth=depth.expand(3, 2, 4, 6), points=points)
     with pytest.raises(ValueError, match=r"feats .* and points .* must have the same images"):
         depthg_loss(*sides, negatives, SETTINGS, points=points[:2])
@@ -151,16 +151,16 @@ def test_autocast_changes_nothing(impl):
 
 
 def test_shifts_may_be_tensors():
-    feats, codes, near, near_codes = (vectors(3, 9, k) for k in (6, 5, 6, 5))
+    sides = [vectors(3, 9, k) for k in (6, 5, 6, 5)]
     negatives, u = torch.tensor([[1, 2, 0]], device=DEVICE), torch.rand(3, 9, device=DEVICE)
     shifts = {"self_shift": 0.1, "neighbour_shift": 0.2, "negative_shift": 0.3, "depth_shift": 0.4}
     numbers = dataclasses.replace(SETTINGS, **shifts)
     tensors = dataclasses.replace(SETTINGS, **{k: torch.tensor(v, device=DEVICE) for k, v in shifts.items()})
     for some in (tensors, dataclasses.replace(numbers, depth_shift=torch.tensor(0.4, device=DEVICE))):
         losses = [
-            torch.stack([t.loss for t in depthg_loss(feats, codes, near, near_codes, negatives, s, depth=u, impl="triton")[1:]])
+            torch.stack([t.loss for t in depthg_loss(*sides, negatives, s, depth=u, impl="triton")[1:]])
             for s in (numbers, some)
-        ]  # fmt: skip
+        ]
         torch.testing.assert_close(*losses)
 
 
@@ -206,9 +206,8 @@ def test_wide_codes_run_in_blocks():
 
 def test_every_launch_is_on_the_device_of_its_tensors(monkeypatch):
     """Triton launches on the current device: every launch must stand inside ``on_device``."""
-    from triton.runtime import interpreter, jit
-
     from depthg.kernels import launch_triton, sample_points_triton, terms_triton
+    from triton.runtime import interpreter, jit
 
     inside, launched = [0], []
 
@@ -279,6 +278,8 @@ def test_function_transforms_work_on_the_definition():
 
 
 def test_op_checks():
+    from depthg.kernels import terms_triton
+
     op, backward = torch.ops.depthg.pair_terms.default, torch.ops.depthg.pair_terms_backward.default
     feats, codes, near, near_codes = (vectors(3, 9, k) for k in (6, 5, 6, 5))
     codes, near_codes = codes.requires_grad_(), near_codes.requires_grad_()
@@ -305,8 +306,6 @@ def test_op_checks():
         None,
     ]
     torch.library.opcheck(op, (*maps_given, *rest))
-    from depthg.kernels import terms_triton
-
     key = [int(x) for x in terms_triton.sizes_of(terms_triton.Inputs(*maps_given), True, rest[-1])]
     with torch.no_grad():
         _, _, _, *saved = op(*maps_given, *rest)
