@@ -83,23 +83,36 @@ def inverse_length(square):
 @triton.jit
 def pack(
     p_x, p_at, p_out, p_sum, i_n, o_p, m_p, s_c, s_h, s_w, P, H, W, C, width,
-    MODE: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr,
+    MODE: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Unit vectors of a tile of points to p_out [points, width], their sum to p_sum [width]; the inverse lengths."""
-    square = o_p.to(tl.float32) * 0.0
-    for c in range(0, C, BLOCK_C):
-        o_c = c + tl.arange(0, BLOCK_C)
+    """Unit vectors of a tile of points to p_out [points, width], their sum to p_sum [width]; the inverse lengths.
+
+    ``WHOLE``: a block holds all channels, so the vectors are read once; they are read again for every block otherwise.
+    """
+    if WHOLE:
+        o_c = tl.arange(0, BLOCK_C)
         value = read_vectors(p_x, p_at, i_n, o_p, m_p, o_c, o_c < C, s_c, s_h, s_w, P, H, W, MODE, ALIGN)
-        square += tl.sum(value * value, 1)
-    inverse = inverse_length(square)
-    for c in range(0, width, BLOCK_C):
-        o_c = c + tl.arange(0, BLOCK_C)
-        value = read_vectors(p_x, p_at, i_n, o_p, m_p, o_c, o_c < C, s_c, s_h, s_w, P, H, W, MODE, ALIGN)
-        value *= inverse[:, None]
-        tl.store(p_sum + o_c, tl.sum(value, 0), mask=o_c < width)
-        p_to = p_out + o_p[:, None].to(tl.int64) * width + o_c[None, :]
-        tl.store(p_to, value, mask=m_p[:, None] & (o_c < width)[None, :])
+        inverse = inverse_length(tl.sum(value * value, 1))
+        store_unit(p_out, p_sum, value * inverse[:, None], o_p, m_p, o_c, width)
+    else:
+        square = o_p.to(tl.float32) * 0.0
+        for c in range(0, C, BLOCK_C):
+            o_c = c + tl.arange(0, BLOCK_C)
+            value = read_vectors(p_x, p_at, i_n, o_p, m_p, o_c, o_c < C, s_c, s_h, s_w, P, H, W, MODE, ALIGN)
+            square += tl.sum(value * value, 1)
+        inverse = inverse_length(square)
+        for c in range(0, width, BLOCK_C):
+            o_c = c + tl.arange(0, BLOCK_C)
+            value = read_vectors(p_x, p_at, i_n, o_p, m_p, o_c, o_c < C, s_c, s_h, s_w, P, H, W, MODE, ALIGN)
+            store_unit(p_out, p_sum, value * inverse[:, None], o_p, m_p, o_c, width)
     return inverse
+
+
+@triton.jit
+def store_unit(p_out, p_sum, value, o_p, m_p, o_c, width):
+    tl.store(p_sum + o_c, tl.sum(value, 0), mask=o_c < width)
+    p_to = p_out + o_p[:, None].to(tl.int64) * width + o_c[None, :]
+    tl.store(p_to, value, mask=m_p[:, None] & (o_c < width)[None, :])
 
 
 @triton.jit(
@@ -117,7 +130,8 @@ def prepare_kernel(
     p_inverse, p_sum,  # inverse lengths of the codes [rows], sums of unit vectors [tiles, width_c + WIDTH_K]
     row0, tile0, depth0, P, C, K, D, width_c,
     FEATURES: tl.constexpr, CODES: tl.constexpr, DEPTH: tl.constexpr, MODE: tl.constexpr, ALIGN: tl.constexpr,
-    WIDTH_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr, WIDTH_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Packs one tile of points of one image of one bank. Grid: (N, tiles of P)."""
     i_n, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -128,12 +142,12 @@ def prepare_kernel(
     if FEATURES:
         pack(
             p_feats + i_n * s_fn, p_at, p_feats_out + row * width_c, sums, i_n, o_p, m_p,
-            s_fc, s_fh, s_fw, P, fh, fw, C, width_c, MODE, ALIGN, BLOCK_C,
+            s_fc, s_fh, s_fw, P, fh, fw, C, width_c, MODE, ALIGN, BLOCK_C, WHOLE,
         )  # fmt: skip
     if CODES:
         inverse = pack(
             p_codes + i_n * s_cn, p_at, p_codes_out + row * WIDTH_K, sums + width_c, i_n, o_p, m_p,
-            s_cc, s_ch, s_cw, P, ch, cw, K, WIDTH_K, MODE, ALIGN, BLOCK_K,
+            s_cc, s_ch, s_cw, P, ch, cw, K, WIDTH_K, MODE, ALIGN, BLOCK_K, BLOCK_K >= WIDTH_K,
         )  # fmt: skip
         tl.store(p_inverse + row + o_p, inverse, mask=m_p)
     if DEPTH != 0:

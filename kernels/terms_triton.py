@@ -176,14 +176,18 @@ def _prepare(
     for place, f, z, u, depth0, at in given:
         bank = plan.banks[place]
         mode = ROWS_GIVEN if at is None else CELLS if at.ndim == 2 else COORDINATES
+        block_c = power_of_two(max(64, plan.width_c))  # all channels, where registers hold them
+        warps = max(4, block_c // (64 if mode == COORDINATES else 128))
+        block_c, warps = (block_c, warps) if warps <= 8 else (64, 4)
         prepare_triton.prepare_kernel[(bank.images, bank.tiles)](
             codes if f is None else f, *_strides(f), codes if z is None else z, *_strides(z),
             codes if u is None else u, *_strides(u), codes if at is None else at.contiguous(),
             feats, codes, depth, inverse, sums, bank.row0, bank.tile0, depth0,
             bank.points, plan.sizes.channels, plan.sizes.codes, plan.sizes.depth, plan.width_c,
             FEATURES=f is not None, CODES=z is not None, DEPTH=0 if u is None else kind, MODE=mode,
-            ALIGN=options.align_corners, WIDTH_K=plan.width_k, BLOCK_P=PREPARE_POINTS, BLOCK_C=64,
-            BLOCK_K=min(64, power_of_two(plan.width_k)),
+            ALIGN=options.align_corners, WHOLE=block_c >= plan.width_c, WIDTH_K=plan.width_k, BLOCK_P=PREPARE_POINTS,
+            BLOCK_C=block_c, BLOCK_K=min(128, power_of_two(plan.width_k)),
+            num_warps=warps,
             BLOCK_D=power_of_two(max(1, plan.sizes.depth)),
         )  # fmt: skip
 
