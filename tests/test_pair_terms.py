@@ -95,7 +95,7 @@ def test_maps_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"feats .* and points .* must have the same images"):
         depthg_loss(*sides, negatives, SETTINGS, points=points[:2])
     if not ON_GPU:
-        with pytest.raises(ValueError, match="points hold cell 24, outside the 24 cells of codes"):
+        with pytest.raises(ValueError, match="points hold cell 24, outside the 24 cells of feats"):
             depthg_loss(*sides, negatives, SETTINGS, points=points + 24)
 
 
