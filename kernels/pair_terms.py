@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NoReturn
 
 import torch
@@ -248,8 +249,8 @@ def triton_terms(
 
 def _one_type(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the widest of their types."""
-    dtype = None
-    for x in tensors:
-        if x is not None:
-            dtype = x.dtype if dtype is None else torch.promote_types(dtype, x.dtype)
-    return tuple(x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors)
+    types = {x.dtype for x in tensors if x is not None}
+    if len(types) < 2:
+        return tensors
+    widest = functools.reduce(torch.promote_types, types)
+    return tuple(x if x is None else x.to(widest) for x in tensors)
