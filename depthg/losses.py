@@ -100,9 +100,9 @@ class DepthGuidedLoss(nn.Module):
         feats_neighbour: Tensor,  # [N, Q, C]
         codes_neighbour: Tensor,  # [N, Q, K]
         negatives: Tensor,  # [R, N] int64
-        **optional: Tensor | None,
+        **optional: Any,
     ) -> DepthGLoss:
-        """``optional`` are the keyword tensors of ``kernels.depthg_loss``: depth, banks of negatives, another crop."""
+        """``optional`` are the keywords of ``kernels.depthg_loss``: depth, negatives, another crop, points of maps."""
         return kernels.depthg_loss(
             feats, codes, feats_neighbour, codes_neighbour, negatives, self.settings, impl=self.impl, **optional
         )

@@ -241,7 +241,7 @@ def depthg_loss(
     if points is None:
         if points_neighbour is not None:
             raise ValueError("points_neighbour needs points, which say where the anchors' maps are read")
-        seen = feats, codes, feats_neighbour, codes_neighbour, depth
+        seen: tuple[Any, ...] = feats, codes, feats_neighbour, codes_neighbour, depth
     else:
         points_neighbour = points if points_neighbour is None else points_neighbour
         checks.check_maps(feats, codes, feats_neighbour, codes_neighbour, depth, points, points_neighbour, settings)
@@ -255,7 +255,7 @@ def depthg_loss(
     impl = checks.choose_impl(impl, *given, depth_other)
     if points is not None and (impl != "triton" or checks.without_elements(*given)):
 
-        def read(x: Tensor, at: Tensor | None) -> Tensor:
+        def read(x: Tensor, at: Any) -> Tensor:
             return sample_points(x, at, align_corners=align_corners, impl=impl)
 
         if depth is not None:
@@ -265,7 +265,7 @@ def depthg_loss(
         feats_neighbour, codes_neighbour = (read(x, points_neighbour) for x in (feats_neighbour, codes_neighbour))
         points = points_neighbour = None
     s = settings
-    bank: dict[str, Tensor | None] = {
+    bank: dict[str, Any] = {
         "feats_negative": feats_negative, "codes_negative": codes_negative, "depth": depth, "codes_depth": codes_depth,
         "depth_other": depth_other, "feature_means": feature_means,
     }  # fmt: skip

@@ -153,7 +153,7 @@ class PairTerms(torch.autograd.Function):
     """The operator without the dispatcher, which takes several times as long as all of its launches."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, codes: Tensor, codes_near: Tensor | None, codes_far: Tensor | None, codes_other: Tensor | None,
         inputs: Any, sizes: Any, options: Any, shifts: list[float], weights: list[float],
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -169,7 +169,7 @@ class PairTerms(torch.autograd.Function):
         return total, losses, similarities
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, d_total: Tensor | None, d_losses: Tensor | None, d_similarities: None
     ) -> tuple[Tensor | None, ...]:
         from depthg.kernels import terms_triton as triton
@@ -243,8 +243,10 @@ def triton_terms(
 
     inputs = triton.Inputs(*given)
     rest = inputs, triton.sizes_of(inputs, own, needs), triton.Options(own, *options), numbers, list(weights)
-    total, losses, similarities, *_ = PairTerms.apply(*sides, *rest) if any(needs) else triton.forward(*rest)
-    return total, losses, similarities
+    if not any(needs):
+        return triton.forward(*rest)[:3]
+    found: tuple[Tensor, Tensor, Tensor] = PairTerms.apply(*sides, *rest)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _one_type(*tensors: Tensor | None) -> tuple[Any, ...]:

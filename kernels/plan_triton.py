@@ -184,7 +184,7 @@ def make_plan(s: Sizes) -> Plan:
         s, banks, near, far, other, split_codes(s.codes), cdiv(s.channels, 64) * 64, tile,
         last.first + last.images * last.tiles * last.splits, len(segments),
         last.out0 + last.images * last.rows * last.splits,
-        tuple([segment[:FIELDS] for segment in segments] + [filler] * (SEGMENTS - len(segments))),
+        tuple([tuple(map(int, made[:FIELDS])) for made in segments] + [filler] * (SEGMENTS - len(segments))),
         tuple((segment.alpha, segment.grad_alpha) for segment in segments),
     )  # fmt: skip
 
@@ -248,7 +248,7 @@ def list_segments(
 def tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Segments [SEGMENTS, FIELDS] int64, their factors [segments, 2] float32 and the banks int64, on the device."""
     plan = make_plan(sizes)
-    banks = []
+    banks: list[tuple[int, ...]] = []
     for b in plan.banks:
         tile0 = sum(cdiv(other.rows, GRADIENT_ROWS) for other in plan.banks[: len(banks)])
         banks.append((b.image0, b.points, b.tile0, b.tiles, b.row0, b.rows, tile0, 0))

@@ -205,10 +205,10 @@ def depthg_loss(
     """
     s = settings
     if points is not None:
-        near = points if points_neighbour is None else points_neighbour
+        at = points if points_neighbour is None else points_neighbour
         feats, codes = (sample_points(x, points, align_corners=align_corners) for x in (feats, codes))
         feats_neighbour, codes_neighbour = (
-            sample_points(x, near, align_corners=align_corners) for x in (feats_neighbour, codes_neighbour)
+            sample_points(x, at, align_corners=align_corners) for x in (feats_neighbour, codes_neighbour)
         )
         if depth is not None:
             depth = sample_points(depth, points, align_corners=align_corners)

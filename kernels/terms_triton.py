@@ -5,7 +5,7 @@ No host sync and nothing that depends on values: capturable by CUDA graphs once 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from depthg.kernels import finish_triton, prepare_triton, tiles_triton
@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
     depth_other: Tensor | None
     points: Tensor | None  # [N, P] int64 cells, or [N, P, 2] coordinates
     points_near: Tensor | None
-    index: Tensor | None  # [R, N] int64
+    negatives: Tensor | None  # [R, N] int64
     shifts: Tensor | None  # [4], in place of the numbers
     means: Tensor | None  # [2 + R]
 
@@ -69,8 +69,8 @@ def sizes_of(x: Inputs, own: bool, needs: list[bool]) -> Sizes:
     return Sizes(
         int(x.codes.shape[0]), count(x.codes, x.points), channels(x.feats), channels(x.codes),
         count(x.codes_near, x.points_near), 0 if far is None else int(far.shape[0]), count(far),
-        0 if x.index is None else int(x.index.shape[0]), count(x.codes_other), own, components,
-        x.depth_other is not None, any(needs), *needs[1:],
+        0 if x.negatives is None else int(x.negatives.shape[0]), count(x.codes_other), own, components,
+        x.depth_other is not None, any(needs), needs[1], needs[2], needs[3],
         products=HALF if widest.itemsize == 2 else TF32 if precision(widest) == "tf32" else TF32X3,
         arch=architecture(x.codes.device),
     )  # fmt: skip
@@ -101,7 +101,7 @@ def _forward(
         device, points * s.depth, plan.sums * width, plan.images * width,
         draws * s.anchors * s.points if options.center else 0, draws + 1, draws + 1, plan.programs,
     )  # fmt: skip
-    index = banks if x.index is None else x.index.contiguous()
+    index = banks if x.negatives is None else x.negatives.contiguous()
     far_images = plan.banks[plan.far].images
     order = torch.empty(index.numel() + far_images + 1, dtype=torch.int64, device=device) if s.draws else banks
     start = order[index.numel() :] if s.draws else banks
@@ -161,7 +161,7 @@ def _prepare(
         own_depth, other_depth = (None if d is None else _scaled_deviation(d.float()) for d in (x.depth, x.depth_other))
     apart = x.points is not None and own_depth is not None and own_depth.ndim != 4
     behind = plan.banks[0].rows  # depth of the other side comes behind that of the anchors
-    given = [(0, x.feats, x.codes, None if apart else own_depth, 0, x.points)]
+    given: list[tuple[Any, ...]] = [(0, x.feats, x.codes, None if apart else own_depth, 0, x.points)]
     if plan.near is not None:
         given.append((plan.near, x.feats_near, x.codes_near, None, 0, x.points_near))
     if plan.far:
@@ -212,7 +212,7 @@ def backward(
     align_corners: bool,
 ) -> list[Tensor]:
     """Gradients of the codes of every bank, in their shapes; empty where there is no bank or nobody asks."""
-    plan = make_plan(Sizes(*key))
+    plan = make_plan(Sizes._make(key))
     s = plan.sizes
     given = [(z, at) for z, at in zip(codes, [*points, None, None], strict=True) if z is not None]
     wanted = [s.grad, s.grad_near, s.grad_far, s.grad_other]
@@ -249,9 +249,7 @@ def _code_gradients(
     )  # fmt: skip
 
 
-def _to_maps(
-    d: list[Tensor], given: list[tuple[Tensor, Tensor | None]], wanted: list[bool], align_corners: bool
-) -> list[Tensor]:
+def _to_maps(d: list[Tensor], given: list[tuple[Tensor, Any]], wanted: list[bool], align_corners: bool) -> list[Tensor]:
     """Gradients [N, P, width_k] at points as those of the maps that were read there; the rest in their own type."""
     out = [
         torch.empty_like(z) if need and at is not None else x[..., : z.shape[-1]].to(z.dtype)
