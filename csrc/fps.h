@@ -2,13 +2,14 @@
 //
 //   nearest[i] = +inf for every point i;  pick[0] = start
 //   for j = 1 .. k-1:
+//     nearest[pick[j-1]] = -1
 //     nearest[i] = min(nearest[i], |point[i] - point[pick[j-1]]|^2)   for every i
 //     pick[j]    = the lowest i with nearest[i] = max(nearest)
 //
 // Arithmetic. Points are rounded to float32 once. The squared distance is ((d0*d0 + d1*d1) + d2*d2) + ..., d = point - pick,
 // coordinate by coordinate, every operation rounded to float32 on its own (no FMA, no fast-math). So all back ends return
-// equal indices, ties included. A consequence of the plain argmax: an index comes back a second time only when every
-// minimum is zero (all remaining points are duplicates of picked ones); it is then the lowest index, 0.
+// equal indices, ties included. A picked point counts as -1 and other minima are not negative, so the picks of a cloud are
+// different indices, also where points coincide: its duplicates follow in the order of their indices.
 //
 // Shapes. points [batch, points, dims] with any strides, 1 <= dims <= 8, 1 <= points < 2^31; picks int64 [batch, k], contiguous.
 // lengths [batch] (optional): only the first lengths[b] points of cloud b exist. 1 <= k <= the shortest length.
@@ -16,9 +17,10 @@
 //   ray(i, size) = ((i + 0.5) - size / 2) / focal;  point = (ray(column, width) * z, ray(row, height) * z, z),  z = depth
 // with `focal` in cells, each operation rounded to float32.
 //
-// Errors. The CPU back end throws std::invalid_argument for a start or a length out of range and for a NaN or an infinity
-// among the points. The CUDA back end reads no value back: it moves starts and lengths into range, and with NaN among the
-// points it still returns indices in [0, points).
+// Errors. The CPU back end throws std::invalid_argument for a start or a length out of range, for k above a length, and for a
+// NaN or an infinity among the points. The CUDA back end reads no value back. It moves lengths into 1 to points and starts into
+// 0 to length - 1, and returns index 0 for picks beyond the length. A distance that is NaN leaves the minimum as it is. So its
+// indices always lie in [0, points), and the first min(k, length) of a cloud are different.
 //
 // Nobody allocates: the caller passes scratch memory of the size that *_scratch_bytes returns, linear in batch * points.
 #pragma once

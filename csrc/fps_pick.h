@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #include "fps_team.h"
 #include "fps_vector.h"
@@ -82,6 +83,12 @@ inline uint64_t equal_slots(const float* nearest, vfloat wanted, int64_t count) 
   return slots;
 }
 
+inline vfloat largest_minimum(const Share& s) {
+  vfloat most = load(s.leaf_max);
+  for (int64_t g = kLanes; g < s.leaves; g += kLanes) most = vmax(most, load(s.leaf_max + g));
+  return vhmax(most);
+}
+
 struct Found {
   int32_t index;  // in the input, INT32_MAX for none
   int64_t slot;
@@ -111,8 +118,13 @@ inline Found find(const Share& s, vfloat wanted) {
   return best;
 }
 
+struct Best {
+  float value;    // the largest minimum
+  int32_t index;  // in the input
+};
+
 // Exchanges the workers' best points. Two sets of posts are enough: nobody starts pick j + 2 before all have read pick j.
-inline int32_t agree(Team* team, int rank, int64_t j, float value, int32_t index) {
+inline Best agree(Team* team, int rank, int64_t j, float value, int32_t index) {
   Post* posts = team->posts + (j & 1) * team->size;
   const uint32_t turn = static_cast<uint32_t>(j);
   posts[rank].value = value;
@@ -127,7 +139,7 @@ inline int32_t agree(Team* team, int rank, int64_t j, float value, int32_t index
       index = posts[other].index;
     }
   }
-  return index;
+  return {value, index};
 }
 
 // One worker's view of a cloud that is ready for picking.
@@ -135,23 +147,41 @@ struct Job {
   Share share;
   const float* source[kMaxDims];  // [points] in input order
   int32_t winner;                 // the last pick; at first the start
+  int64_t points;
   int64_t* picks;                 // [k]
 };
 
-// Picks of a cloud by a team of workers, each with its share.
+// A pick counts as -1 from then on (fps.h). That need not be written: its minimum is zero, so it cannot come back while any
+// minimum is above zero. From pick `from` on, none is. No distance can then change anything, and the points that are not
+// picked follow in the order of their indices.
+__attribute__((noinline)) void pick_duplicates(const Job& job, int64_t from, int64_t k) {
+  float* nearest = job.share.nearest;  // the first worker's share begins where the cloud's memory does
+  memset(nearest, 0, job.points * sizeof *nearest);
+  for (int64_t j = 0; j < from; ++j) nearest[job.picks[j]] = -1;
+  for (int64_t i = 0; from < k; ++i) {
+    if (nearest[i] == 0) job.picks[from++] = i;
+  }
+}
+
+// Picks of a cloud from pick `j` on, by a team of workers, each with its share.
 template <int D>
-void pick(Job* job, int64_t k, Team* team, int rank) {
+void pick(Job* job, int64_t j, int64_t k, Team* team, int rank) {
   const Share& share = job->share;
   vfloat at[D];
   for (int d = 0; d < D; ++d) at[d] = splat(job->source[d][job->winner]);
-  for (int64_t j = 0;;) {
+  for (;;) {
     if (rank == 0) job->picks[j] = job->winner;
     if (++j == k) return;
     const vfloat most = update<D>(at, share);
     const Found found = find<0>(share, most);
-    job->winner = found.index;
+    Best best{first(most), found.index};
+    if (team->size > 1) best = agree(team, rank, j, best.value, best.index);
+    if (__builtin_expect(best.value == 0, 0)) {
+      if (rank == 0) pick_duplicates(*job, j, k);
+      return;
+    }
+    job->winner = best.index;
     if (team->size > 1) {
-      job->winner = agree(team, rank, j, first(most), found.index);
       for (int d = 0; d < D; ++d) at[d] = splat(job->source[d][job->winner]);
     } else {  // the slot is known earlier than the index
       for (int d = 0; d < D; ++d) at[d] = splat(share.slot[d][found.slot]);
@@ -161,9 +191,10 @@ void pick(Job* job, int64_t k, Team* team, int rank) {
 
 // Picks of WAYS small clouds in step, each of at most 64 / WAYS leaves. A pick is a chain of dependent steps (boxes, leaves,
 // maximum, where it lies, its coordinates); those of several clouds overlap. All their leaves to update are one list, so
-// that its length, which the processor can't foresee, is a surprise only once.
+// that its length, which the processor can't foresee, is a surprise only once. Returns how many picks are made: fewer than k
+// when the minima of a cloud are all zero.
 template <int D, int WAYS>
-void pick_in_step(Job* jobs, int64_t k) {
+int64_t pick_in_step(Job* jobs, int64_t k) {
   constexpr int kBits = 64 / WAYS;
   vfloat at[WAYS][D];
   for (int w = 0; w < WAYS; ++w) {
@@ -171,7 +202,7 @@ void pick_in_step(Job* jobs, int64_t k) {
   }
   for (int64_t j = 0;;) {
     for (int w = 0; w < WAYS; ++w) jobs[w].picks[j] = jobs[w].winner;
-    if (++j == k) return;
+    if (++j == k) return k;
     uint64_t todo = 0;
     for (int w = 0; w < WAYS; ++w) {
       const Share& s = jobs[w].share;
@@ -184,14 +215,16 @@ void pick_in_step(Job* jobs, int64_t k) {
       const int bit = __builtin_ctzll(todo), w = bit / kBits, leaf = bit % kBits;
       jobs[w].share.leaf_max[leaf] = first(update_leaf<D, kLeaf>(at[w], jobs[w].share, leaf));
     }
+    vfloat least = splat(__builtin_inff());
     for (int w = 0; w < WAYS; ++w) {
       const Share& s = jobs[w].share;
-      vfloat most = load(s.leaf_max);
-      for (int64_t g = kLanes; g < s.leaves; g += kLanes) most = vmax(most, load(s.leaf_max + g));
-      const Found found = find<kLeaf>(s, vhmax(most));
+      const vfloat most = largest_minimum(s);
+      least = vmin(least, most);
+      const Found found = find<kLeaf>(s, most);
       jobs[w].winner = found.index;
       for (int d = 0; d < D; ++d) at[w][d] = splat(s.slot[d][found.slot]);
     }
+    if (__builtin_expect(first(least) == 0, 0)) return j;
   }
 }
 

@@ -157,16 +157,30 @@ int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Tea
   build_leaves(plan, m, order, n, rank);
   job->share = share_of(plan, m, n, rank);
   for (int64_t d = 0; d < plan.dims; ++d) job->source[d] = m.source[d];
+  job->points = n;
   job->winner = static_cast<int32_t>(c.starts ? c.starts[b] : c.start);
   job->picks = c.picks + b * c.k;
   return -1;
 }
 
-using Pick = void (*)(Job*, int64_t, Team*, int);
+using Pick = void (*)(Job*, int64_t, int64_t, Team*, int);
 constexpr Pick kPick[kMaxDims] = {pick<1>, pick<2>, pick<3>, pick<4>, pick<5>, pick<6>, pick<7>, pick<8>};
-using PickInStep = void (*)(Job*, int64_t);
+using PickInStep = int64_t (*)(Job*, int64_t);
 constexpr PickInStep kPickInStep[kWaysDims] = {pick_in_step<1, kMaxWays>, pick_in_step<2, kMaxWays>, pick_in_step<3, kMaxWays>};
 constexpr PickInStep kPickInPairs[kWaysDims] = {pick_in_step<1, 2>, pick_in_step<2, 2>, pick_in_step<3, 2>};
+
+// Picks of `ways` clouds in step, for as long as all of them have distances; then each goes on by itself.
+void pick_together(Job* jobs, int ways, int dims, int64_t k, Team* team) {
+  const int64_t made = (ways == kMaxWays ? kPickInStep : kPickInPairs)[dims - 1](jobs, k);
+  if (made == k) return;
+  for (int w = 0; w < ways; ++w) {
+    if (first(largest_minimum(jobs[w].share)) == 0) {
+      pick_duplicates(jobs[w], made, k);
+    } else {
+      kPick[dims - 1](jobs + w, made, k, team, 0);
+    }
+  }
+}
 
 }  // namespace
 
@@ -178,14 +192,15 @@ int64_t FPS_JOIN(sample_clouds_, FPS_ISA)(const Clouds& c, int64_t b, int count,
     const int64_t bad = prepare(c, b + w, plan, scratch + w * bytes, team, rank, jobs + w);
     if (bad >= 0) return (b + w) * c.points + bad;
   }
+  const int dims = static_cast<int>(plan.dims);
   int w = 0;
   if (count == kMaxWays) {
-    kPickInStep[plan.dims - 1](jobs, c.k);
+    pick_together(jobs, kMaxWays, dims, c.k, team);
     w = count;
   } else if (plan.ways > 1) {
-    for (; w + 2 <= count; w += 2) kPickInPairs[plan.dims - 1](jobs + w, c.k);
+    for (; w + 2 <= count; w += 2) pick_together(jobs + w, 2, dims, c.k, team);
   }
-  for (; w < count; ++w) kPick[plan.dims - 1](jobs + w, c.k, team, rank);
+  for (; w < count; ++w) kPick[dims - 1](jobs + w, 0, c.k, team, rank);
   return -1;
 }
 

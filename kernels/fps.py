@@ -265,8 +265,8 @@ def farthest_point_sample(
 
     All implementations return equal indices: points are rounded to float32 (float64 too), squared distances are taken
     in float32 without FMA, ties go to the lowest index. The order is that of picking: a prefix is the smaller sample.
-    When every remaining point is a duplicate of a picked one, all minima are zero and the argmax is index 0, again and
-    again. No gradient flows.
+    The indices of a cloud differ for every k: a picked point is never picked again, and when only duplicates of picked
+    points remain, they follow in the order of their indices. No gradient flows.
 
     Args:
         points: float32, float64, float16 or bfloat16 [B, N, D] with 1 <= D <= 8, any strides.
@@ -281,8 +281,8 @@ def farthest_point_sample(
 
     Raises:
         ValueError: wrong rank, dtype, D or device; N = 0; k, start or lengths out of range; NaN or infinity among CPU
-            points. On CUDA no value is read back: starts and lengths are moved into range there, and a cloud with
-            NaN still gives indices below N.
+            points. On CUDA no value is read back: lengths are moved into 1 to N and starts below the length there, and
+            picks beyond a cloud's length are 0. A distance to NaN counts as none. Indices are below N in any case.
 
     The definition is ``reference.farthest_point_sample``, the contract ``csrc/fps.h``.
     """

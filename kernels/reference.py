@@ -300,24 +300,30 @@ def farthest_point_sample(
 
     ``picks[:, 0] = start;  picks[:, j] = argmax_i min_{l < j} |points[:, i] - points[:, picks[:, l]]|^2``
 
-    Points are rounded to float32; squared distances are summed coordinate by coordinate in float32, each operation
-    rounded on its own, which is what makes equal indices possible everywhere (the contract stands in ``csrc/fps.h``).
+    over the points that are not picked yet: the minimum of a picked point is -1, like that of entries beyond a cloud's
+    length. So the picks differ as long as there are points, also where points coincide; then follow zeros. Points are
+    rounded to float32; squared distances are summed coordinate by coordinate in float32, each operation rounded on its
+    own, which is what makes equal indices possible everywhere (the contract stands in ``csrc/fps.h``).
     """
     clouds, n, dims = points.shape
     points = points.detach().float()
     nearest = points.new_full((clouds, n), math.inf)
     if lengths is not None:
+        lengths = lengths.clamp(1, n)
         beyond = torch.arange(n, device=points.device) >= lengths[:, None]
         nearest = nearest.masked_fill(beyond, -1.0)
-    pick = first_pick(start, clouds, n, lengths, points.device, generator)
+    pick = first_pick(start, clouds, n, lengths, points.device, generator).clamp(0, n - 1)
+    if lengths is not None:
+        pick = torch.minimum(pick, lengths - 1)
     picks = []
     for _ in range(k):
         picks.append(pick)
+        nearest.scatter_(1, pick[:, None], -1.0)
         offset = points - points.gather(1, pick[:, None, None].expand(-1, 1, dims))
         distance = offset[..., 0] * offset[..., 0]
         for d in range(1, dims):
             distance = distance + offset[..., d] * offset[..., d]
-        nearest = torch.minimum(nearest, distance)
+        nearest = torch.fmin(nearest, distance)  # a distance to NaN counts as none
         pick = nearest.argmax(1)
     return torch.stack(picks, 1)
 

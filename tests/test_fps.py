@@ -27,6 +27,7 @@ def by_hand(points, k, start=0):
     nearest = [math.inf] * len(points)
     picks = [start]
     while len(picks) < k:
+        nearest[picks[-1]] = -1.0
         for i, point in enumerate(points):
             distance = torch.zeros(())
             for a, b in zip(point, points[picks[-1]], strict=True):
@@ -73,16 +74,43 @@ def test_every_dimension_follows_the_loops(impl, device, dims):
 
 
 @EVERY
-def test_all_points_equal_gives_index_zero_again_and_again(impl, device):
-    points = torch.full((1, 50, 3), 0.3, device=device)
-    assert farthest_point_sample(points, 5, start=7, impl=impl).tolist() == [[7, 0, 0, 0, 0]]
+@pytest.mark.parametrize("n", [50, 900, 3000])
+def test_equal_points_are_picked_once_each_in_the_order_of_their_indices(impl, device, n):
+    points = torch.full((5, n, 3), 0.3, device=device)  # five clouds: some are sampled in step, some alone
+    expected = [7, *range(7), *range(8, n)]
+    for k in (1, 2, 5, n - 1, n):
+        assert farthest_point_sample(points, k, start=7, impl=impl).tolist() == [expected[:k]] * 5
 
 
 @EVERY
-def test_duplicates_are_picked_once_before_any_comes_back(impl, device):
+def test_duplicates_follow_when_every_place_is_taken(impl, device):
     corners = torch.tensor([[0.0, 0], [0, 3], [4, 0]])
     points = corners.repeat(20, 1)[None].to(device)
-    assert farthest_point_sample(points, 6, impl=impl).tolist() == [[0, 2, 1, 0, 0, 0]]
+    picks = farthest_point_sample(points, 60, start=4, impl=impl)[0].tolist()
+    # start (0, 3); then (4, 0), which is 5 away; then the origin; then the rest by index
+    assert picks == [4, 2, 0, *(i for i in range(60) if i not in (4, 2, 0))]
+
+
+@EVERY
+def test_clouds_that_run_out_of_places_at_different_picks(impl, device):
+    clouds = torch.randn(9, 300, 3)
+    for b in range(9):
+        clouds[b, 3 * b + 1 :] = clouds[b, 0]
+    ours = farthest_point_sample(clouds.to(device), 60, impl=impl).cpu()
+    for b in range(9):
+        alone = farthest_point_sample(clouds[b : b + 1], 60, impl="eager")[0]
+        assert torch.equal(ours[b], alone)
+        assert alone.unique().numel() == 60
+
+
+@EVERY
+@pytest.mark.parametrize("scale", [1.0, 1e-30])  # at 1e-30 every distance underflows to zero
+@pytest.mark.parametrize(("n", "dims"), [(17, 1), (200, 3), (700, 2), (5000, 3), (700, 5)])
+def test_all_points_of_a_lattice_full_of_ties_and_duplicates_are_picked(impl, device, n, dims, scale):
+    points = torch.randint(3, (2, n, dims)) * scale
+    picks = farthest_point_sample(points.to(device), n, start=n // 2, impl=impl).cpu()
+    assert torch.equal(picks.sort(1).values, torch.arange(n).expand(2, n))
+    assert torch.equal(picks, farthest_point_sample(points, n, start=n // 2, impl="eager"))
 
 
 @EVERY
@@ -215,6 +243,19 @@ def test_any_cloud_equals_the_definition(impl, device, case):
     same_as_eager(points, k, impl, device, start=start)
 
 
+@EVERY
+@settings(max_examples=60, deadline=None)
+@given(case=clouds(), data=st.data())
+def test_the_picks_of_any_cloud_differ(impl, device, case, data):
+    points, k, start = case
+    n = points.shape[1]
+    lengths = data.draw(st.lists(st.integers(max(k, start + 1), n), min_size=len(points), max_size=len(points)))
+    options = {"start": start, "lengths": torch.tensor(lengths, device=device), "impl": impl}
+    for cloud, length in zip(farthest_point_sample(points.to(device), k, **options).tolist(), lengths, strict=True):
+        assert len(set(cloud)) == k
+        assert max(cloud) < length
+
+
 @given(case=clouds())
 @settings(max_examples=25, deadline=None)
 def test_the_definition_equals_the_loops(case):
@@ -222,6 +263,18 @@ def test_the_definition_equals_the_loops(case):
     k = min(k, 8)
     picks = reference.farthest_point_sample(points, k, start=start)
     assert picks.tolist() == [by_hand(cloud, k, start) for cloud in points]
+
+
+def test_the_definition_moves_starts_and_lengths_into_range_and_ends_with_zeros():
+    points = torch.randn(4, 12, 2)
+    points[3, 2] = math.nan
+    starts, lengths = torch.tensor([-5, 99, 3, 0]), torch.tensor([0, 99, 5, 12])
+    picks = reference.farthest_point_sample(points, 12, start=starts, lengths=lengths)
+    assert picks[0].tolist() == [0] * 12
+    assert picks[1].tolist() == reference.farthest_point_sample(points[1:2], 12, start=11)[0].tolist()
+    assert sorted(picks[2].tolist()) == [0] * 8 + [1, 2, 3, 4]
+    assert picks[2, 0] == 3
+    assert sorted(picks[3].tolist()) == list(range(12))
 
 
 # Threads
@@ -232,14 +285,16 @@ def test_the_definition_equals_the_loops(case):
 def test_any_number_of_threads_gives_the_same_indices(shape):
     points = torch.randn(shape)
     tied = (points * 4).round()
+    few = points.round().clamp(-1, 0)  # at most eight places: the others are duplicates
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 64):
             torch.set_num_threads(threads)
-            results.append([farthest_point_sample(x, 30, start=11, impl="cpp") for x in (points, tied)])
+            results.append([farthest_point_sample(x, 30, start=11, impl="cpp") for x in (points, tied, few)])
     finally:
         torch.set_num_threads(before)
+    assert torch.equal(results[0][2], farthest_point_sample(few, 30, start=11, impl="eager"))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -291,7 +346,7 @@ print(_extension.native.fps_cpu_isa())
 torch.set_num_threads(2)
 for shape, k in [((5, 784, 3), 121), ((2, 333, 7), 80), ((3, 3000, 2), 100), ((1, 20000, 3), 100), ((2, 61, 1), 61)]:
     torch.manual_seed(0)
-    for points in (torch.randn(shape), torch.randn(shape).mul(4).round()):
+    for points in (torch.randn(shape), torch.randn(shape).mul(4).round(), torch.randn(shape).round().clamp(-1, 0)):
         assert torch.equal(farthest_point_sample(points, k, impl="cpp"), farthest_point_sample(points, k, impl="eager"))
 depth = torch.rand(3, 28, 28) + 0.5
 cells = [farthest_point_sample_depth(depth, 121, impl=impl) for impl in ("cpp", "eager")]
