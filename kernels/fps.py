@@ -6,15 +6,18 @@ The contract (arithmetic, ties, errors) stands in ``csrc/fps.h``, the definition
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from depthg.kernels import reference
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA, missing, native
+from depthg.kernels.checks import HAS_TRITON, interpreting
 from torch import Tensor
 
-IMPLS = ("auto", "cpp", "cuda", "eager")
+IMPLS = ("auto", "cpp", "cuda", "triton", "eager")
 MAX_DIMS = 8
 MAX_POINTS = 2**31 - 1
+TRITON_POINTS = 2**30  # its tiles count in 32 bits, and the last one must not overflow
 KEPT_BYTES = 64 * 2**20  # of scratch memory that a thread keeps for its next call: fresh pages cost a fault each
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # DType of csrc/fps.h
 
@@ -99,22 +102,46 @@ def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
     return reference.focal_length(fov_deg, depth.shape[2])
 
 
-def choose_impl(impl: str, device: torch.device) -> str:
-    """ "cpp", "cuda" or "eager" for tensors on ``device``; raises ``ValueError`` for one that cannot run here."""
+def choose_impl(impl: str, device: torch.device, n: int) -> str:
+    """What samples clouds of ``n`` points on ``device``: "cpp", "cuda", "triton" or "eager".
+
+    "auto" takes compiled code where there is some, then Triton (CUDA only), then eager.
+
+    Raises:
+        ValueError: ``impl`` is unknown or cannot run here; the message names the alternative.
+    """
     if impl not in IMPLS:
         raise ValueError(f"unknown impl {impl!r}; choose one of {', '.join(IMPLS)}")
     if impl == "auto":
-        return {"cpu": "cpp" if HAS_CPU else "eager", "cuda": "cuda" if HAS_CUDA else "eager"}.get(device.type, "eager")
+        if device.type == "cuda":
+            return "cuda" if HAS_CUDA else "triton" if HAS_TRITON and n <= TRITON_POINTS else "eager"
+        return "cpp" if device.type == "cpu" and HAS_CPU else "eager"
     if impl == "cpp" and not HAS_CPU:
         raise ValueError(f"impl='cpp': {missing}; install with DEPTHG_BUILD=cpu, or use impl='eager'")
     if impl == "cuda" and not HAS_CUDA:
         raise ValueError(
-            "impl='cuda': depthg was built without CUDA; install with DEPTHG_BUILD=cuda, or use impl='eager'"
+            "impl='cuda': depthg was built without CUDA; install with DEPTHG_BUILD=cuda, "
+            "or use impl='triton' or impl='eager'"
         )
+    if impl == "triton":
+        _check_triton(device, n)
+        return impl
     wanted = {"cpp": "cpu", "cuda": "cuda"}.get(impl, device.type)
     if device.type != wanted:
         raise ValueError(f"impl={impl!r} takes {wanted} tensors, these are on {device}; use impl='auto'")
     return impl
+
+
+def _check_triton(device: torch.device, n: int) -> None:
+    if not HAS_TRITON:
+        raise ValueError("impl='triton' needs the package triton, which is not installed; use impl='eager'")
+    if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
+        raise ValueError(
+            f"impl='triton' takes cuda tensors (or TRITON_INTERPRET=1 on the CPU), these are on {device}; "
+            "use impl='auto'"
+        )
+    if n > TRITON_POINTS:
+        raise ValueError(f"impl='triton' takes at most {TRITON_POINTS} points a cloud, got {n}; use impl='auto'")
 
 
 # Launch
@@ -166,6 +193,12 @@ def _launch(
     native.fps_cuda(clouds, scratch.data_ptr(), x.device.index, stream.cuda_stream)
 
 
+def _triton(x: Tensor, k: int, **layout: Any) -> Tensor:  # [B, N, D] or [B, H, W] -> [B, k] int64
+    from depthg.kernels import fps_triton  # needs the package triton, which may be absent
+
+    return fps_triton.sample(x, k, **layout)
+
+
 # Operators. Defined with a schema instead of `custom_op`, whose wrappers take as long as a few picks.
 
 torch.library.define(
@@ -187,6 +220,12 @@ def _sample(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: 
     if impl == "eager":
         _check_values(points, k, starts, start, lengths)
         return reference.farthest_point_sample(points, k, start=start if starts is None else starts, lengths=lengths)
+    if impl == "triton":
+        _check_values(points, k, starts, start, lengths)
+        return _triton(
+            points, k, points=points.shape[1], width=0, focals=None, focal=0.0,
+            lengths=lengths, starts=starts, start=start,
+        )  # fmt: skip
     picks = torch.empty(points.shape[0], k, dtype=torch.int64, device=points.device)
     _launch(
         points, picks, points=points.shape[1], width=0, focals=None, focal=0.0,
@@ -212,6 +251,13 @@ def _sample_depth(
         points = reference.unproject_focal(depth, focal if focals is None else focals)
         _check_values(points, k, starts, start, None)
         return reference.farthest_point_sample(points, k, start=start if starts is None else starts)
+    if impl == "triton":
+        if depth.device.type == "cpu":  # the interpreter: values are checked as everywhere on the CPU
+            _check_values(reference.unproject_focal(depth, focal if focals is None else focals), k, starts, start, None)
+        return _triton(
+            depth, k, points=depth.shape[1] * depth.shape[2], width=depth.shape[2], focals=focals, focal=focal,
+            lengths=None, starts=starts, start=start,
+        )  # fmt: skip
     picks = torch.empty(depth.shape[0], k, dtype=torch.int64, device=depth.device)
     _launch(
         depth, picks, points=depth.shape[1] * depth.shape[2], width=depth.shape[2], focals=focals, focal=focal,
@@ -274,7 +320,8 @@ def farthest_point_sample(
         start: first pick: an int, an int64 tensor [B], or "random" for a uniform draw per cloud.
         lengths: int64 [B], the number of points of each cloud; the rest of its row is ignored. None: N.
         generator: source of the random start, on any device.
-        impl: "cpp" (CPU), "cuda", "eager", or "auto": the fastest that is there.
+        impl: "cpp" (CPU), "cuda" (compiled), "triton" (CUDA without compiled code), "eager", or "auto": the first that
+            can run.
 
     Returns:
         int64 [B, k] on the device of ``points``.
@@ -294,7 +341,7 @@ def farthest_point_sample(
     _check_k(k, points.shape[1], f"points of shape {tuple(points.shape)}")
     if lengths is not None:
         _check_per_cloud("lengths", lengths, points)
-    impl = choose_impl(impl, points.device)
+    impl = choose_impl(impl, points.device, points.shape[1])
     starts, first = _start(start, points, points.shape[1], lengths, generator)
     picks: Tensor = _sample_op(points.detach(), k, starts, first, lengths, impl)
     return picks
@@ -328,7 +375,7 @@ def farthest_point_sample_depth(
     _check_input("depth", depth, "[maps, height, width]")
     n = depth.shape[1] * depth.shape[2]
     _check_k(k, n, f"depth of shape {tuple(depth.shape)}")
-    impl = choose_impl(impl, depth.device)
+    impl = choose_impl(impl, depth.device, n)
     focal = _focal(fov_deg, depth)
     starts, first = _start(start, depth, n, None, generator)
     per_map = isinstance(focal, Tensor)
