@@ -3,17 +3,17 @@
 The contract is that of ``csrc/fps.h``: float32, each operation rounded on its own. Triton contracts ``a * b + c`` and
 divides approximately unless told otherwise: every launch passes ``enable_fp_fusion=False``, and rays use ``div_rn``.
 
-One program samples one cloud, all picks in one launch. It writes the cloud to scratch memory once, as float32 rows of one
-coordinate each. Then, for every pick,
+One program samples one cloud, all picks in one launch. It writes the cloud to scratch memory once, as float32 rows of
+one coordinate each. Then, for every pick,
 
-    held      N <= 8,192, D <= 3: points and minima in registers
-    halves    N <= 16,384: minima in registers; points are read again, from L1 where they fit
-    tiles     larger clouds: points and minima are read again. One multiprocessor moves 4 (D + 2) bytes a point and pick,
-              whatever the size: programs that share a cloud would need a barrier, which Triton has no safe form of
+    held      N <= 8,192, D <= 3: points and minima stay in registers
+    halves    N <= 16,384: minima stay in registers; points are read again, from L1 where they fit
+    tiles     larger clouds: points and minima are read again. One multiprocessor moves 4 (D + 2) bytes a point and
+              pick, whatever the size: programs that share a cloud need a barrier, and Triton has no safe form of it
 
-Minima are kept as the bits of the floats, which order like them since no distance is negative. The distance to a NaN is
-0x7FFFFFFF on a GPU, above infinity, and counts as none. The minimum of a picked point, or of a place without a point, is
-the lowest integer; when nothing else is left, the lowest index of those is taken, 0.
+Minima are kept as the bits of the floats, which order like them since no distance is negative. The distance to a NaN
+is 0x7FFFFFFF on a GPU, above infinity, and counts as none. The minimum of a picked point, or of a place without a
+point, is the lowest integer; when nothing else is left, the lowest index of those is taken, 0.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 import torch
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, fps, reference, unproject
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA, native
+from depthg.kernels.checks import HAS_TRITON, interpreting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +18,19 @@ NO_CUDA = "depthg was built without CUDA" if not HAS_CUDA else "no CUDA device"
 CUDA = pytest.param(
     "cuda", "cuda", marks=pytest.mark.skipif(not HAS_CUDA or not torch.cuda.is_available(), reason=NO_CUDA)
 )
-EVERY = pytest.mark.parametrize(("impl", "device"), [pytest.param("eager", "cpu"), CPP, CUDA])
-FAST = pytest.mark.parametrize(("impl", "device"), [CPP, CUDA])
+NO_TRITON = "triton is not installed" if not HAS_TRITON else "no CUDA device, and Triton's interpreter is off"
+TRITON = pytest.param(
+    "triton", "cuda" if torch.cuda.is_available() else "cpu",
+    marks=pytest.mark.skipif(not HAS_TRITON or not (torch.cuda.is_available() or interpreting()), reason=NO_TRITON),
+)  # fmt: skip
+EVERY = pytest.mark.parametrize(("impl", "device"), [pytest.param("eager", "cpu"), CPP, CUDA, TRITON])
+FAST = pytest.mark.parametrize(("impl", "device"), [CPP, CUDA, TRITON])
+
+
+def few_picks(impl, device, picks):
+    """Skips what takes Triton's interpreter minutes: about two milliseconds a pick."""
+    if impl == "triton" and device == "cpu" and picks > 1000:
+        pytest.skip("too many picks for Triton's interpreter")
 
 
 def by_hand(points, k, start=0):
@@ -76,6 +88,7 @@ def test_every_dimension_follows_the_loops(impl, device, dims):
 @EVERY
 @pytest.mark.parametrize("n", [50, 900, 3000])
 def test_equal_points_are_picked_once_each_in_the_order_of_their_indices(impl, device, n):
+    few_picks(impl, device, 5 * n)
     points = torch.full((5, n, 3), 0.3, device=device)  # five clouds: some are sampled in step, some alone
     expected = [7, *range(7), *range(8, n)]
     for k in (1, 2, 5, n - 1, n):
@@ -107,6 +120,7 @@ def test_clouds_that_run_out_of_places_at_different_picks(impl, device):
 @pytest.mark.parametrize("scale", [1.0, 1e-30])  # at 1e-30 every distance underflows to zero
 @pytest.mark.parametrize(("n", "dims"), [(17, 1), (200, 3), (700, 2), (5000, 3), (700, 5)])
 def test_all_points_of_a_lattice_full_of_ties_and_duplicates_are_picked(impl, device, n, dims, scale):
+    few_picks(impl, device, 2 * n)
     points = torch.randint(3, (2, n, dims)) * scale
     picks = farthest_point_sample(points.to(device), n, start=n // 2, impl=impl).cpu()
     assert torch.equal(picks.sort(1).values, torch.arange(n).expand(2, n))

@@ -1,0 +1,214 @@
+"""The Triton sampler where values cannot be read back, and its machine code; its indices are tested in ``test_fps``."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, fps, reference
+from depthg.kernels.checks import interpreting
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RUNS = pytest.mark.skipif(
+    DEVICE == "cpu" and not interpreting(), reason="no CUDA device, and Triton's interpreter is off"
+)
+SIZES = pytest.mark.parametrize(("n", "dims"), [(40, 2), (40, 4), (16500, 1)])  # one of each kernel
+
+
+def unchecked(points, k, **options):
+    """What the operator returns on CUDA, where values are not checked."""
+    from depthg.kernels import fps_triton
+
+    plain = {"points": points.shape[1], "width": 0, "focals": None, "focal": 0.0, "lengths": None, "starts": None}
+    return fps_triton.sample(points.to(DEVICE), k, **(plain | {"start": 0} | options)).cpu()
+
+
+@RUNS
+@SIZES
+def test_starts_and_lengths_out_of_range_are_moved_into_it(n, dims):
+    points = torch.randn(6, n, dims)
+    starts = torch.tensor([-(2**40), -1, n, 2**40, 7, 0], device=DEVICE)
+    lengths = torch.tensor([n, 2**40, n + 1, n, 3, -1], device=DEVICE)
+    ours = unchecked(points, 5, starts=starts, lengths=lengths)
+    assert torch.equal(ours, reference.farthest_point_sample(points, 5, start=starts.cpu(), lengths=lengths.cpu()))
+    assert ours[:, 0].tolist() == [0, 0, n - 1, n - 1, 2, 0]
+    for start, first in ((-5, 0), (n + 5, n - 1)):
+        assert (unchecked(points, 1, start=start) == first).all()
+
+
+@RUNS
+@SIZES
+def test_picks_beyond_a_cloud_are_zeros(n, dims):
+    points = torch.randn(3, n, dims)
+    ours = unchecked(points, 9, lengths=torch.tensor([4, 1, 9], device=DEVICE), start=2).tolist()
+    assert sorted(ours[0][:4]) == [0, 1, 2, 3] and ours[0][4:] == [0] * 5
+    assert ours[1] == [0] * 9
+    assert sorted(ours[2]) == list(range(9))
+
+
+@RUNS
+@SIZES
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # by the interpreter's NumPy
+def test_points_that_are_not_finite_give_valid_indices(n, dims):
+    for value in (math.nan, math.inf, -math.inf):
+        points = torch.randn(2, n, dims)
+        points[0, ::3] = value
+        picks = unchecked(points, 30, start=3)
+        assert ((picks >= 0) & (picks < n)).all()
+        assert torch.equal(picks[1:], reference.farthest_point_sample(points[1:], 30, start=3))
+
+
+@RUNS
+def test_starts_lengths_and_focal_lengths_of_any_stride():
+    points, depth = torch.randn(3, 30, 3), torch.rand(3, 5, 7) + 0.5
+    starts, lengths = torch.tensor([[4, 0], [2, 0], [1, 0]])[:, 0], torch.tensor([30, 20, 10]).flip(0).flip(0)
+    fov = torch.tensor([50.0, 0, 70.0, 0, 90.0])[::2]
+    options = {"start": starts.to(DEVICE), "impl": "triton"}
+    ours = farthest_point_sample(points.to(DEVICE), 8, lengths=lengths.to(DEVICE), **options)
+    assert torch.equal(ours.cpu(), reference.farthest_point_sample(points, 8, start=starts, lengths=lengths))
+    ours = farthest_point_sample_depth(depth.to(DEVICE), 8, fov_deg=fov.to(DEVICE), **options)
+    assert torch.equal(ours.cpu(), reference.farthest_point_sample_depth(depth, 8, start=starts, fov_deg=fov))
+
+
+def test_auto_takes_compiled_code_then_triton_then_eager(monkeypatch):
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(fps, "HAS_CUDA", True)
+    assert fps.choose_impl("auto", cuda, 100) == "cuda"
+    monkeypatch.setattr(fps, "HAS_CUDA", False)
+    assert fps.choose_impl("auto", cuda, 100) == "triton"
+    assert fps.choose_impl("auto", cuda, 2**30 + 1) == "eager"
+    assert fps.choose_impl("auto", cpu, 100) in ("cpp", "eager")
+    monkeypatch.setattr(fps, "HAS_TRITON", False)
+    assert fps.choose_impl("auto", cuda, 100) == "eager"
+
+
+def test_an_impl_that_cannot_run_names_the_alternative(monkeypatch):
+    with pytest.raises(ValueError, match=r"at most 1073741824 points a cloud, got 1073741825.*'auto'"):
+        fps.choose_impl("triton", torch.device("cuda"), 2**30 + 1)
+    with pytest.raises(ValueError, match=r"takes cuda tensors.*on meta.*'auto'"):
+        fps.choose_impl("triton", torch.device("meta"), 9)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=r"TRITON_INTERPRET=1.*on cpu.*'auto'"):
+        fps.choose_impl("triton", torch.device("cpu"), 9)
+    monkeypatch.setattr(fps, "HAS_CUDA", False)
+    with pytest.raises(ValueError, match=r"impl='triton' or impl='eager'"):
+        fps.choose_impl("cuda", torch.device("cuda"), 9)
+    monkeypatch.setattr(fps, "HAS_TRITON", False)
+    with pytest.raises(ValueError, match=r"triton, which is not installed.*'eager'"):
+        fps.choose_impl("triton", torch.device("cuda"), 9)
+
+
+# Machine code, compiled ahead of time: a stand-in for the driver names the device, and a launch ends after compiling.
+
+AHEAD = """
+import re, subprocess, sys, tempfile
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from depthg.kernels import fps_triton
+
+class Driver:
+    def get_current_target(self): return GPUTarget("cuda", int(sys.argv[1]), 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+    def get_active_torch_device(self): return torch.device("cpu")
+
+launched, fused = [], False
+plain = JITFunction.run
+
+def run(self, *arguments, grid, warmup, **options):
+    options["enable_fp_fusion"] |= fused
+    launched.append(plain(self, *arguments, grid=grid, warmup=True, **options))
+
+JITFunction.run = run
+triton.runtime.driver.set_active(Driver())
+
+def compiled(b, n, dims, k, width=0, per_cloud=False, dtype=torch.float32, step=1):
+    x = torch.empty((b, n // width, width * step) if width else (b, n, dims * step), dtype=dtype)[..., ::step]
+    several = {name: torch.ones(b, dtype=torch.int64) if per_cloud else None for name in ("lengths", "starts")}
+    focals = torch.ones(b) if per_cloud and width else None
+    fps_triton.sample(x, k, points=n, width=width, focals=focals, focal=3.0, start=0, **several)
+    return launched[-1]
+
+tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+def tool(name, option, kernel):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.run([tools / name, option, file.name], capture_output=True, text=True, check=True).stdout
+
+def stack(kernel):
+    return int(re.search(r"STACK:(\\d+)", tool("cuobjdump", "-res-usage", kernel))[1])
+
+def instructions(kernel):
+    "All instructions, and those of the loop over picks: of the longest range that a branch jumps back over."
+    lines, at = [], {}
+    for line in tool("nvdisasm", "-c", kernel).splitlines():
+        if label := re.match(r"(\\.L_x_\\d+):", line):
+            at[label[1]] = len(lines)
+        elif found := re.match(r"\\s+/\\*[0-9a-f]{4,}\\*/\\s+(?:@!?U?P\\w+\\s+)?(.*);", line):
+            lines.append(found[1])
+    back = [(at[m[1]], i) for i, line in enumerate(lines) if (m := re.search(r"^BRA.*(\\.L_x_\\d+)", line))]
+    loops = [lines[begin:end] for begin, end in ((a, z) for a, z in back if a < z)]
+    picks = [loop for loop in loops if any("REDUX" in line for line in loop)]
+    assert len(picks) == 1, [len(loop) for loop in loops]
+    return lines, picks[0]
+
+def has(lines, pattern):
+    return [line for line in lines if re.match(pattern, line)]
+"""
+ROUNDED = """
+for case in [(9, 784, 3, 99), (9, 784, 1, 99), (9, 4096, 2, 99), (9, 9000, 3, 99), (2, 784, 8, 99), (1, 20000, 3, 9)]:
+    for more in ({}, {"width": 28, "per_cloud": True}) if case[2] == 3 else ({},):
+        kernel = compiled(*case, **more)
+        everything, loop = instructions(kernel)
+        assert "fma" not in kernel.asm["ptx"]
+        assert not has(loop, r"FFMA|\\w+\\.FTZ"), (case, more)
+        assert has(loop, "FADD") and has(loop, "FMUL"), (case, more)
+        assert more or not has(everything, "FFMA"), case  # a division has some
+fused = True
+assert has(instructions(compiled(64, 784, 3, 121))[1], "FFMA")  # what is looked for would be found
+"""
+SPILLS = """
+for n in (784, 4096, 12544):
+    for more in ({}, {"width": 112 if n == 12544 else 16}, {"dtype": torch.float16, "per_cloud": True}):
+        assert stack(compiled(8, n, 3, 121, **more)) == 0, (n, more)
+"""
+ONCE = """
+before = compiled(64, 784, 3, 121), compiled(8, 9000, 3, 99), compiled(3, 20000, 3, 9), compiled(9, 784, 3, 9, width=28)
+after = (
+    [compiled(1, 1000, 3, 1), compiled(16, 513, 3, 1024), compiled(2, 640, 3, 16, step=16)],
+    [compiled(1, 16384, 3, 1), compiled(2, 8193, 3, 16, step=2)],
+    [compiled(1, 16385, 3, 1), compiled(2, 100_000, 3, 16), compiled(1, 2**20, 3, 7)],
+    [compiled(1, 1000, 3, 1, width=1), compiled(16, 1024, 3, 16, width=16), compiled(2, 1023, 3, 5, width=31)],
+)
+for one, others in zip(before, after, strict=True):
+    assert all(other is one for other in others), one.name
+assert len({kernel.name for kernel in before}) == 3
+"""
+
+
+def ahead_of_time(script, target):
+    variables = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", AHEAD + script, str(target)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("target", [80, 90, 100])  # 100 has instructions for two at once
+def test_no_product_is_fused_with_a_sum(target):
+    ahead_of_time(ROUNDED, target)
+
+
+@pytest.mark.parametrize("target", [80, 86, 90, 100, 120])
+def test_no_register_spills(target):
+    ahead_of_time(SPILLS, target)
+
+
+def test_sizes_of_one_class_share_a_kernel():
+    ahead_of_time(ONCE, 90)
