@@ -71,8 +71,12 @@ def sample(
         if settings.read == "bilinear":
             return torch.rand(share.total, points, 2, generator=generator)[share.rows] * 2 - 1
         return random_cells(share, height * width, points, generator)
-    cells = farthest_cells(depth, points, settings, generator, share)
-    return cells if settings.read == "cells" else released_coordinates(cells, height, width, settings.transpose)
+    return as_read(farthest_cells(depth, points, settings, generator, share), (height, width), settings)
+
+
+def as_read(cells: Tensor, grid: tuple[int, int], settings: SamplingConfig) -> Tensor:  # [N, P] -> [N, P] or [N, P, 2]
+    """Sampled cells as features are read at them: as they are, or as coordinates with ``read=bilinear``."""
+    return cells if settings.read == "cells" else released_coordinates(cells, *grid, settings.transpose)
 
 
 def released_coordinates(cells: Tensor, height: int, width: int, transpose: bool) -> Tensor:  # [N, P] -> [N, P, 2]

@@ -22,12 +22,13 @@ from depthg.heads import (
     codes_without_grad,
     linear_probe_loss,
 )
+from depthg.kept_cells import KeptCells
 from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
 from depthg.kernels.feature_means import feature_means
 from depthg.prepare import Prepared
 from depthg.processes import Share, share_of
 from depthg.read_ahead import ReadAhead
-from depthg.sampling import regular_grid, sample
+from depthg.sampling import as_read, farthest_cells, regular_grid, sample
 from depthg.schedules import exponential_decay, piecewise_constant
 from depthg.seeds import seed_of
 
@@ -62,6 +63,7 @@ class Step:
         self.config, self.data, self.model, self.device = config, data, model, device
         self.guided, self.ahead = data.depth is not None, ReadAhead() if ahead else None  # reads for the next step
         self.buffers: dict[str, Tensor] = {}
+        self.kept = KeptCells(len(data.features), data.grid[0] * data.grid[1])
         self.shifts = (config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift)
         self.share = share_of(config.batch_size, "batch_size")
         self.joint = self.share is not None and config.loss.scope == "global"  # one batch over all processes
@@ -78,14 +80,24 @@ class Step:
     def points(
         self, views: np.ndarray, iteration: int, generator: torch.Generator, share: Share | None = None
     ) -> Tensor:
-        """Sampled points of some views (of a share of a batch): cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
-        settings = self.config.sampling
+        """Sampled points of some views (of a share of a batch): cells ``[N, P]`` or coordinates ``[N, P, 2]``.
+
+        Where they depend on a view's depth alone (a start that is fixed) they are computed once and kept.
+        """
+        settings, grid = self.config.sampling, self.data.grid
         side = piecewise_constant(iteration, settings.points, settings.schedule)
-        depth = None
-        if self.guided and settings.method == "fps":
-            depth = self.rows(self.data.depth, views).view(-1, *self.data.grid)
-        shape = (len(views), *self.data.grid)
-        return sample(depth, shape, side * side, settings, generator, share).to(self.device)
+        if not self.guided or settings.method != "fps":
+            return sample(None, (len(views), *grid), side * side, settings, generator, share).to(self.device)
+        if settings.start == "random":
+            depth = self.depth_maps(views)
+            return sample(depth, tuple(depth.shape), side * side, settings, generator, share).to(self.device)
+        cells = self.kept.cells(
+            views, side * side, lambda some: farthest_cells(self.depth_maps(some), side * side, settings, None)
+        )
+        return as_read(cells.to(self.device), grid, settings)
+
+    def depth_maps(self, views: np.ndarray) -> Tensor:  # [N, h, w]
+        return self.rows(self.data.depth, views).view(-1, *self.data.grid)
 
     def gather(self, maps: Tensor, points: Tensor) -> Tensor:  # [N, h*w, C] -> [N, P, C]
         """Vectors at cells (exact) or at coordinates (bilinear)."""

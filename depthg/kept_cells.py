@@ -1,0 +1,44 @@
+"""Sampled cells that depend on a view alone, computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KEPT_BYTES = 256 * 2**20  # for all views; beyond that nothing is kept
+
+
+class KeptCells:
+    """Cells of views ``[V, P]`` in picking order, so that the first of them are the smaller sample.
+
+    They take 2 bytes each, or 4 where a view has more than 32,768 cells, in memory that is used as views are seen.
+
+    Args:
+        views: V.
+        cells: cells of a view, h * w.
+        limit: bytes that may be kept.
+    """
+
+    def __init__(self, views: int, cells: int, limit: int = KEPT_BYTES):
+        self.views, self.dtype, self.limit = views, np.dtype(np.int16 if cells <= 2**15 else np.int32), limit
+        self.found: Tensor = torch.empty(views, 0, dtype=torch.int64)
+        self.known = np.zeros(views, np.int32)  # cells of each view
+
+    def cells(self, views: np.ndarray, points: int, compute: Callable[[np.ndarray], Tensor]) -> Tensor:
+        """The first ``points`` cells of some views, int64 ``[N, points]`` on the CPU.
+
+        ``compute(views)`` gives those of views that are not known. More points than ever before make all unknown.
+        """
+        if self.views * points * self.dtype.itemsize > self.limit:
+            return compute(views).cpu()
+        if points > self.found.shape[1]:
+            self.found = torch.from_numpy(np.zeros((self.views, points), self.dtype))  # zeros take no memory yet
+            self.known[:] = 0
+        missing = np.unique(views[self.known[views] < points])
+        if len(missing):
+            self.found[torch.from_numpy(missing), :points] = compute(missing).cpu().to(self.found.dtype)
+            self.known[missing] = points
+        return self.found[torch.from_numpy(np.asarray(views, np.int64)), :points].long()
