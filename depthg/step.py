@@ -86,11 +86,9 @@ class Step:
         """
         settings, grid = self.config.sampling, self.data.grid
         side = piecewise_constant(iteration, settings.points, settings.schedule)
-        if not self.guided or settings.method != "fps":
-            return sample(None, (len(views), *grid), side * side, settings, generator, share).to(self.device)
-        if settings.start == "random":
-            depth = self.depth_maps(views)
-            return sample(depth, tuple(depth.shape), side * side, settings, generator, share).to(self.device)
+        if not self.guided or settings.method != "fps" or settings.start == "random":
+            depth = self.depth_maps(views) if self.guided and settings.method == "fps" else None
+            return sample(depth, (len(views), *grid), side * side, settings, generator, share).to(self.device)
         cells = self.kept.cells(
             views, side * side, lambda some: farthest_cells(self.depth_maps(some), side * side, settings, None)
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from depthg.kernels.launch_triton import on_device
 from torch import Tensor
 
-BLOCK_C = 64
+BLOCK_C = 64  # a channel per thread: nothing is read in vectors, so no size or stride needs a kernel of its own
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_maps", "p_cells", "p_weights", "s_n", "s_c", "s_h", "s_w", "W", "P", "C"])
 def read_kernel(p_maps, p_cells, p_weights, p_out, s_n, s_c, s_h, s_w, W, P, C, T: tl.constexpr, BLOCK_C: tl.constexpr):
     """out[n, p, c] = sum_t weights[n, p, t] maps[n, c, cells[n, p, t]]. Grid: (N P, tiles of C)."""
     i_np = tl.program_id(0).to(tl.int64)
@@ -27,7 +28,7 @@ def read_kernel(p_maps, p_cells, p_weights, p_out, s_n, s_c, s_h, s_w, W, P, C, 
     tl.store(p_out + i_np * C + o_c, total, mask=m_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_d_out", "p_weights", "cells", "C"])
 def write_kernel(p_d_out, p_key, p_order, p_end, p_weights, p_d_maps, cells, C, T: tl.constexpr, BLOCK_C: tl.constexpr):
     """d_maps[n, c, cell] = sum of weights * d_out over the entries of that cell, in sorted order.
 
@@ -51,9 +52,10 @@ def read(maps: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
     (n, c, _, w), (p, t) = maps.shape, cells.shape[1:]
     out = torch.empty((n, p, c), dtype=maps.dtype, device=maps.device)
     if out.numel():
-        read_kernel[(n * p, triton.cdiv(c, BLOCK_C))](
-            maps, cells.contiguous(), weights.contiguous(), out, *maps.stride(), w, p, c, T=t, BLOCK_C=BLOCK_C
-        )
+        with on_device(maps):
+            read_kernel[(n * p, triton.cdiv(c, BLOCK_C))](
+                maps, cells.contiguous(), weights.contiguous(), out, *maps.stride(), w, p, c, T=t, BLOCK_C=BLOCK_C
+            )
     return out
 
 
@@ -65,7 +67,8 @@ def write(d_out: Tensor, cells: Tensor, weights: Tensor, height: int, width: int
     first = torch.arange(n, device=cells.device)[:, None, None] * (height * width)
     key, order = (cells + first).flatten().sort(stable=True)
     end = torch.searchsorted(key, key, right=True)
-    write_kernel[(n * p * t, triton.cdiv(c, BLOCK_C))](
-        d_out.contiguous(), key, order, end, weights.contiguous(), d_maps, height * width, c, T=t, BLOCK_C=BLOCK_C
-    )
+    with on_device(d_out):
+        write_kernel[(n * p * t, triton.cdiv(c, BLOCK_C))](
+            d_out.contiguous(), key, order, end, weights.contiguous(), d_maps, height * width, c, T=t, BLOCK_C=BLOCK_C
+        )
     return d_maps

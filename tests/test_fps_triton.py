@@ -1,12 +1,11 @@
 """The Triton sampler where values cannot be read back, and its machine code; its indices are tested in ``test_fps``."""
 
 import math
-import os
-import subprocess
-import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
+from compile_only import ahead_of_time
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, fps, reference
 from depthg.kernels.checks import interpreting
 
@@ -101,31 +100,41 @@ def test_an_impl_that_cannot_run_names_the_alternative(monkeypatch):
         fps.choose_impl("triton", torch.device("cuda"), 9)
 
 
-# Machine code, compiled ahead of time: a stand-in for the driver names the device, and a launch ends after compiling.
+@RUNS
+def test_every_launch_is_on_the_device_of_its_tensors(monkeypatch):
+    from depthg.kernels import fps_triton
+    from triton.runtime import interpreter, jit
+
+    kind = jit.JITFunction if DEVICE == "cuda" else interpreter.InterpretedFunction
+    plain, guarded, launched = kind.run, [], []
+
+    @contextmanager
+    def marked(x):
+        guarded.append(x)
+        with plain_guard(x):
+            yield
+        guarded.pop()
+
+    def run(self, *arguments, **options):
+        launched.append((self.__name__, len(guarded)))
+        return plain(self, *arguments, **options)
+
+    plain_guard = fps_triton.on_device
+    monkeypatch.setattr(fps_triton, "on_device", marked)
+    monkeypatch.setattr(kind, "run", run)
+    for n, dims in ((40, 2), (40, 4), (16500, 1)):
+        unchecked(torch.randn(2, n, dims), 2)
+    assert launched == [("held_kernel", 1), ("halves_kernel", 1), ("tiles_kernel", 1)]
+
+
+# Machine code, compiled ahead of time
+
 
 AHEAD = """
-import re, subprocess, sys, tempfile
-from pathlib import Path
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+import re
+import compile_only, torch
+from compile_only import instructions, launched, stack
 from depthg.kernels import fps_triton
-
-class Driver:
-    def get_current_target(self): return GPUTarget("cuda", int(sys.argv[1]), 32)
-    def get_current_device(self): return 0
-    def get_current_stream(self, device): return 0
-    def get_active_torch_device(self): return torch.device("cpu")
-
-launched, fused = [], False
-plain = JITFunction.run
-
-def run(self, *arguments, grid, warmup, **options):
-    options["enable_fp_fusion"] |= fused
-    launched.append(plain(self, *arguments, grid=grid, warmup=True, **options))
-
-JITFunction.run = run
-triton.runtime.driver.set_active(Driver())
 
 def compiled(b, n, dims, k, width=0, per_cloud=False, dtype=torch.float32, step=1):
     x = torch.empty((b, n // width, width * step) if width else (b, n, dims * step), dtype=dtype)[..., ::step]
@@ -134,45 +143,27 @@ def compiled(b, n, dims, k, width=0, per_cloud=False, dtype=torch.float32, step=
     fps_triton.sample(x, k, points=n, width=width, focals=focals, focal=3.0, start=0, **several)
     return launched[-1]
 
-tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-def tool(name, option, kernel):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        return subprocess.run([tools / name, option, file.name], capture_output=True, text=True, check=True).stdout
-
-def stack(kernel):
-    return int(re.search(r"STACK:(\\d+)", tool("cuobjdump", "-res-usage", kernel))[1])
-
-def instructions(kernel):
-    "All instructions, and those of the loop over picks: of the longest range that a branch jumps back over."
-    lines, at = [], {}
-    for line in tool("nvdisasm", "-c", kernel).splitlines():
-        if label := re.match(r"(\\.L_x_\\d+):", line):
-            at[label[1]] = len(lines)
-        elif found := re.match(r"\\s+/\\*[0-9a-f]{4,}\\*/\\s+(?:@!?U?P\\w+\\s+)?(.*);", line):
-            lines.append(found[1])
-    back = [(at[m[1]], i) for i, line in enumerate(lines) if (m := re.search(r"^BRA.*(\\.L_x_\\d+)", line))]
-    loops = [lines[begin:end] for begin, end in ((a, z) for a, z in back if a < z)]
-    picks = [loop for loop in loops if any("REDUX" in line for line in loop)]
-    assert len(picks) == 1, [len(loop) for loop in loops]
-    return lines, picks[0]
-
 def has(lines, pattern):
     return [line for line in lines if re.match(pattern, line)]
+
+def split(kernel):
+    "All instructions, and those of the loop over picks, which alone takes a maximum."
+    everything, loops = instructions(kernel)
+    picks = [loop for loop in loops if has(loop, "C?REDUX")]
+    assert len(picks) == 1, [len(loop) for loop in loops]
+    return everything, picks[0]
 """
 ROUNDED = """
 for case in [(9, 784, 3, 99), (9, 784, 1, 99), (9, 4096, 2, 99), (9, 9000, 3, 99), (2, 784, 8, 99), (1, 20000, 3, 9)]:
     for more in ({}, {"width": 28, "per_cloud": True}) if case[2] == 3 else ({},):
         kernel = compiled(*case, **more)
-        everything, loop = instructions(kernel)
+        everything, loop = split(kernel)
         assert "fma" not in kernel.asm["ptx"]
         assert not has(loop, r"FFMA|\\w+\\.FTZ"), (case, more)
         assert has(loop, "FADD") and has(loop, "FMUL"), (case, more)
         assert more or not has(everything, "FFMA"), case  # a division has some
-fused = True
-assert has(instructions(compiled(64, 784, 3, 121))[1], "FFMA")  # what is looked for would be found
+compile_only.forced["enable_fp_fusion"] = True
+assert has(split(compiled(9, 784, 3, 99))[1], "FFMA")  # what is looked for would be found
 """
 SPILLS = """
 for n in (784, 4096, 12544):
@@ -193,22 +184,15 @@ assert len({kernel.name for kernel in before}) == 3
 """
 
 
-def ahead_of_time(script, target):
-    variables = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", AHEAD + script, str(target)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("target", [80, 90, 100])  # 100 has instructions for two at once
 def test_no_product_is_fused_with_a_sum(target):
-    ahead_of_time(ROUNDED, target)
+    ahead_of_time(AHEAD + ROUNDED, target)
 
 
 @pytest.mark.parametrize("target", [80, 86, 90, 100, 120])
 def test_no_register_spills(target):
-    ahead_of_time(SPILLS, target)
+    ahead_of_time(AHEAD + SPILLS, target)
 
 
 def test_sizes_of_one_class_share_a_kernel():
-    ahead_of_time(ONCE, 90)
+    ahead_of_time(AHEAD + ONCE, 90)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compile_only import ahead_of_time
 from depthg.kernels import reference, sample_points
 from depthg.kernels.sample_points import COMPILED
 from loss_cases import DEVICE, HALVES, IMPLS, vectors
@@ -149,3 +150,49 @@ def test_compiles_to_one_graph(impl):
 def test_wrong_inputs(points, message):
     with pytest.raises(ValueError, match=message):
         sample_points(torch.zeros(2, 9, 6, 7), points)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", ["cells", "coordinates"])
+def test_points_index_and_upstream_gradient_of_any_layout(impl, kind):
+    maps = make(n=3, c=19)
+    points = torch.randint(0, 42, (6, 4, 2), device=DEVICE) if kind == "cells" else torch.rand(6, 4, 4, device=DEVICE)
+    points = points.transpose(0, 1)[..., 0] if kind == "cells" else points.transpose(0, 1)[..., ::2]
+    for index in (
+        torch.tensor([2, 9, 0, 9, 2, 9, 1, 9], device=DEVICE)[::2],
+        torch.ones((), device=DEVICE).long().expand(4),
+    ):
+        ours, expected = (
+            sample_points(maps, points, index=index, impl=impl),
+            reference.sample_points(maps[index], points),
+        )
+        upstream = vectors(19, 6, 1).expand(19, 6, 4).permute(2, 1, 0)
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(out, maps, upstream)[0] for out in (ours, expected)))
+
+
+SIZES_ALONE = """
+import torch
+from compile_only import launched
+from depthg.kernels import sample_points_triton
+
+def sizes(n, c, h, w, p, last=False, offset=0):
+    "Kernels that read maps at points and write their gradient."
+    maps = torch.empty(n * c * h * w + offset)[offset:].view(n, c, h, w)
+    maps = maps.to(memory_format=torch.channels_last) if last else maps
+    cells, weights = torch.zeros(n, p, 4, dtype=torch.int64), torch.zeros(n, p, 4)
+    sample_points_triton.read(maps, cells, weights)
+    sample_points_triton.write(torch.empty(n, p, c), cells, weights, h, w)
+    return launched[-2:]
+
+first = sizes(32, 384, 28, 28, 121)
+assert [kernel.name for kernel in first] == ["read_kernel", "write_kernel"]
+others = (7, 70, 28, 28, 100), (1, 1, 1, 1, 1), (2, 16, 16, 16, 16), (3, 33, 5, 7, 1, True), (2, 38, 28, 28, 64, False, 1)
+for other in others:
+    assert all(a is b for a, b in zip(first, sizes(*other), strict=True)), other
+"""
+
+
+def test_sizes_and_strides_share_a_kernel():
+    pytest.importorskip("triton")
+    ahead_of_time(SIZES_ALONE, 90)
