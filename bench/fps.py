@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, unproject
 from depthg.kernels._extension import HAS_CPU, native
+from depthg.kernels.checks import HAS_TRITON
 
 SHAPES = [
     (64, 784, 121),
@@ -140,6 +141,8 @@ def our_calls(points: torch.Tensor, k: int) -> dict[str, Sampler]:
         if torch.get_num_threads() > 1:
             calls["depthg, 1 thread"] = with_threads(1, calls["depthg"])
         calls["numpy loop"] = lambda: numpy_loop(points.numpy(), k)
+    elif HAS_TRITON:
+        calls["depthg, Triton"] = lambda: farthest_point_sample(points, k, impl="triton")
     calls["eager"] = lambda: farthest_point_sample(points, k, impl="eager")
     return calls
 

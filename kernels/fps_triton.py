@@ -1,101 +1,46 @@
 """Triton kernels of farthest point sampling, for CUDA tensors where the compiled CUDA code is missing.
 
-The contract is that of ``csrc/fps.h``: float32, each operation rounded on its own. Triton contracts ``a * b + c`` and
-divides approximately unless told otherwise: every launch passes ``enable_fp_fusion=False``, and rays use ``div_rn``.
-
-One program samples one cloud, all picks in one launch. It writes the cloud to scratch memory once, as float32 rows of
-one coordinate each. Then, for every pick,
+A cloud is written to scratch memory once, as float32 rows of one coordinate each. Up to 65,536 points one program
+samples one cloud, all picks in one launch:
 
     held      N <= 8,192, D <= 3: points and minima stay in registers
     halves    N <= 16,384: minima stay in registers; points are read again, from L1 where they fit
-    tiles     larger clouds: points and minima are read again. One multiprocessor moves 4 (D + 2) bytes a point and
-              pick, whatever the size: programs that share a cloud need a barrier, and Triton has no safe form of it
+    tiles     N <= 65,536: points and minima are read again, 4 (D + 2) bytes a point and pick by one multiprocessor
 
-Minima are kept as the bits of the floats, which order like them since no distance is negative. The distance to a NaN
-is 0x7FFFFFFF on a GPU, above infinity, and counts as none. The minimum of a picked point, or of a place without a
-point, is the lowest integer; when nothing else is left, the lowest index of those is taken, 0.
+Programs that share a larger cloud need a barrier, and Triton has no safe form of it:
+
+    sweeps    a launch for every pick, whose programs first read the farthest points of all parts from the one before
+
+Arithmetic and what a minimum is: ``fps_points_triton.py``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from depthg.kernels.fps_points_triton import (
+    INFINITY,
+    NO_INDEX,
+    TAKEN,
+    extent,
+    farthest,
+    length_of,
+    shorten,
+    squared_distance,
+    unpack,
+)
 from depthg.kernels.launch_triton import on_device
 from torch import Tensor
 
 HELD_POINTS, HALVES_POINTS = 8192, 16384  # of which three coordinates and minima, or minima fit in the registers
-TILE = 4096  # points of a larger cloud that are read at once
-UNPACKED = 1024  # points of a smaller cloud that are written to scratch memory at once
+TILES_POINTS = 65536  # one multiprocessor takes about as long for these as a launch does
+TILE = 4096  # points that "tiles" reads at once
+PART = 1024  # points that the others read or write at once
+MOST_PARTS = 1024  # programs of a launch that share clouds
 MAX_WARPS = 32
-
-INFINITY: tl.constexpr = tl.constexpr(0x7F800000)  # bits of a minimum before the first pick
-TAKEN: tl.constexpr = tl.constexpr(-(2**31))  # bits of a minimum that no other is below
-NO_INDEX: tl.constexpr = tl.constexpr(2**31 - 1)
-
-
-@triton.jit
-def ray(i, size, focal):
-    """x / z of the ray through the centre of cell ``i`` of ``size``, for a focal length in cells."""
-    return tl.div_rn((i.to(tl.float32) + 0.5) - size.to(tl.float32) * 0.5, focal)
-
-
-@triton.jit
-def extent(p_lengths, p_starts, start, i_b, N):
-    """Length and start of a cloud, moved into [1, N] and [0, length)."""
-    length = N
-    if p_lengths is not None:
-        length = tl.minimum(tl.maximum(tl.load(p_lengths + i_b), 1), N).to(tl.int32)
-    first = start
-    if p_starts is not None:
-        first = tl.load(p_starts + i_b)
-    return length, tl.minimum(tl.maximum(first, 0), length - 1).to(tl.int32)
-
-
-@triton.jit
-def unpack(
-    p_data, s_b, s_n, s_d, p_focals, focal, p_points, i_b, length, N, W, row, o_n,
-    DIMS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Writes points ``o_n`` of one cloud to its rows in scratch memory; zeros beyond its length."""
-    m_n = o_n < length
-    p_cloud = p_data + i_b * s_b
-    if DEPTH:
-        if p_focals is not None:
-            focal = tl.load(p_focals + i_b)
-        o_h, o_w = o_n // W, o_n % W
-        z = tl.load(p_cloud + o_h.to(tl.int64) * s_n + o_w.to(tl.int64) * s_d, mask=m_n, other=0.0).to(tl.float32)
-        tl.store(p_points + o_n, ray(o_w, W, focal) * z)
-        tl.store(p_points + row + o_n, ray(o_h, N // W, focal) * z)
-        tl.store(p_points + row * 2 + o_n, z)
-    else:
-        for d in tl.static_range(DIMS):
-            value = tl.load(p_cloud + o_n.to(tl.int64) * s_n + d * s_d, mask=m_n, other=0.0)
-            tl.store(p_points + row * d + o_n, value.to(tl.float32))
-
-
-@triton.jit
-def squared_distance(p_points, row, o_n, pick, DIMS: tl.constexpr):
-    """|point - point[pick]|^2 of the points ``o_n`` in scratch memory, coordinate by coordinate."""
-    p_n, p_pick = p_points + o_n, p_points + pick
-    offset = tl.load(p_n) - tl.load(p_pick)
-    total = offset * offset
-    for d in tl.static_range(1, DIMS):
-        offset = tl.load(p_n + row * d) - tl.load(p_pick + row * d)
-        total = total + offset * offset
-    return total
-
-
-@triton.jit
-def shorten(nearest, distance, o_n, pick):
-    """Bits of the minima after a pick, which is taken from now on; a distance that is NaN leaves them as they are."""
-    return tl.where(o_n == pick, TAKEN, tl.minimum(nearest, distance.to(tl.int32, bitcast=True)))
-
-
-@triton.jit
-def farthest(nearest, o_n):
-    """The lowest of the indices ``o_n`` that have the largest minimum."""
-    return tl.min(tl.where(nearest == tl.max(nearest, 0), o_n, NO_INDEX), 0)
 
 
 @triton.jit
@@ -173,36 +118,99 @@ def halves_kernel(
         tl.store(p_picks + j, pick.to(tl.int64))
 
 
+@triton.jit
+def spread(
+    p_data, s_b, s_n, s_d, p_focals, focal, p_points, i_b, length, N, W, row, first, step,
+    DIMS: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Writes every ``step`` / BLOCK-th tile of a cloud from ``first`` on to scratch memory, minima to row DIMS."""
+    for tile in range(first, length, step):
+        o_n = tile + tl.arange(0, BLOCK)
+        unpack(p_data, s_b, s_n, s_d, p_focals, focal, p_points, i_b, length, N, W, row, o_n, DIMS, DEPTH)
+        nearest = tl.where(o_n < length, INFINITY, TAKEN)
+        tl.store(p_points + DIMS * row + o_n, nearest.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def pass_over(p_points, row, first, length, step, pick, DIMS: tl.constexpr, BLOCK: tl.constexpr):
+    """Updates the minima of these tiles after a pick; the largest of each place in a tile, and their indices."""
+    best, index = tl.full([BLOCK], TAKEN, tl.int32), first + tl.arange(0, BLOCK)
+    for tile in range(first, length, step):
+        o_n = tile + tl.arange(0, BLOCK)
+        p_nearest = p_points + DIMS * row + o_n
+        nearest = tl.load(p_nearest).to(tl.int32, bitcast=True)
+        nearest = shorten(nearest, squared_distance(p_points, row, o_n, pick, DIMS), o_n, pick)
+        tl.store(p_nearest, nearest.to(tl.float32, bitcast=True))
+        index = tl.where(nearest > best, o_n, index)
+        best = tl.maximum(best, nearest)
+    return best, index
+
+
 @triton.jit(do_not_specialize=PER_CALL)
 def tiles_kernel(
     p_data, s_b, s_n, s_d, p_focals, focal, p_lengths, p_starts, start, p_points, p_picks, N, W, k, row,
     DIMS: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Samples one cloud of any size. Grid: (B,). ``row``: N rounded up to whole tiles; minima lie in row DIMS."""
+    """Samples one cloud of any size. Grid: (B,). ``row``: N rounded up to whole tiles."""
     i_b = tl.program_id(0).to(tl.int64)
     row = row.to(tl.int64)
     p_points += i_b * (DIMS + 1) * row
     p_picks += i_b * k
-    p_nearest = p_points + DIMS * row
     length, pick = extent(p_lengths, p_starts, start, i_b, N)
-    for tile in range(0, length, BLOCK):
-        o_n = tile + tl.arange(0, BLOCK)
-        unpack(p_data, s_b, s_n, s_d, p_focals, focal, p_points, i_b, length, N, W, row, o_n, DIMS, DEPTH)
-        nearest = tl.where(o_n < length, INFINITY, TAKEN)
-        tl.store(p_nearest + o_n, nearest.to(tl.float32, bitcast=True))
+    spread(
+        p_data, s_b, s_n, s_d, p_focals, focal, p_points, i_b, length, N, W, row, 0, BLOCK, DIMS, DEPTH, BLOCK
+    )  # fmt: skip
     tl.store(p_picks, pick.to(tl.int64))
     for j in range(1, k):
         tl.debug_barrier()  # threads read what others wrote
-        best, index = tl.full([BLOCK], TAKEN, tl.int32), tl.arange(0, BLOCK)
-        for tile in range(0, length, BLOCK):
-            o_n = tile + tl.arange(0, BLOCK)
-            nearest = tl.load(p_nearest + o_n).to(tl.int32, bitcast=True)
-            nearest = shorten(nearest, squared_distance(p_points, row, o_n, pick, DIMS), o_n, pick)
-            tl.store(p_nearest + o_n, nearest.to(tl.float32, bitcast=True))
-            index = tl.where(nearest > best, o_n, index)
-            best = tl.maximum(best, nearest)
+        best, index = pass_over(p_points, row, 0, length, BLOCK, pick, DIMS, BLOCK)
         pick = farthest(best, index)
         tl.store(p_picks + j, pick.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=(*PER_CALL, "parts"))
+def spread_kernel(
+    p_data, s_b, s_n, s_d, p_focals, focal, p_lengths, p_starts, start, p_points, p_keys, N, W, row, parts,
+    DIMS: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Writes one part of a cloud to scratch memory. Grid: (B parts,)."""
+    i_b, i_g = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
+    row = row.to(tl.int64)
+    p_points += i_b * (DIMS + 1) * row
+    length, pick = extent(p_lengths, p_starts, start, i_b, N)
+    spread(
+        p_data, s_b, s_n, s_d, p_focals, focal, p_points, i_b, length, N, W, row, i_g * BLOCK, parts * BLOCK,
+        DIMS, DEPTH, BLOCK,
+    )  # fmt: skip
+    tl.store(p_keys + 2 * (i_b * parts + i_g), INFINITY)
+    tl.store(p_keys + 2 * (i_b * parts + i_g) + 1, pick)
+
+
+@triton.jit(do_not_specialize=(*PER_CALL, "parts", "s"))
+def sweep_kernel(
+    p_lengths, p_points, p_keys, p_picks, N, k, row, parts, s,
+    DIMS: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Pick ``s``, and what it changes in one part of a cloud. Grid: (B parts,).
+
+    Keys [2, B, parts, 2]: the largest minimum of a part and its index, for even and for odd picks.
+    """
+    i_b, i_g = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
+    half = tl.num_programs(0).to(tl.int64) * 2
+    o_g = tl.arange(0, KEYS)
+    p_before = p_keys + (s % 2) * half + i_b * parts * 2 + o_g * 2
+    value = tl.load(p_before, mask=o_g < parts, other=TAKEN)
+    pick = farthest(value, tl.load(p_before + 1, mask=o_g < parts, other=NO_INDEX))
+    if i_g == 0:
+        tl.store(p_picks + i_b * k + s, pick.to(tl.int64))
+    if s + 1 < k:
+        wide_row = row.to(tl.int64)
+        p_cloud = p_points + i_b * (DIMS + 1) * wide_row
+        length = length_of(p_lengths, i_b, N)
+        best, index = pass_over(p_cloud, wide_row, i_g * BLOCK, length, parts * BLOCK, pick, DIMS, BLOCK)
+        p_after = p_keys + ((s + 1) % 2) * half + (i_b * parts + i_g) * 2
+        tl.store(p_after, tl.max(best, 0))
+        tl.store(p_after + 1, farthest(best, index))
 
 
 def sample(
@@ -223,21 +231,42 @@ def sample(
     if clouds == 0:
         return picks
     focals, lengths, starts = (None if t is None else t.contiguous() for t in (focals, lengths, starts))
-    arguments = x, *x.stride(), focals, focal, lengths, starts, start
-    constants = {"DIMS": dims, "DEPTH": width > 0, "enable_fp_fusion": False}
-    with on_device(x):
-        if points > HALVES_POINTS:
-            row = triton.cdiv(points, TILE) * TILE
-            scratch = torch.empty((clouds, dims + 1, row), dtype=torch.float32, device=x.device)
-            tiles_kernel[(clouds,)](
-                *arguments, scratch, picks, points, max(width, 1), k, row, BLOCK=TILE, **constants, num_warps=MAX_WARPS
-            )
-            return picks
+    cloud = x, *x.stride(), focals, focal, lengths, starts, start
+    constants = {"DIMS": dims, "enable_fp_fusion": False}
+    if points <= HALVES_POINTS:
         row = max(triton.next_power_of_2(points), 256)
-        scratch = torch.empty((clouds, dims, row), dtype=torch.float32, device=x.device)
-        kernel = held_kernel if dims <= 3 and points <= HELD_POINTS else halves_kernel
-        kernel[(clouds,)](
-            *arguments, scratch, picks, points, max(width, 1), k,
-            TILE=min(row, UNPACKED), ROW=row, **constants, num_warps=min(row // 256, MAX_WARPS),
-        )  # fmt: skip
+    else:
+        row = triton.cdiv(points, TILE) * TILE
+    scratch = torch.empty((clouds, dims + (points > HALVES_POINTS), row), dtype=torch.float32, device=x.device)
+    with on_device(x):
+        if points <= HALVES_POINTS:
+            kernel = held_kernel if dims <= 3 and points <= HELD_POINTS else halves_kernel
+            kernel[(clouds,)](
+                *cloud, scratch, picks, points, max(width, 1), k, DEPTH=width > 0, TILE=min(row, PART), ROW=row,
+                **constants, num_warps=min(row // 256, MAX_WARPS),
+            )  # fmt: skip
+        elif points <= TILES_POINTS:
+            tiles_kernel[(clouds,)](
+                *cloud, scratch, picks, points, max(width, 1), k, row, DEPTH=width > 0, BLOCK=TILE,
+                **constants, num_warps=MAX_WARPS,
+            )  # fmt: skip
+        else:
+            _sweep(cloud, scratch, picks, points, width, constants)
     return picks
+
+
+def _sweep(
+    cloud: tuple[Any, ...], scratch: Tensor, picks: Tensor, points: int, width: int, constants: dict[str, Any]
+) -> None:
+    """A launch that writes scratch memory, and one for every pick."""
+    (clouds, k), row = picks.shape, scratch.shape[2]
+    parts = min(triton.cdiv(points, PART), max(MOST_PARTS // clouds, 1))
+    keys = torch.empty((2, clouds, parts, 2), dtype=torch.int32, device=picks.device)
+    constants = {**constants, "BLOCK": PART, "num_warps": PART // 128}
+    spread_kernel[(clouds * parts,)](
+        *cloud, scratch, keys, points, max(width, 1), row, parts, DEPTH=width > 0, **constants
+    )
+    for s in range(k):
+        sweep_kernel[(clouds * parts,)](
+            cloud[6], scratch, keys, picks, points, k, row, parts, s, KEYS=MOST_PARTS, **constants
+        )
