@@ -200,12 +200,20 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def write_json(path: str | Path, *, device: str, rows: Sequence[object], **extra: object) -> None:
-    """The machine, anything else worth keeping (floors, arguments), and one object per row (dataclasses or dicts)."""
+def write_json(
+    path: str | Path, *, device: str, rows: Sequence[object], compact: bool = False, **extra: object
+) -> None:
+    """The machine, anything else worth keeping (floors, arguments), and one object per row (dataclasses or dicts).
+
+    ``compact``: a line per row.
+    """
     plain = [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in rows]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(device), **extra, "rows": plain}, indent=1) + "\n")
+    text = json.dumps({"machine": machine(device), **extra, "rows": [] if compact else plain}, indent=1)
+    if compact and plain:
+        text = text.removesuffix("[]\n}") + "[\n" + ",\n".join("  " + json.dumps(row) for row in plain) + "\n ]\n}"
+    path.write_text(text + "\n")
 
 
 def results_path(benchmark: str, device: str = "cpu") -> Path:

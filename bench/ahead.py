@@ -1,0 +1,173 @@
+"""Triton kernels compiled ahead of time, without a GPU, exactly as the launchers would call them.
+
+The public functions run on CPU tensors with ``impl="triton"``. A stand-in for Triton's driver names the device to
+compile for, and a launch ends after compiling. So the specialisation (values of 1, multiples of 16, 32 or 64 bits) and
+the options are those of a real launch. Nothing is computed: results are whatever was in memory.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import re
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # of shared memory that a block may have
+OPTIONS = ("num_warps", "num_stages")
+WATCHED = ("HMMA", "HGMMA", "UTCHMMA", "FFMA", "FFMA2", "LDG", "LDGSTS", "LDS", "LDSM", "LDL", "STL", "ATOMG", "BAR")
+
+
+class Driver:
+    """What Triton asks of its driver before a launch. ``device`` keys Triton's caches in memory: a new one is cold."""
+
+    def __init__(self, target: int, device: int = 0) -> None:
+        self.target, self.device = target, device
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.target, 32)
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One compiled kernel: what it takes of a multiprocessor, and its instructions."""
+
+    name: str
+    variant: str  # values of the constexpr arguments and the options
+    key: str
+    registers: int
+    stack: int  # bytes per thread
+    shared: int  # bytes per block
+    products: int  # tl.dot
+    scalar_products: int  # of these, such as run without tensor cores
+    instructions: int
+    counts: dict[str, int]  # of the instructions WATCHED
+    cpu_s: float  # of this process and of the assembler
+
+    @property
+    def matrix_instructions(self) -> int:
+        return sum(count for name, count in self.counts.items() if name.endswith("MMA"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    kernel: Kernel
+    grid: tuple[int, ...]
+    compiled: bool  # by this launch, and not taken from a cache
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def disassemble(cubin: bytes) -> tuple[dict[str, int], collections.Counter[str]]:
+    """Registers and stack, and the number of instructions by the first part of their name."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([tools / name, option, file.name], capture_output=True, text=True, check=True).stdout
+            for name, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump does not tell registers and stack: {usage!r}")
+    lines = re.finditer(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.M)
+    return {"registers": int(found[1]), "stack": int(found[2])}, collections.Counter(m[1] for m in lines)
+
+
+def describe(name: str, compiled: Any, arguments: dict[str, Any], cpu_s: float) -> Kernel:
+    usage, counts = disassemble(compiled.asm["cubin"])
+    options = {key: getattr(compiled.metadata, key) for key in OPTIONS}
+    constants = {key: value for key, value in arguments.items() if key.isupper() and key not in OPTIONS}
+    scalar = re.findall(r"= tt\.dot .*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])
+    return Kernel(
+        name, " ".join(f"{key}={value}" for key, value in (constants | options).items()), compiled.hash,
+        usage["registers"], usage["stack"], compiled.metadata.shared,
+        len(re.findall(r"= tt\.dot ", compiled.asm["ttir"])), len(scalar),
+        counts.total(), {key: counts[key] for key in WATCHED if counts[key]}, cpu_s,
+    )  # fmt: skip
+
+
+@contextmanager
+def recording(driver: Driver, record: Callable[[Launch], None]) -> Iterator[None]:
+    """Public functions run their Triton launches on CPU tensors; every launch is compiled and handed to ``record``.
+
+    Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
+    """
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    plain, seen = JITFunction.run, {}
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        before = cpu_seconds()
+        compiled = plain(self, *args, grid=grid, warmup=True, **options)
+        spent = cpu_seconds() - before
+        arguments = dict(zip(self.arg_names, args, strict=False)) | options
+        new = compiled.hash not in seen
+        if new:
+            seen[compiled.hash] = describe(self.__name__, compiled, arguments, round(spent, 2))
+        record(Launch(seen[compiled.hash], tuple(grid(arguments) if callable(grid) else grid), new))
+        return compiled
+
+    with standing_in(driver, triton):
+        JITFunction.run = run
+        try:
+            yield
+        finally:
+            JITFunction.run = plain
+
+
+@contextmanager
+def standing_in(driver: Driver, triton: Any) -> Iterator[None]:
+    """``driver`` in the place of Triton's; every implementation that may be chosen is Triton's, as on CUDA."""
+    from depthg.kernels import checks, pair_pass_native
+    from triton.runtime.jit import JITFunction
+
+    if not isinstance(triton.language.sum, JITFunction):
+        raise RuntimeError("Triton's interpreter is on, which compiles nothing; start with TRITON_INTERPRET=0")
+    kept = checks.choose_impl, pair_pass_native.AVAILABLE
+    checks.choose_impl = lambda impl, *tensors: "triton" if impl == "auto" else impl
+    pair_pass_native.AVAILABLE = False
+    triton.runtime.driver.set_active(driver)
+    try:
+        yield
+    finally:
+        checks.choose_impl, pair_pass_native.AVAILABLE = kept
+        if torch.cuda.is_available():  # else Triton has no driver to go back to
+            triton.runtime.driver.reset_active()
+
+
+def allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def use_empty_cache(folder: str) -> None:
+    """Triton's cache on disk, so that what another process compiled counts here too."""
+    os.environ["TRITON_CACHE_DIR"] = folder
