@@ -116,50 +116,50 @@ def describe(name: str, compiled: Any, arguments: dict[str, Any], cpu_s: float) 
 
 @contextmanager
 def recording(driver: Driver, record: Callable[[Launch], None]) -> Iterator[None]:
-    """Public functions run their Triton launches on CPU tensors; every launch is compiled and handed to ``record``.
+    """Every Triton launch is compiled and handed to ``record``."""
+    seen: dict[str, Kernel] = {}
 
-    Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
-    """
-    import triton
-    from triton.runtime.jit import JITFunction
-
-    plain, seen = JITFunction.run, {}
-
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def run(plain: Callable[..., Any], kernel: Any, *args: Any, grid: Any, **options: Any) -> Any:
         before = cpu_seconds()
-        compiled = plain(self, *args, grid=grid, warmup=True, **options)
+        compiled = plain(kernel, *args, grid=grid, **options)
         spent = cpu_seconds() - before
-        arguments = dict(zip(self.arg_names, args, strict=False)) | options
+        arguments = dict(zip(kernel.arg_names, args, strict=False)) | options
         new = compiled.hash not in seen
         if new:
-            seen[compiled.hash] = describe(self.__name__, compiled, arguments, round(spent, 2))
+            seen[compiled.hash] = describe(kernel.__name__, compiled, arguments, round(spent, 2))
         record(Launch(seen[compiled.hash], tuple(grid(arguments) if callable(grid) else grid), new))
         return compiled
 
-    with standing_in(driver, triton):
-        JITFunction.run = run
-        try:
-            yield
-        finally:
-            JITFunction.run = plain
+    with compiling(driver, run):
+        yield
 
 
 @contextmanager
-def standing_in(driver: Driver, triton: Any) -> Iterator[None]:
-    """``driver`` in the place of Triton's; every implementation that may be chosen is Triton's, as on CUDA."""
+def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
+    """Public functions take Triton, also for CPU tensors, and a launch ends where the driver would be called.
+
+    ``around(plain, kernel, *args, **options)`` stands in the place of each launch and calls ``plain`` with the rest.
+    Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
+    """
+    import triton
     from depthg.kernels import checks, pair_pass_native
     from triton.runtime.jit import JITFunction
 
     if not isinstance(triton.language.sum, JITFunction):
         raise RuntimeError("Triton's interpreter is on, which compiles nothing; start with TRITON_INTERPRET=0")
-    kept = checks.choose_impl, pair_pass_native.AVAILABLE
+    launch, kept = JITFunction.run, (checks.choose_impl, pair_pass_native.AVAILABLE)
+
+    def plain(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        return launch(kernel, *args, warmup=True, **options)
+
     checks.choose_impl = lambda impl, *tensors: "triton" if impl == "auto" else impl
-    pair_pass_native.AVAILABLE = False
+    pair_pass_native.AVAILABLE = False  # C++ for the CPU, which CUDA tensors would not take
+    JITFunction.run = lambda kernel, *args, **options: around(plain, kernel, *args, **options)
     triton.runtime.driver.set_active(driver)
     try:
         yield
     finally:
-        checks.choose_impl, pair_pass_native.AVAILABLE = kept
+        JITFunction.run, checks.choose_impl, pair_pass_native.AVAILABLE = launch, *kept
         if torch.cuda.is_available():  # else Triton has no driver to go back to
             triton.runtime.driver.reset_active()
 

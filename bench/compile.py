@@ -203,11 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [c for c in (compile_cases.QUICK if args.quick else compile_cases.CASES) if args.cases in c]
     if not chosen:
         parser.error(f"no case has {args.cases!r} in its name; there are {', '.join(compile_cases.CASES)}")
-    variations = compile_cases.PAPER_STEP in chosen
     args.targets = args.targets or (["80", "90"] if args.quick else targets)
     args.dtypes = args.dtypes or (["fp32", "fp16"] if args.quick else DTYPES)
     pairs = [(int(target), dtype) for dtype in args.dtypes for target in args.targets]
-    tasks = [(target, dtype, number, chosen, variations) for number, (target, dtype) in enumerate(pairs)]
+    vary = compile_cases.PAPER_STEP in chosen  # once: which sizes compile anew does not depend on target and type
+    tasks = [(*pair, number, chosen, vary and number == 0) for number, pair in enumerate(pairs)]
     print(common.machine_line())
     return 1 if report(run_units(tasks, args.jobs), args.json) else 0
 
