@@ -1,5 +1,6 @@
 """Without a GPU, Triton kernels run in the interpreter; uninitialised memory is NaN, so that reading it shows."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    import interpreter
+
+    interpreter.mend()
 
 import pytest
 from hypothesis import settings

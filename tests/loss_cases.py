@@ -12,7 +12,7 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICE = "cuda" if ON_GPU else "cpu"
 IMPLS = (["triton"] if ON_GPU else ["cpu"]) + (["triton"] if INTERPRETING and not ON_GPU else [])
 TRITON = ON_GPU or INTERPRETING
-HALVES = [torch.float16] + ([torch.bfloat16] if ON_GPU else [])  # bfloat16 products are wrong in the interpreter
+HALVES = [torch.float16, torch.bfloat16]
 
 
 def vectors(*shape: int, dtype=torch.float32, grad: bool = False) -> Tensor:

@@ -55,8 +55,9 @@ def test_shapes_of_the_paper(relation, k):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_inputs(impl, dtype):
-    compare(impl, 2, 20, 20, 10, "product", dtype=dtype, same=(True, True))
+@pytest.mark.parametrize("relation", reference.RELATIONS)
+def test_half_inputs(impl, dtype, relation):
+    compare(impl, 2, 20, 20, 10, relation, dtype=dtype, same=(True, True))
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -86,8 +86,9 @@ def test_shapes_of_the_paper(shape):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_inputs(impl, dtype):
-    compare(impl, *make(2, 20, 20, 24, 10, 2, dtype=dtype), SETTINGS, dtype)
+@pytest.mark.parametrize("bank, crop", [(False, False), (True, True)])
+def test_half_inputs(impl, dtype, bank, crop):
+    compare(impl, *make(2, 20, 20, 24, 10, 2, bank, True, crop, dtype=dtype), SETTINGS, dtype)
 
 
 @pytest.mark.skipif(DEVICE == "cuda" or not pair_pass_native.AVAILABLE, reason="needs the compiled pass on the CPU")
