@@ -8,7 +8,8 @@ memory, the number of instructions, CPU seconds of compiling, and the number of 
 
 - a kernel has more stack than 32 bytes for half inputs, 64 for TF32, 256 for float32 (histograms: always 32);
 - a block takes more shared memory than the architecture has;
-- a product (``tl.dot``) of half or TF32 inputs runs without tensor cores;
+- a product (``tl.dot``) of half or TF32 inputs runs without tensor cores, or one of any inputs is missing (Triton
+  3.7.1 makes an empty kernel for sm_100 of some products in float32);
 - the main launch of the paper's step has fewer programs than two for each of the 132 multiprocessors of an H100;
 - the kernels of the paper's step take more than 20 CPU seconds to compile, from an empty cache;
 - a step compiles anew when only N, P, C or K have changed, and not what they are padded to.
@@ -98,6 +99,10 @@ def faults(kernel: ahead.Kernel, grid: Sequence[int], target: int, dtype: str) -
         found.append(f"{kernel.scalar_products} of {kernel.products} products run without tensor cores")
     if dtype != "fp32" and kernel.products and not kernel.matrix_instructions:
         found.append(f"{kernel.products} products, but no instruction of the tensor cores")
+    if kernel.products and not kernel.matrix_instructions + kernel.counts.get("FFMA", 0) + kernel.counts.get(
+        "FFMA2", 0
+    ):
+        found.append(f"{kernel.products} products in {kernel.instructions} instructions: the compiler dropped them")
     if max(grid[1:], default=1) > 65535 or grid[0] >= 2**31:
         found.append(f"a grid of {grid}, which no device takes")
     return found

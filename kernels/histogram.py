@@ -49,11 +49,12 @@ def correlation_histogram_op(
     index = torch.arange(a.shape[0], device=a.device)[None] if index_b is None else index_b
     if index.numel() * a.shape[1] * b.shape[1] == 0:
         return torch.zeros(bins, dtype=torch.int64, device=a.device)
-    if impl == "cpu":
-        return _cpu(a, b, bins, low, high, center, index, cosine)
-    from depthg.kernels.histogram_triton import count
+    with torch.autocast(a.device.type, enabled=False):  # products of this operator keep the types that it gives them
+        if impl == "cpu":
+            return _cpu(a, b, bins, low, high, center, index, cosine)
+        from depthg.kernels.histogram_triton import count
 
-    return count(a, b, bins, low, high, center, index, cosine)
+        return count(a, b, bins, low, high, center, index, cosine)
 
 
 @correlation_histogram_op.register_fake

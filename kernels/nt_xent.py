@@ -43,20 +43,23 @@ def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | No
     return unit.new_tensor(loss / rows), None if d is None else d.div_(temperature * rows)
 
 
+def _run(z: Tensor, temperature: float, need: bool, impl: str) -> tuple[Tensor, Tensor | None]:
+    dtype = working_dtype(z)
+    if z.shape[0] == 0:
+        return z.new_zeros((), dtype=dtype), z.new_zeros(z.shape, dtype=dtype) if need else None
+    if impl == "cpu":
+        return _cpu(z, temperature, need)
+    from depthg.kernels.nt_xent_triton import run
+
+    return run(z, temperature, need)
+
+
 @torch.library.custom_op("depthg::nt_xent_loss", mutates_args=())
 def nt_xent_loss_op(z_a: Tensor, z_b: Tensor, temperature: float, need: bool, impl: str) -> tuple[Tensor, Tensor]:
     """Loss and the gradient at the unit vectors [2N, K] (empty when not needed)."""
-    z = torch.cat([z_a, z_b])
-    dtype = working_dtype(z)
-    if z.shape[0] == 0:
-        return z.new_zeros((), dtype=dtype), z.new_zeros(z.shape if need else (0,), dtype=dtype)
-    if impl == "cpu":
-        loss, d = _cpu(z, temperature, need)
-    else:
-        from depthg.kernels.nt_xent_triton import run
-
-        loss, d = run(z, temperature, need)
-    return loss, z.new_empty(0, dtype=dtype) if d is None else d
+    with torch.autocast(z_a.device.type, enabled=False):  # products of this operator keep the types that it gives them
+        loss, d = _run(torch.cat([z_a, z_b]), temperature, need, impl)
+    return loss, loss.new_empty(0) if d is None else d
 
 
 @nt_xent_loss_op.register_fake

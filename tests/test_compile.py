@@ -76,6 +76,8 @@ def test_a_kernel_that_spills_is_found(tmp_path):
         ({"scalar_products": 1}, 90, "tf32", "1 of 2 products run without tensor cores"),
         ({"scalar_products": 1}, 90, "fp32", None),
         ({"counts": {"FFMA": 9}}, 90, "fp16", "2 products, but no instruction of the tensor cores"),
+        ({"counts": {"LDG": 9}}, 90, "fp32", "2 products in 1000 instructions: the compiler dropped them"),
+        ({"counts": {"FFMA": 9}}, 90, "fp32", None),
         ({"grid": (1, 65536)}, 90, "fp16", "which no device takes"),
     ],
 )

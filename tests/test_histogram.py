@@ -3,7 +3,7 @@
 import pytest
 import torch
 from depthg.kernels import correlation, correlation_histogram, reference
-from loss_cases import DEVICE, IMPLS, vectors
+from loss_cases import DEVICE, HALVES, IMPLS, vectors
 
 
 def assert_same_counts(ours, wanted, total, slack):
@@ -29,6 +29,50 @@ def test_range_and_plain_products(impl):
     wanted = reference.correlation_histogram(u.double(), v.double(), 10, range=(0.0, 0.5), cosine=False)
     assert_same_counts(ours, wanted, 2 * 40 * 30, 1)
     assert ours[-1] > ours[-2]  # everything above the range is in the outermost bin
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("center", [True, False])
+def test_half_inputs(impl, dtype, center):
+    """Products of half inputs are exact: only values within rounding of float32 move."""
+    a, b = vectors(2, 70, 40, dtype=dtype), vectors(2, 65, 40, dtype=dtype)
+    ours = correlation_histogram(a, b, 100, center=center, impl=impl)
+    wanted = reference.correlation_histogram(a.double(), b.double(), 100, center=center)
+    assert_same_counts(ours, wanted, 2 * 70 * 65, 3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_sides_of_unlike_types(impl):
+    a, b = vectors(2, 20, 9), vectors(2, 30, 9, dtype=torch.float16)
+    ours = correlation_histogram(a, b, 50, center=True, impl=impl)
+    assert_same_counts(ours, reference.correlation_histogram(a.double(), b.double(), 50, center=True), 1200, 2)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("channels", [1, 16, 17, 33, 65, 140])
+def test_channels_of_any_number(impl, channels):
+    a, b = vectors(2, 20, channels), vectors(2, 67, channels)
+    ours = correlation_histogram(a, b, 3999, range=(-1.1, 1.3), impl=impl)  # cosines of one channel are on no edge
+    wanted = reference.correlation_histogram(a.double(), b.double(), 3999, range=(-1.1, 1.3))
+    assert_same_counts(ours, wanted, 2 * 20 * 67, 3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_tensors_of_any_layout(impl):
+    a, b = vectors(3, 6, 37).transpose(1, 2), vectors(4, 29, 12)[..., ::2]
+    for index in (torch.arange(3, device=DEVICE).expand(2, 3), torch.randint(0, 4, (3, 5), device=DEVICE).T[1:3]):
+        ours = correlation_histogram(a, b, 30, center=True, index_b=index, impl=impl)
+        wanted = reference.correlation_histogram(a.double(), b.double(), 30, center=True, index_b=index.clone())
+        assert_same_counts(ours, wanted, 2 * 3 * 37 * 29, 3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_changes_nothing(impl):
+    a, b = vectors(2, 40, 30), vectors(2, 40, 30)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        found = correlation_histogram(a, b, 500, center=True, impl=impl)
+    assert torch.equal(found, correlation_histogram(a, b, 500, center=True, impl=impl))
 
 
 def test_rows_in_blocks(monkeypatch):

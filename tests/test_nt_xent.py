@@ -7,7 +7,7 @@ import torch
 from depthg.kernels import nt_xent_loss, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.feature_means import mean_vectors
-from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
+from loss_cases import DEVICE, HALVES, IMPLS, TRITON, assert_close_as_eager, copies, outcome, vectors
 
 
 def compare(impl, n, k, temperature=0.2, dtype=torch.float32):
@@ -23,9 +23,29 @@ def compare(impl, n, k, temperature=0.2, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("n, k", [(16, 32), (19, 7), (40, 140), (2, 3)])
+@pytest.mark.parametrize("n, k", [(16, 32), (19, 7), (40, 140), (2, 3), (70, 48), (20, 70), (9, 90), (33, 128)])
 def test_shapes(impl, n, k):
     compare(impl, n, k)
+
+
+@pytest.mark.skipif(not TRITON, reason="needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("programs", [1, 4, 7, 1000])
+def test_columns_in_any_number_of_spans(monkeypatch, programs):
+    import depthg.kernels.nt_xent_triton as launch
+
+    monkeypatch.setattr(launch, "PROGRAMS", programs)
+    compare("triton", 90, 20)
+
+
+@pytest.mark.skipif(not TRITON, reason="needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("k", [*range(1, 300, 7), 16, 32, 48, 64, 80, 96, 112, 128, 192, 256])
+def test_padded_channels_are_whole_blocks_of_powers_of_two(k):
+    from depthg.kernels.nt_xent_triton import channel_blocks
+
+    padded, first, second = channel_blocks(k)
+    assert padded >= k and padded % (first + second) == 0 and padded <= max(16, k + 63)
+    assert all(x & (x - 1) == 0 and x % 16 == 0 for x in (first, second))
+    assert (padded == first + second) if k <= 128 else padded % 64 == 0
 
 
 def test_many_views_in_chunks(monkeypatch):
@@ -43,8 +63,34 @@ def test_temperatures(impl, temperature):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_inputs(impl, dtype):
-    compare(impl, 20, 8, 0.5, dtype)
+@pytest.mark.parametrize("n, k, temperature", [(20, 8, 0.5), (40, 70, 0.1), (9, 140, 0.5)])
+def test_half_inputs(impl, dtype, n, k, temperature):
+    compare(impl, n, k, temperature, dtype)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_small_weights_keep_their_digits(impl, dtype):
+    """Equal views at a low temperature: the gradient is made of weights of 2e-9, as of a billion views."""
+    z = vectors(16, 64, dtype=dtype)
+    views = [z.clone().requires_grad_(), z.clone().requires_grad_()]
+    grads = torch.autograd.grad(nt_xent_loss(*views, 0.05, impl=impl) * 2**18, views)
+    wide = [x.detach().double().requires_grad_() for x in views]
+    truth = torch.autograd.grad(reference.nt_xent_loss(*wide, 0.05) * 2**18, wide)
+    for ours, expected in zip(grads, truth, strict=True):
+        error = (ours.double() - expected).norm() / expected.norm()
+        assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_autocast_changes_nothing(impl, dtype):
+    views, found = [vectors(20, 24, dtype=dtype, grad=True) for _ in range(2)], []
+    for enabled in (False, True):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled):
+            loss = nt_xent_loss(*views, 0.5, impl=impl)
+            found.append((loss.detach(), *torch.autograd.grad(loss, views)))  # backward inside, too
+    assert all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
