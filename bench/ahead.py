@@ -24,7 +24,9 @@ import torch
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # of shared memory that a block may have
 OPTIONS = ("num_warps", "num_stages")
-WATCHED = ("HMMA", "HGMMA", "UTCHMMA", "FFMA", "FFMA2", "LDG", "LDGSTS", "LDS", "LDSM", "LDL", "STL", "ATOMG", "BAR")
+WATCHED = (
+    "HMMA", "HGMMA", "UTCHMMA", "FFMA", "FFMA2", "LDG", "LDGSTS", "LDS", "LDSM", "LDL", "STL", "REDG", "ATOMG", "BAR",
+)  # fmt: skip
 
 
 class Driver:
@@ -101,13 +103,13 @@ def disassemble(cubin: bytes) -> tuple[dict[str, int], collections.Counter[str]]
     return {"registers": int(found[1]), "stack": int(found[2])}, collections.Counter(m[1] for m in lines)
 
 
-def describe(name: str, compiled: Any, arguments: dict[str, Any], cpu_s: float) -> Kernel:
+def describe(kernel: Any, compiled: Any, arguments: dict[str, Any], cpu_s: float) -> Kernel:
     usage, counts = disassemble(compiled.asm["cubin"])
     options = {key: getattr(compiled.metadata, key) for key in OPTIONS}
-    constants = {key: value for key, value in arguments.items() if key.isupper() and key not in OPTIONS}
+    constants = {x.name: arguments[x.name] for x in kernel.params if x.is_constexpr and x.name in arguments}
     scalar = re.findall(r"= tt\.dot .*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])
     return Kernel(
-        name, " ".join(f"{key}={value}" for key, value in (constants | options).items()), compiled.hash,
+        kernel.__name__, " ".join(f"{key}={value}" for key, value in (constants | options).items()), compiled.hash,
         usage["registers"], usage["stack"], compiled.metadata.shared,
         len(re.findall(r"= tt\.dot ", compiled.asm["ttir"])), len(scalar),
         counts.total(), {key: counts[key] for key in WATCHED if counts[key]}, cpu_s,
@@ -126,7 +128,7 @@ def recording(driver: Driver, record: Callable[[Launch], None]) -> Iterator[None
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | options
         new = compiled.hash not in seen
         if new:
-            seen[compiled.hash] = describe(kernel.__name__, compiled, arguments, round(spent, 2))
+            seen[compiled.hash] = describe(kernel, compiled, arguments, round(spent, 2))
         record(Launch(seen[compiled.hash], tuple(grid(arguments) if callable(grid) else grid), new))
         return compiled
 
@@ -142,7 +144,7 @@ def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
     Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
     """
     import triton
-    from depthg.kernels import checks, pair_pass_native
+    from depthg.kernels import checks, launch_triton, pair_pass_native
     from triton.runtime.jit import JITFunction
 
     if not isinstance(triton.language.sum, JITFunction):
@@ -156,9 +158,11 @@ def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
     pair_pass_native.AVAILABLE = False  # C++ for the CPU, which CUDA tensors would not take
     JITFunction.run = lambda kernel, *args, **options: around(plain, kernel, *args, **options)
     triton.runtime.driver.set_active(driver)
+    launch_triton.architecture.cache_clear()
     try:
         yield
     finally:
+        launch_triton.architecture.cache_clear()
         JITFunction.run, checks.choose_impl, pair_pass_native.AVAILABLE = launch, *kept
         if torch.cuda.is_available():  # else Triton has no driver to go back to
             triton.runtime.driver.reset_active()

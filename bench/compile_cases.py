@@ -5,7 +5,6 @@ Inputs are zeros: nothing is computed. Each case is a function of the type of it
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -65,13 +64,8 @@ def from_maps(
     maps: list[Tensor], depth: Tensor | None, at: Tensor, near_at: Tensor, negatives: Tensor, settings: LossSettings
 ) -> Tensor:
     """The loss of maps [N, C, H, W] read at coordinates [N, P, 2]."""
-    if "points" in inspect.signature(kernels.depthg_loss).parameters:
-        more = {"points": at, "points_neighbour": near_at}
-        return kernels.depthg_loss(*maps, negatives, settings, depth=depth, **more, impl="triton").total
-    read = lambda x, where: kernels.sample_points(x, where, impl="triton")  # noqa: E731
-    vectors = [read(x, where) for x, where in zip(maps, (at, at, near_at, near_at), strict=True)]
-    u = None if depth is None else read(depth, at)[..., 0]
-    return kernels.depthg_loss(*vectors, negatives, settings, depth=u, impl="triton").total
+    options = {"depth": depth, "points": at, "points_neighbour": near_at, "impl": "triton"}
+    return kernels.depthg_loss(*maps, negatives, settings, **options).total
 
 
 def drop_in(dtype: torch.dtype) -> None:

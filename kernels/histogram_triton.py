@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from depthg.kernels.launch_triton import on_device, precision
+from depthg.kernels.launch_triton import cdiv, on_device, precision
 from depthg.kernels.packed_triton import load_block, pack, products
 from depthg.kernels.terms_cpu import mean_product
 from torch import Tensor
@@ -56,7 +56,7 @@ def histogram_kernel(
 
 
 def padded_channels(c: int) -> int:
-    return 16 if c <= 16 else 32 if c <= 32 else triton.cdiv(c, 64) * 64
+    return 16 if c <= 16 else 32 if c <= 32 else cdiv(c, 64) * 64
 
 
 def padded_mean(packed: Tensor, rest: Tensor, shape: torch.Size) -> Tensor:  # [N, CP]
@@ -88,7 +88,7 @@ def _count(
         mean = padded_mean(*side_b, b.shape)
         constant = mean_product(padded_mean(*side_a, a.shape), mean, index).float()
     counts = torch.zeros((COPIES, bins), dtype=torch.int64, device=a.device)
-    histogram_kernel[(draws * n, triton.cdiv(p, TILE))](
+    histogram_kernel[(draws * n, cdiv(p, TILE))](
         side_a[0], side_b[0], side_a[1], side_b[1], mean, constant, index.contiguous(), counts,
         n, p, q, bins, low, bins / (high - low),
         CENTER=center, COPIES=COPIES, CP=channels, PRECISION=precision(a.dtype),

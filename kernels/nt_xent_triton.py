@@ -15,8 +15,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from depthg.kernels.checks import interpreting
-from depthg.kernels.launch_triton import on_device, precision
+from depthg.kernels.launch_triton import architecture, cdiv, on_device, power_of_two, precision
 from depthg.kernels.packed_triton import load_block, pack, products
 from torch import Tensor
 
@@ -169,21 +168,21 @@ def finish_kernel(
 def channel_blocks(k: int) -> tuple[int, int, int]:
     """Padded channels KP, and the two parts of a block of them."""
     if k > 128:
-        padded = triton.cdiv(k, 64) * 64
+        padded = cdiv(k, 64) * 64
         return padded, 64, 64 if padded % 128 == 0 else 0
-    padded = max(16, triton.cdiv(k, 16) * 16)
+    padded = max(16, cdiv(k, 16) * 16)
     first = min(64, 1 << (padded.bit_length() - 1))
-    second = 0 if padded == first else triton.next_power_of_2(padded - first)
+    second = 0 if padded == first else power_of_two(padded - first)
     return first + second, first, second
 
 
-def tile_sizes(dtype: torch.dtype) -> dict[str, int]:
-    """Of the current device. Three TF32 products take many registers: small tiles, where no other memory holds them."""
+def tile_sizes(dtype: torch.dtype, arch: int) -> dict[str, int]:
+    """Three TF32 products take many registers: small tiles where no other memory holds their operands."""
     if dtype != torch.float32:
         return {"BLOCK_P": 128, "BLOCK_Q": 64, "num_warps": 8, "num_stages": 3}
     if precision(dtype) == "tf32":
         return {"BLOCK_P": 64, "BLOCK_Q": 32, "num_warps": 4, "num_stages": 2}
-    if not interpreting() and triton.runtime.driver.active.get_current_target().arch in (90, 100, 103):
+    if arch // 10 in (9, 10):
         return {"BLOCK_P": 64, "BLOCK_Q": 32, "num_warps": 8, "num_stages": 2}
     return {"BLOCK_P": 32, "BLOCK_Q": 16, "num_warps": 4, "num_stages": 2}
 
@@ -195,11 +194,11 @@ def run(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | Non
 
 
 def _run(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | None]:
-    (rows, k), (kp, k0, k1), sizes = z.shape, channel_blocks(z.shape[1]), tile_sizes(z.dtype)
-    tiles = triton.cdiv(rows, sizes["BLOCK_P"])
-    padded, columns = tiles * sizes["BLOCK_P"], triton.cdiv(rows, sizes["BLOCK_Q"])
-    per_span = triton.cdiv(columns, min(columns, max(1, PROGRAMS // tiles)))
-    spans, span = triton.cdiv(columns, per_span), per_span * sizes["BLOCK_Q"]
+    (rows, k), (kp, k0, k1), sizes = z.shape, channel_blocks(z.shape[1]), tile_sizes(z.dtype, architecture(z.device))
+    tiles = cdiv(rows, sizes["BLOCK_P"])
+    padded, columns = tiles * sizes["BLOCK_P"], cdiv(rows, sizes["BLOCK_Q"])
+    per_span = cdiv(columns, min(columns, max(1, PROGRAMS // tiles)))
+    spans, span = cdiv(columns, per_span), per_span * sizes["BLOCK_Q"]
     scale, alpha = math.log2(math.e) / temperature, 1 / (temperature * rows)
     raised = RAISE if z.dtype == torch.float16 else 0
     small = {"KP": kp, "BLOCK_P": sizes["BLOCK_P"], "BLOCK_K": math.gcd(kp, 64)}

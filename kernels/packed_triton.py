@@ -11,6 +11,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from depthg.kernels.launch_triton import cdiv
 from torch import Tensor
 
 
@@ -69,7 +70,7 @@ def pack(x: Tensor, channels: int, tile: int, *, normalize: bool = True, spare: 
     """
     x = x.contiguous()
     rows, c = x.shape
-    tiles = triton.cdiv(rows + spare, tile)
+    tiles = cdiv(rows + spare, tile)
     packed = torch.empty((tiles * tile, channels), dtype=x.dtype, device=x.device)
     rest = torch.empty(tiles * tile, dtype=torch.float32, device=x.device)
     sizes = {"CP": channels, "BLOCK_P": tile, "BLOCK_C": math.gcd(channels, 64)}
