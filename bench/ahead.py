@@ -144,17 +144,18 @@ def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
     Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
     """
     import triton
-    from depthg.kernels import checks, launch_triton, pair_pass_native
+    from depthg.kernels import checks, fps, launch_triton, pair_pass_native
     from triton.runtime.jit import JITFunction
 
     if not isinstance(triton.language.sum, JITFunction):
         raise RuntimeError("Triton's interpreter is on, which compiles nothing; start with TRITON_INTERPRET=0")
-    launch, kept = JITFunction.run, (checks.choose_impl, pair_pass_native.AVAILABLE)
+    launch, kept = JITFunction.run, (checks.choose_impl, fps.choose_impl, pair_pass_native.AVAILABLE)
 
     def plain(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         return launch(kernel, *args, warmup=True, **options)
 
     checks.choose_impl = lambda impl, *tensors: "triton" if impl == "auto" else impl
+    fps.choose_impl = lambda impl, *where: impl
     pair_pass_native.AVAILABLE = False  # C++ for the CPU, which CUDA tensors would not take
     JITFunction.run = lambda kernel, *args, **options: around(plain, kernel, *args, **options)
     triton.runtime.driver.set_active(driver)
@@ -163,7 +164,8 @@ def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         launch_triton.architecture.cache_clear()
-        JITFunction.run, checks.choose_impl, pair_pass_native.AVAILABLE = launch, *kept
+        JITFunction.run = launch
+        checks.choose_impl, fps.choose_impl, pair_pass_native.AVAILABLE = kept
         if torch.cuda.is_available():  # else Triton has no driver to go back to
             triton.runtime.driver.reset_active()
 

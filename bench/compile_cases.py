@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from depthg.kernels import LossSettings
+from depthg.kernels import LossSettings, fps
 from torch import Tensor
 
 from depthg import kernels
@@ -132,6 +132,20 @@ def sampling(n: int, c: int, side: int, p: int) -> Callable[[torch.dtype], None]
     return run
 
 
+def farthest(clouds: int, n: int, k: int) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        kernels.farthest_point_sample(empty(clouds, n, 3, dtype=dtype), k, impl="triton")
+
+    return run
+
+
+def farthest_depth(maps: int, side: int, k: int) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        kernels.farthest_point_sample_depth(empty(maps, side, side, dtype=dtype), k, impl="triton")
+
+    return run
+
+
 CASES: dict[str, Callable[[torch.dtype], None]] = {
     PAPER_STEP: loss_case(32, 121, 384, 70),
     "paper step (ViT-B)": loss_case(32, 144, 768, 90),
@@ -164,4 +178,11 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     "histogram, one of all": histogram(1, 1, 1, 1),
     "sample_points": sampling(32, 384, 28, 121),
 }
+if "triton" in fps.IMPLS:
+    CASES |= {
+        "FPS, 64 clouds of 784": farthest(64, 784, 121),
+        "FPS, 8 clouds of 12544": farthest(8, 12544, 1024),
+        "FPS, 100000 points": farthest(1, 100000, 64),
+        "FPS, depth of 28 x 28": farthest_depth(32, 28, 121),
+    }
 QUICK = (PAPER_STEP, "NT-Xent, 2N=8192", "histogram, 4000 bins")
