@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from depthg.kernels import LossSettings, fps
+from depthg.kernels import LossSettings
 from torch import Tensor
 
 from depthg import kernels
@@ -177,12 +177,9 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     "histogram, 4000 bins": histogram(8, 784, 384, 4000),
     "histogram, one of all": histogram(1, 1, 1, 1),
     "sample_points": sampling(32, 384, 28, 121),
+    "FPS, 64 clouds of 784": farthest(64, 784, 121),
+    "FPS, 8 clouds of 12544": farthest(8, 12544, 1024),
+    "FPS, 100000 points": farthest(1, 100000, 64),
+    "FPS, depth of 28 x 28": farthest_depth(32, 28, 121),
 }
-if "triton" in fps.IMPLS:
-    CASES |= {
-        "FPS, 64 clouds of 784": farthest(64, 784, 121),
-        "FPS, 8 clouds of 12544": farthest(8, 12544, 1024),
-        "FPS, 100000 points": farthest(1, 100000, 64),
-        "FPS, depth of 28 x 28": farthest_depth(32, 28, 121),
-    }
 QUICK = (PAPER_STEP, "NT-Xent, 2N=8192", "histogram, 4000 bins")
