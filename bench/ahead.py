@@ -137,10 +137,11 @@ def recording(driver: Driver, record: Callable[[Launch], None]) -> Iterator[None
 
 
 @contextmanager
-def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
+def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Iterator[None]:
     """Public functions take Triton, also for CPU tensors, and a launch ends where the driver would be called.
 
-    ``around(plain, kernel, *args, **options)`` stands in the place of each launch and calls ``plain`` with the rest.
+    ``around(plain, kernel, *args, **options)``, if given, stands in the place of each launch and calls ``plain`` with
+    the rest.
     Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
     """
     import triton
@@ -157,7 +158,7 @@ def compiling(driver: Driver, around: Callable[..., Any]) -> Iterator[None]:
     checks.choose_impl = lambda impl, *tensors: "triton" if impl == "auto" else impl
     fps.choose_impl = lambda impl, *where: impl
     pair_pass_native.AVAILABLE = False  # C++ for the CPU, which CUDA tensors would not take
-    JITFunction.run = lambda kernel, *args, **options: around(plain, kernel, *args, **options)
+    JITFunction.run = plain if around is None else lambda kernel, *args, **how: around(plain, kernel, *args, **how)
     triton.runtime.driver.set_active(driver)
     launch_triton.architecture.cache_clear()
     try:

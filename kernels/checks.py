@@ -86,14 +86,15 @@ def check_maps(
     """Everything that ``points`` are read from is a map that has them."""
     from depthg.kernels.sample_points import check_points
 
-    sides = (("feats", feats, points), ("codes", codes, points), ("feats_neighbour", feats_near, points_near),
-             ("codes_neighbour", codes_near, points_near))  # fmt: skip
-    for name, x, at in (*sides, *(() if depth is None else (("depth", depth, points),))):
+    sides = [("feats", feats, points), ("feats_neighbour", feats_near, points_near), ("codes", codes, points),
+             ("codes_neighbour", codes_near, points_near), ("depth", depth, points)]  # fmt: skip
+    for name, x, at in sides if depth is not None else sides[:4]:
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"{name} must be a map [images, channels, height, width] with points, got {shape(x)}")
-        check_points(x, at, None, name)
+        if name in ("feats", "feats_neighbour") or x.shape[::3] != feats.shape[::3] or x.shape[2] != feats.shape[2]:
+            check_points(x, at, None, name)  # the points themselves were looked at with the features
     vectors = settings.relation in ("euclidean", "normals")
     if depth is not None and not vectors and depth.shape[1] != 1:
         raise ValueError(
@@ -172,9 +173,13 @@ def check_pairing(
         raise ValueError(f"{name_index} must be [draws, {a.shape[0]}] for {name_a} {shape(a)}, got {shape(index_b)}")
     if index_b.device != a.device:
         raise ValueError(f"{name_index} is on {index_b.device} but {name_a} is on {a.device}; move them to one device")
-    if torch.compiler.is_compiling() or index_b.device.type != "cpu" or index_b.numel() == 0:
-        return
-    low, high = int(index_b.min()), int(index_b.max())
+    if not torch.compiler.is_compiling() and index_b.device.type == "cpu" and index_b.numel():
+        check_range(name_index, index_b, name_b, b)
+
+
+def check_range(name_index: str, index: Tensor, name_b: str, b: Tensor) -> None:
+    """Values of an index of images on the CPU."""
+    low, high = int(index.min()), int(index.max())
     if low < 0 or high >= b.shape[0]:
         raise ValueError(
             f"{name_index} holds {low if low < 0 else high}, outside the {b.shape[0]} images of {name_b} {shape(b)}"

@@ -251,30 +251,38 @@ def depthg_loss(
         if depth is not None and settings.relation not in ("euclidean", "normals"):
             seen = (*seen[:4], checks.Sampled(depth, points, scalar=True))
     _check(seen, negatives, settings, feats_negative, codes_negative, codes_depth, depth_other, feature_means)
-    given = (feats, codes, feats_neighbour, codes_neighbour, feats_negative, codes_negative, depth, codes_depth)
-    impl = checks.choose_impl(impl, *given, depth_other)
-    if points is not None and (impl != "triton" or checks.without_elements(*given)):
-
-        def read(x: Tensor, at: Any) -> Tensor:
-            return sample_points(x, at, align_corners=align_corners, impl=impl)
-
-        if depth is not None:
-            depth = read(depth, points)
-            depth = depth if settings.relation in ("euclidean", "normals") else depth[..., 0]
-        feats, codes = read(feats, points), read(codes, points)
-        feats_neighbour, codes_neighbour = (read(x, points_neighbour) for x in (feats_neighbour, codes_neighbour))
-        points = points_neighbour = None
-    s = settings
+    given = (
+        feats, codes, feats_neighbour, codes_neighbour, feats_negative, codes_negative, depth, codes_depth, depth_other,
+        points, points_neighbour, feature_means,
+    )  # fmt: skip
+    impl = checks.choose_impl(impl, *given[:9])
     bank: dict[str, Any] = {
         "feats_negative": feats_negative, "codes_negative": codes_negative, "depth": depth, "codes_depth": codes_depth,
         "depth_other": depth_other, "feature_means": feature_means,
     }  # fmt: skip
     sides = (feats, codes, feats_neighbour, codes_neighbour)
-    if impl == "eager" or checks.without_elements(*sides, *bank.values()):
-        return reference.depthg_loss(*sides, negatives, s, **bank)
-    if impl == "triton":
-        return _on_triton(*sides, negatives, s, points, points_neighbour, align_corners, **bank)
-    return _on_cpu(*sides, negatives, s, **bank)
+    empty = checks.without_elements(*given)
+    if impl == "triton" and not empty:
+        return _on_triton(*sides, negatives, settings, points, points_neighbour, align_corners, **bank)
+    if points is not None:
+        sides, bank["depth"] = _read(sides, depth, points, points_neighbour, settings, align_corners, impl)
+    if impl == "eager" or empty:
+        return reference.depthg_loss(*sides, negatives, settings, **bank)
+    return _on_cpu(*sides, negatives, settings, **bank)
+
+
+def _read(
+    sides: tuple[Tensor, Tensor, Tensor, Tensor], depth: Tensor | None, points: Tensor, points_neighbour: Any,
+    settings: LossSettings, align_corners: bool, impl: str,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]:  # fmt: skip
+    """Vectors of the maps at the points."""
+    options: dict[str, Any] = {"align_corners": align_corners, "impl": impl}
+    feats, codes = (sample_points(x, points, **options) for x in sides[:2])
+    near, near_codes = (sample_points(x, points_neighbour, **options) for x in sides[2:])
+    if depth is not None:
+        depth = sample_points(depth, points, **options)
+        depth = depth if settings.relation in ("euclidean", "normals") else depth[..., 0]
+    return (feats, codes, near, near_codes), depth
 
 
 def _check(
@@ -313,7 +321,7 @@ def _on_triton(
         bandwidth=s.bandwidth, center=s.center, clamp=s.clamp, max_similarity=s.max_similarity,
         align_corners=align_corners,
     )  # fmt: skip
-    own, near, far, guide = (CorrelationTerm(*x) for x in zip(losses.unbind(), similarities.unbind(), strict=True))
+    own, near, far, guide = map(CorrelationTerm, losses.unbind(), similarities.unbind())
     return DepthGLoss(total, own, near, far, None if depth is None else guide)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -123,8 +124,8 @@ def pair_terms_backward(
     from depthg.kernels import terms_triton as triton
 
     found = triton.backward(
-        triton.Saved(rows, unit, inverse), key, d_total, d_losses, [codes, codes_near, codes_far, codes_other],
-        [points, points_near], weights, align_corners,
+        triton.Saved(rows, unit, inverse), triton.Sizes._make(key), d_total, d_losses,
+        [codes, codes_near, codes_far, codes_other], [points, points_near], weights, align_corners,
     )  # fmt: skip
     return found[0], found[1], found[2], found[3]
 
@@ -163,7 +164,7 @@ class PairTerms(torch.autograd.Function):
         ctx.save_for_backward(
             *saved, inputs.points, inputs.points_near, codes, codes_near, codes_far, codes_other
         )  # fmt: skip
-        ctx.rest = list(sizes), weights, options.align_corners
+        ctx.rest = sizes, weights, options.align_corners
         ctx.mark_non_differentiable(similarities)
         ctx.set_materialize_grads(False)
         return total, losses, similarities
@@ -177,16 +178,16 @@ class PairTerms(torch.autograd.Function):
         nothing: list[None] = [None] * 5
         if d_total is None and d_losses is None:
             return (*nothing, *nothing[:4])
-        key, weights, align_corners = ctx.rest
+        sizes, weights, align_corners = ctx.rest
         rows, unit, inverse, points, points_near, *codes = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the operator says that there is no second derivative
             found = pair_terms_backward(
-                d_total, d_losses, rows, unit, inverse, points, points_near, *codes, [int(x) for x in key], weights,
+                d_total, d_losses, rows, unit, inverse, points, points_near, *codes, [int(x) for x in sizes], weights,
                 align_corners,
             )  # fmt: skip
         else:
             found = triton.backward(
-                triton.Saved(rows, unit, inverse), key, d_total, d_losses, codes, [points, points_near], weights,
+                triton.Saved(rows, unit, inverse), sizes, d_total, d_losses, codes, [points, points_near], weights,
                 align_corners,
             )  # fmt: skip
         grads = (d if need else None for d, need in zip(found, ctx.needs_input_grad[:4], strict=True))
@@ -210,7 +211,7 @@ def triton_terms(
     means: Tensor | None = None,
     own: bool = False,
     shifts: tuple[float | Tensor, float | Tensor, float | Tensor, float | Tensor],
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     relation: str = "product",
     bandwidth: float = 0.1,
     center: bool = True,
@@ -236,13 +237,14 @@ def triton_terms(
         points_near, index, shift_tensor, means,
     )  # fmt: skip
     options = relation, bandwidth, center, clamp, max_similarity, align_corners
+    weights = [float(weight) for weight in weights]
     if torch.compiler.is_compiling() or type(codes) not in (Tensor, torch.nn.Parameter):
-        total, losses, similarities, *_ = pair_terms_op(*given, own, numbers, list(weights), *options, needs)
+        total, losses, similarities, *_ = pair_terms_op(*given, own, numbers, weights, *options, needs)
         return total, losses, similarities.detach()
     from depthg.kernels import terms_triton as triton
 
     inputs = triton.Inputs(*given)
-    rest = inputs, triton.sizes_of(inputs, own, needs), triton.Options(own, *options), numbers, list(weights)
+    rest = inputs, triton.sizes_of(inputs, own, needs), triton.Options(own, *options), numbers, weights
     if not any(needs):
         return triton.forward(*rest)[:3]
     found: tuple[Tensor, Tensor, Tensor] = PairTerms.apply(*sides, *rest)  # type: ignore[no-untyped-call]

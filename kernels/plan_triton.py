@@ -6,7 +6,8 @@ in steady state builds nothing and copies nothing.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -72,7 +73,8 @@ class Bank(NamedTuple):
         return self.images * self.points
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     sizes: Sizes
     banks: tuple[Bank, ...]  # anchors, neighbours, negatives, other crop: those that are there
     near: int | None  # position in ``banks``, as the next two: 0, the anchors, where there is no such bank
@@ -86,32 +88,33 @@ class Plan(NamedTuple):
     slots: int  # rows of gradients over all segments
     table: tuple[tuple[int, ...], ...]
     factors: tuple[tuple[float, float], ...]
+    kept: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # its tables
 
-    @property
+    @cached_property
     def width_k(self) -> int:
         """Of packed rows of codes and of rows of gradients."""
         k0, k1, blocks = self.split_k
         return (k0 + k1 if k1 > 1 else k0) * blocks
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self.banks[-1].row0 + self.banks[-1].rows
 
-    @property
+    @cached_property
     def images(self) -> int:
         return self.banks[-1].image0 + self.banks[-1].images
 
-    @property
+    @cached_property
     def feature_images(self) -> int:
         """Images before the other crop, which has codes alone."""
         return self.banks[self.other].image0 if self.other else self.images
 
-    @property
+    @cached_property
     def sums(self) -> int:
         """Tiles of ``prepare_kernel`` over all banks."""
         return self.banks[-1].tile0 + self.banks[-1].images * self.banks[-1].tiles
 
-    @property
+    @cached_property
     def bias_draws(self) -> int:
         """Draws with a bias: self, neighbour and negatives."""
         return self.sizes.own + (self.near is not None) + self.sizes.draws
@@ -244,10 +247,15 @@ def list_segments(
     return found
 
 
-@lru_cache(maxsize=64)
-def tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Segments [SEGMENTS, FIELDS] int64, their factors [segments, 2] float32 and the banks int64, on the device."""
-    plan = make_plan(sizes)
+    found = plan.kept.get(device)
+    if found is None:
+        found = plan.kept[device] = make_tables(plan, device)
+    return found
+
+
+def make_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     banks: list[tuple[int, ...]] = []
     for b in plan.banks:
         tile0 = sum(cdiv(other.rows, GRADIENT_ROWS) for other in plan.banks[: len(banks)])

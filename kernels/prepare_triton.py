@@ -118,27 +118,30 @@ def store_unit(p_out, p_sum, value, o_p, m_p, o_c, width):
 @triton.jit(
     do_not_specialize=[
         "s_fn", "s_fc", "s_fh", "s_fw", "fh", "fw", "s_cn", "s_cc", "s_ch", "s_cw", "ch", "cw", "s_dn", "s_dc", "s_dh",
-        "s_dw", "dh", "dw", "row0", "tile0", "depth0", "P", "C", "K", "D", "width_c",
+        "s_dw", "dh", "dw", "images", "row0", "tile0", "depth0", "P", "C", "K", "D", "width_c",
     ]
 )  # fmt: skip
 def prepare_kernel(
-    p_feats, s_fn, s_fc, s_fh, s_fw, fh, fw,  # features [N, C, fh, fw]
-    p_codes, s_cn, s_cc, s_ch, s_cw, ch, cw,  # codes [N, K, ch, cw]
+    p_feats, p_feats_1, s_fn, s_fc, s_fh, s_fw, fh, fw,  # features of one or two banks [N, C, fh, fw]
+    p_codes, p_codes_1, s_cn, s_cc, s_ch, s_cw, ch, cw,  # codes [N, K, ch, cw]
     p_depth, s_dn, s_dc, s_dh, s_dw, dh, dw,  # depth [N, D, dh, dw]
-    p_at,  # cells [N, P] int64 or coordinates [N, P, 2]
+    p_at, p_at_1,  # cells [N, P] int64 or coordinates [N, P, 2]
     p_feats_out, p_codes_out, p_depth_out,  # packed rows [., width_c], [., WIDTH_K], [., D]
     p_inverse, p_sum,  # inverse lengths of the codes [rows], sums of unit vectors [tiles, width_c + WIDTH_K]
-    row0, tile0, depth0, P, C, K, D, width_c,
+    images, row0, tile0, depth0, P, C, K, D, width_c,
     FEATURES: tl.constexpr, CODES: tl.constexpr, DEPTH: tl.constexpr, MODE: tl.constexpr, ALIGN: tl.constexpr,
     WHOLE: tl.constexpr, WIDTH_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Packs one tile of points of one image of one bank. Grid: (N, tiles of P)."""
-    i_n, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Packs one tile of points of one image. Grid: (banks N, tiles of P); a second bank's rows follow the first's."""
+    i_image, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_n, second = i_image, i_image >= images
+    if second:
+        i_n, p_feats, p_codes, p_at = i_image - images, p_feats_1, p_codes_1, p_at_1
     o_p = i_p * BLOCK_P + tl.arange(0, BLOCK_P)
     m_p = o_p < P
-    row = row0 + i_n * P
-    sums = p_sum + (tile0 + i_n * tl.num_programs(1) + i_p) * (width_c + WIDTH_K)
+    row = row0 + i_image * P
+    sums = p_sum + (tile0 + i_image * tl.num_programs(1) + i_p) * (width_c + WIDTH_K)
     if FEATURES:
         pack(
             p_feats + i_n * s_fn, p_at, p_feats_out + row * width_c, sums, i_n, o_p, m_p,
@@ -150,8 +153,9 @@ def prepare_kernel(
             s_cc, s_ch, s_cw, P, ch, cw, K, WIDTH_K, MODE, ALIGN, BLOCK_K, BLOCK_K >= WIDTH_K,
         )  # fmt: skip
         tl.store(p_inverse + row + o_p, inverse, mask=m_p)
-    if DEPTH != 0:
+    if DEPTH != 0:  # of the first bank
         o_d = tl.arange(0, BLOCK_D)
+        m_p = m_p & (i_image < images)
         value = read_vectors(
             p_depth + i_n * s_dn, p_at, i_n, o_p, m_p, o_d, o_d < D, s_dc, s_dh, s_dw, P, dh, dw, MODE, ALIGN
         )  # fmt: skip

@@ -54,6 +54,18 @@ class Saved(NamedTuple):
     inverse: Tensor  # [rows] float32
 
 
+class Part(NamedTuple):
+    """What one launch of ``prepare_kernel`` reads: vectors of a bank or of two that are alike, and depth."""
+
+    bank: int
+    feats: Tensor | None = None
+    codes: Tensor | None = None
+    depth: Tensor | None = None
+    depth0: int = 0  # where its first point is stored
+    points: Tensor | None = None
+    second: Any = None  # the Part of the bank behind this one
+
+
 def sizes_of(x: Inputs, own: bool, needs: list[bool]) -> Sizes:
     """``needs``: whether anchors, neighbours, negatives and the other crop get gradients."""
 
@@ -90,7 +102,7 @@ def _forward(
     s, device = plan.sizes, x.codes.device
     k0, k1, blocks_k = plan.split_k
     width, width_c, draws = plan.width_c + plan.width_k, plan.width_c, plan.bias_draws
-    table, factors, banks = tables(plan.sizes, device)
+    table, factors, banks = tables(plan, device)
     codes = torch.empty((plan.rows, plan.width_k), dtype=x.codes.dtype, device=device)
     feature_rows = 0 if x.feats is None else plan.banks[plan.other].row0 if plan.other else plan.rows
     feats = codes if x.feats is None else torch.empty((feature_rows, width_c), dtype=x.feats.dtype, device=device)
@@ -103,8 +115,9 @@ def _forward(
     )  # fmt: skip
     index = banks if x.negatives is None else x.negatives.contiguous()
     far_images = plan.banks[plan.far].images
-    order = torch.empty(index.numel() + far_images + 1, dtype=torch.int64, device=device) if s.draws else banks
-    start = order[index.numel() :] if s.draws else banks
+    entries = cdiv(index.numel(), 64) * 64  # an address that is aligned for every N compiles nothing anew
+    order = torch.empty(entries + far_images + 1, dtype=torch.int64, device=device) if s.draws else banks
+    start = order[entries:] if s.draws else banks
     _prepare(x, plan, options, feats, codes, inverse, depth, sums)
     programs = plan.images * cdiv(width, 64)
     listing = cdiv(index.numel(), 64) + cdiv(far_images + 1, 64) if s.draws and s.grad else 0
@@ -126,7 +139,7 @@ def _forward(
     tiles_triton.pair_rows_kernel[(plan.programs, blocks_k if s.grad else 1)](
         feats, codes, depth, bias, constant, index, order, start, table, rows, partial,
         s.draws, s.anchors, s.points, width_c // plan.tile["BLOCK_C"], blocks_k, 1 / options.bandwidth**2,
-        0.0 if options.max_similarity is None else options.max_similarity,
+        0.0 if options.max_similarity is None else float(options.max_similarity),
         CENTER=options.center, D=s.depth, EXPONENTIAL=s.depth > 0 and exponential, GRAD=s.grad,
         CLAMP=options.clamp, LIMIT=options.max_similarity is not None, WIDE=blocks_k > 1,
         FEATURE_PRECISION=_precision(s, feats), CODE_PRECISION=_precision(s, codes), K0=k0, K1=k1,
@@ -161,35 +174,51 @@ def _prepare(
         own_depth, other_depth = (None if d is None else _scaled_deviation(d.float()) for d in (x.depth, x.depth_other))
     apart = x.points is not None and own_depth is not None and own_depth.ndim != 4
     behind = plan.banks[0].rows  # depth of the other side comes behind that of the anchors
-    given: list[tuple[Any, ...]] = [(0, x.feats, x.codes, None if apart else own_depth, 0, x.points)]
+    anchors = Part(0, x.feats, x.codes, None if apart else own_depth, 0, x.points)
+    given = [anchors]
     if plan.near is not None:
-        given.append((plan.near, x.feats_near, x.codes_near, None, 0, x.points_near))
+        near = Part(plan.near, x.feats_near, x.codes_near, None, 0, x.points_near)
+        if _alike(anchors, near):
+            given = [anchors._replace(second=near)]
+        else:
+            given.append(near)
     if plan.far:
-        given.append((plan.far, x.feats_far, x.codes_far, None, 0, None))
+        given.append(Part(plan.far, x.feats_far, x.codes_far))
     if plan.other:
-        given.append((plan.other, None, x.codes_other, other_depth, behind, None))
+        given.append(Part(plan.other, None, x.codes_other, other_depth, behind))
     elif other_depth is not None:
-        given.append((0, None, None, other_depth, behind, None))
+        given.append(Part(0, None, None, other_depth, behind))
     if apart:
-        given.append((0, None, None, own_depth, 0, None))
+        given.append(Part(0, None, None, own_depth))
     kind = {"unit": POSITIVE, "normals": UNIT}.get(options.relation, PLAIN)
-    for place, f, z, u, depth0, at in given:
-        bank = plan.banks[place]
+    for part in given:
+        _, f, z, u, depth0, at, second = part
+        bank = plan.banks[part.bank]
+        f1, z1, at1 = (f, z, at) if second is None else (second.feats, second.codes, second.points)
         mode = ROWS_GIVEN if at is None else CELLS if at.ndim == 2 else COORDINATES
         block_c = power_of_two(max(64, plan.width_c))  # all channels, where registers hold them
         warps = max(4, block_c // (64 if mode == COORDINATES else 128))
         block_c, warps = (block_c, warps) if warps <= 8 else (64, 4)
-        prepare_triton.prepare_kernel[(bank.images, bank.tiles)](
-            codes if f is None else f, *_strides(f), codes if z is None else z, *_strides(z),
-            codes if u is None else u, *_strides(u), codes if at is None else at.contiguous(),
-            feats, codes, depth, inverse, sums, bank.row0, bank.tile0, depth0,
+        prepare_triton.prepare_kernel[(bank.images * (1 if second is None else 2), bank.tiles)](
+            *(codes if t is None else t for t in (f, f1)), *_strides(f),
+            *(codes if t is None else t for t in (z, z1)), *_strides(z),
+            codes if u is None else u, *_strides(u), *(codes if t is None else t.contiguous() for t in (at, at1)),
+            feats, codes, depth, inverse, sums, bank.images, bank.row0, bank.tile0, depth0,
             bank.points, plan.sizes.channels, plan.sizes.codes, plan.sizes.depth, plan.width_c,
             FEATURES=f is not None, CODES=z is not None, DEPTH=0 if u is None else kind, MODE=mode,
             ALIGN=options.align_corners, WHOLE=block_c >= plan.width_c, WIDTH_K=plan.width_k, BLOCK_P=PREPARE_POINTS,
             BLOCK_C=block_c, BLOCK_K=min(128, power_of_two(plan.width_k)),
-            num_warps=warps,
-            BLOCK_D=power_of_two(max(1, plan.sizes.depth)),
+            BLOCK_D=power_of_two(max(1, plan.sizes.depth)), num_warps=warps,
         )  # fmt: skip
+
+
+def _alike(a: Part, b: Part) -> bool:
+    """Whether one launch can prepare both banks: they differ in their addresses alone."""
+    pairs = ((a.feats, b.feats), (a.codes, b.codes), (a.points, b.points))
+    return all(
+        x is y or (x is not None and y is not None and x.shape == y.shape and x.stride() == y.stride())
+        for x, y in pairs
+    )  # fmt: skip
 
 
 def _strides(x: Tensor | None) -> tuple[int, ...]:
@@ -203,7 +232,7 @@ def _strides(x: Tensor | None) -> tuple[int, ...]:
 
 def backward(
     saved: Saved,
-    key: list[int],
+    sizes: Sizes,
     d_total: Tensor | None,  # []
     d_losses: Tensor | None,  # [4]
     codes: list[Tensor | None],  # of the four banks
@@ -212,7 +241,7 @@ def backward(
     align_corners: bool,
 ) -> list[Tensor]:
     """Gradients of the codes of every bank, in their shapes; empty where there is no bank or nobody asks."""
-    plan = make_plan(Sizes._make(key))
+    plan = make_plan(sizes)
     s = plan.sizes
     given = [(z, at) for z, at in zip(codes, [*points, None, None], strict=True) if z is not None]
     wanted = [s.grad, s.grad_near, s.grad_far, s.grad_other]
@@ -237,7 +266,7 @@ def _code_gradients(
     saved: Saved, plan: Plan, d_total: Tensor | None, d_losses: Tensor | None, weights: list[float],
     out: list[Tensor], wanted: list[bool], columns: int,
 ) -> None:  # fmt: skip
-    table, factors, banks = tables(plan.sizes, saved.codes.device)
+    table, factors, banks = tables(plan, saved.codes.device)
     tiles = sum(cdiv(bank.rows, GRADIENT_ROWS) for bank in plan.banks)
     finish_triton.code_gradient_kernel[(tiles,)](
         saved.rows, saved.codes, saved.inverse, table, banks, factors,
