@@ -13,6 +13,7 @@ from depthg.kernels.reference import RELATIONS, LossSettings
 from torch import Tensor
 
 T = TypeVar("T")
+TRITON_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -21,17 +22,25 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def without_elements(*tensors: Tensor | None) -> bool:
-    """Whether a tensor of several of one type has no elements: nothing to be fast at, so the definition is used."""
-    given = [x for x in tensors if x is not None]
-    return any(0 in x.shape for x in given) and len({x.dtype for x in given}) == 1
+def any_empty(*tensors: Tensor | None) -> bool:
+    """Whether any tensor has no elements."""
+    return any(0 in x.shape for x in tensors if x is not None)
+
+
+def one_type(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the widest of their types."""
+    types = {x.dtype for x in tensors if x is not None}
+    if len(types) < 2:
+        return tensors
+    widest = functools.reduce(torch.promote_types, types)
+    return tuple(x if x is None else x.to(widest) for x in tensors)
 
 
 def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
     """The implementation for these tensors: "triton", "cpu" or "eager".
 
-    "auto" takes Triton for CUDA tensors and the CPU path for CPU tensors; what neither can do (float64 on a GPU, other
-    devices, no Triton) goes to "eager".
+    "auto" takes Triton for CUDA tensors and the CPU path for CPU tensors; what neither can do (float64 or float8 on a
+    GPU, AMD's GPUs, other devices, no Triton) goes to "eager".
 
     Raises:
         ValueError: ``impl`` is unknown, or cannot run here; the message names the alternative.
@@ -39,11 +48,12 @@ def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
     if impl not in ("auto", "triton", "cpu", "eager"):
         raise ValueError(f"unknown impl {impl!r}; choose one of 'auto', 'triton', 'cpu', 'eager'")
     device = first.device
-    double = any(x is not None and x.dtype == torch.float64 for x in (first, *others))
+    other = next((x.dtype for x in (first, *others) if x is not None and x.dtype not in TRITON_TYPES), None)
     if impl == "auto":
         if device.type == "cpu":
             return "cpu"
-        return "triton" if device.type == "cuda" and HAS_TRITON and not double else "eager"
+        usable = device.type == "cuda" and HAS_TRITON and torch.version.hip is None and other is None
+        return "triton" if usable else "eager"
     if impl == "cpu" and device.type != "cpu":
         raise ValueError(f"impl='cpu' needs CPU tensors, got {device}; use impl='triton' or 'eager'")
     if impl == "triton":
@@ -53,8 +63,8 @@ def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
             raise ValueError(
                 f"impl='triton' needs CUDA tensors (or TRITON_INTERPRET=1 on the CPU), got {device}; use impl='auto'"
             )
-        if double:
-            raise ValueError("impl='triton' has no float64; use impl='auto' or 'eager'")
+        if other is not None:
+            raise ValueError(f"impl='triton' has no {str(other).removeprefix('torch.')}; use impl='auto' or 'eager'")
     return impl
 
 
@@ -86,15 +96,21 @@ def check_maps(
     """Everything that ``points`` are read from is a map that has them."""
     from depthg.kernels.sample_points import check_points
 
-    sides = [("feats", feats, points), ("feats_neighbour", feats_near, points_near), ("codes", codes, points),
-             ("codes_neighbour", codes_near, points_near), ("depth", depth, points)]  # fmt: skip
-    for name, x, at in sides if depth is not None else sides[:4]:
+    sides = [("feats", feats, feats, points), ("feats_neighbour", feats_near, feats_near, points_near),
+             ("codes", codes, feats, points), ("codes_neighbour", codes_near, feats_near, points_near),
+             ("depth", depth, feats, points)]  # fmt: skip
+    for name, x, beside, at in sides if depth is not None else sides[:4]:
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"{name} must be a map [images, channels, height, width] with points, got {shape(x)}")
-        if name in ("feats", "feats_neighbour") or x.shape[::3] != feats.shape[::3] or x.shape[2] != feats.shape[2]:
-            check_points(x, at, None, name)  # the points themselves were looked at with the features
+        if x is beside or x.shape[0] != beside.shape[0] or 0 in x.shape[2:]:
+            check_points(x, at, None, name, "points" if at is points else "points_neighbour")
+        elif at.ndim == 2 and x.shape[2:] != beside.shape[2:]:
+            raise ValueError(
+                f"{name} {shape(x)} and its features {shape(beside)} must have one height and width, since points are"
+                " cells; maps of different sizes are read at coordinates [N, P, 2]"
+            )
     vectors = settings.relation in ("euclidean", "normals")
     if depth is not None and not vectors and depth.shape[1] != 1:
         raise ValueError(
@@ -202,6 +218,12 @@ def check_depths(name_u: str, u: Tensor, name_v: str, v: Tensor) -> None:
     """Depths of both sides have as many components."""
     if u.shape[2:] != v.shape[2:]:
         raise ValueError(f"{name_u} {shape(u)} and {name_v} {shape(v)} must have one number of components D")
+
+
+def check_limit(clamp: bool, max_similarity: float | None) -> None:
+    """An upper limit below the lower one would leave no similarity as it is."""
+    if clamp and max_similarity is not None and not max_similarity >= 0:
+        raise ValueError(f"max_similarity must be at least 0 with clamp, got {max_similarity}; or turn clamp off")
 
 
 def check_bandwidth(relation: str, bandwidth: float) -> None:

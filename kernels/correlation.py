@@ -151,12 +151,16 @@ def correlation_loss(
     checks.check_channels("feats_a", feats_a, "feats_b", feats_b)
     checks.check_channels("codes_a", codes_a, "codes_b", codes_b)
     checks.check_pairing("feats_a", feats_a, "feats_b", feats_b, index_b)
+    checks.check_limit(clamp, max_similarity)
     impl = checks.choose_impl(impl, feats_a, feats_b, codes_a, codes_b)
     options: dict[str, Any] = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
-    if impl == "eager" or checks.without_elements(feats_a, feats_b, codes_a, codes_b):
-        return reference.correlation_loss(feats_a, feats_b, codes_a, codes_b, shift, index_b=index_b, **options)
+    given = feats_a, feats_b, codes_a, codes_b
+    if impl != "eager" and checks.any_empty(*given, index_b):  # nothing to be fast at
+        given, impl = checks.one_type(*given), "eager"
+    if impl == "eager":
+        return reference.correlation_loss(*given, shift, index_b=index_b, **options)
     same = feats_a is feats_b and codes_a is codes_b
-    if impl == "triton" and (index_b is None or len(index_b)):
+    if impl == "triton":
         near = (None, None) if same or index_b is not None else (codes_b, feats_b)
         far = (None, None) if same or index_b is None else (codes_b, feats_b)
         total, _, similarities = triton_terms(

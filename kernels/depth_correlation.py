@@ -149,6 +149,7 @@ def depth_correlation_loss(
     checks.check_relation("depth_b", depth_b, codes_b, relation)
     checks.check_depths("depth_a", depth_a, "depth_b", depth_b)
     checks.check_bandwidth(relation, bandwidth)
+    checks.check_limit(clamp, max_similarity)
     impl = checks.choose_impl(impl, codes_a, codes_b, depth_a, depth_b)
     options: dict[str, Any] = {
         "relation": relation,
@@ -156,10 +157,13 @@ def depth_correlation_loss(
         "clamp": clamp,
         "max_similarity": max_similarity,
     }
+    given = codes_a, codes_b, depth_a, depth_b
+    if impl != "eager" and checks.any_empty(*given):  # nothing to be fast at
+        given, impl = checks.one_type(*given), "eager"
     if impl == "eager":
-        return reference.depth_correlation_loss(codes_a, codes_b, depth_a, depth_b, shift, **options)
+        return reference.depth_correlation_loss(*given, shift, **options)
     same = codes_a is codes_b
-    if impl == "triton" and codes_a.numel() * codes_b.numel():
+    if impl == "triton":
         total, _, similarities = triton_terms(
             codes_a, codes_other=None if same else codes_b, depth=depth_a,
             depth_other=None if same and depth_a is depth_b else depth_b, shifts=(shift,) * 4, center=False, **options,

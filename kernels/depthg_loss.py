@@ -251,24 +251,24 @@ def depthg_loss(
         if depth is not None and settings.relation not in ("euclidean", "normals"):
             seen = (*seen[:4], checks.Sampled(depth, points, scalar=True))
     _check(seen, negatives, settings, feats_negative, codes_negative, codes_depth, depth_other, feature_means)
-    given = (
-        feats, codes, feats_neighbour, codes_neighbour, feats_negative, codes_negative, depth, codes_depth, depth_other,
-        points, points_neighbour, feature_means,
-    )  # fmt: skip
-    impl = checks.choose_impl(impl, *given[:9])
+    sides = (feats, codes, feats_neighbour, codes_neighbour)
     bank: dict[str, Any] = {
         "feats_negative": feats_negative, "codes_negative": codes_negative, "depth": depth, "codes_depth": codes_depth,
-        "depth_other": depth_other, "feature_means": feature_means,
+        "depth_other": depth_other,
     }  # fmt: skip
-    sides = (feats, codes, feats_neighbour, codes_neighbour)
-    empty = checks.without_elements(*given)
-    if impl == "triton" and not empty:
-        return _on_triton(*sides, negatives, settings, points, points_neighbour, align_corners, **bank)
+    impl = checks.choose_impl(impl, *sides, *bank.values())
+    if impl == "triton" and not checks.any_empty(*sides, *bank.values(), points, points_neighbour):
+        return _on_triton(
+            *sides, negatives, settings, points, points_neighbour, align_corners, feature_means=feature_means, **bank
+        )
     if points is not None:
         sides, bank["depth"] = _read(sides, depth, points, points_neighbour, settings, align_corners, impl)
-    if impl == "eager" or empty:
-        return reference.depthg_loss(*sides, negatives, settings, **bank)
-    return _on_cpu(*sides, negatives, settings, **bank)
+    if impl != "eager" and checks.any_empty(*sides, *bank.values()):  # nothing to be fast at
+        given = checks.one_type(*sides, *bank.values())
+        sides, bank, impl = given[:4], dict(zip(bank, given[4:], strict=True)), "eager"
+    if impl == "eager":
+        return reference.depthg_loss(*sides, negatives, settings, feature_means=feature_means, **bank)
+    return _on_cpu(*sides, negatives, settings, feature_means=feature_means, **bank)
 
 
 def _read(
@@ -294,6 +294,10 @@ def _check(
     feats, codes, feats_neighbour, codes_neighbour, depth = seen
     optional = (feats_negative, codes_negative, depth, codes_depth, depth_other)
     checks.check_terms(feats, codes, feats_neighbour, codes_neighbour, negatives, settings, optional)
+    checks.check_limit(settings.clamp, settings.max_similarity)
+    if feature_means is not None:
+        checks.check_floats(feature_means=feature_means)
+        checks.check_frozen(feature_means=feature_means)
     if feature_means is not None and feature_means.shape != (2 + len(negatives),):
         raise ValueError(
             f"feature_means must be [{2 + len(negatives)}] (self, neighbour, {len(negatives)} draws), got "

@@ -14,10 +14,12 @@ import triton.language as tl
 from depthg.kernels.prepare_triton import corner
 
 
-@triton.jit(do_not_specialize=["programs", "segments", "draws", "own", "near", "w_own", "w_near", "w_far", "w_depth"])
+@triton.jit(
+    do_not_specialize=["programs", "segments", "draws", "own", "near", "guide", "w_own", "w_near", "w_far", "w_depth"]
+)
 def losses_kernel(
     p_sum, p_table, p_factor, p_similar, p_total, p_losses, p_similarities,
-    programs, segments, draws, own, near, w_own, w_near, w_far, w_depth,
+    programs, segments, draws, own, near, guide, w_own, w_near, w_far, w_depth,
     FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Losses and mean similarities of the four terms [4], and the weighted total. Grid: (1,)."""
@@ -42,7 +44,7 @@ def losses_kernel(
         far += tl.load(p_similar + own + near + o_x, mask=o_x < draws - own - near, other=0.0)
     mean = tl.sum(far, 0) / tl.maximum(draws - own - near, 1)
     place = tl.where(o_t == 1, own, tl.where(o_t == 3, draws, 0))
-    given = ((o_t == 0) & (own > 0)) | ((o_t == 1) & (near > 0)) | (o_t == 3)
+    given = ((o_t == 0) & (own > 0)) | ((o_t == 1) & (near > 0)) | ((o_t == 3) & (guide > 0))
     similar = tl.load(p_similar + place, mask=given, other=0.0)
     tl.store(p_similarities + o_t, tl.where(o_t == 2, mean, similar))
 
@@ -129,12 +131,12 @@ def scatter_kernel(
     s_n, s_c, s_h, s_w, H, W, images, P, K, width,
     MODE: tl.constexpr, ALIGN: tl.constexpr, BLOCK_CELLS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the maps at a tile of cells: a product with the points' weights. Grid: (banks N, cells, blocks of K).
+    """Gradient of the maps at a tile of cells: a product with the points' weights. Grid: (cells, banks N, blocks of K).
 
     The weights are made where they are used, so nothing is sorted and no two programs write one cell.
     """
-    i_bank, i_n = tl.program_id(0) // images, (tl.program_id(0) % images).to(tl.int64)
-    o_x = tl.program_id(1) * BLOCK_CELLS + tl.arange(0, BLOCK_CELLS)
+    i_bank, i_n = tl.program_id(1) // images, (tl.program_id(1) % images).to(tl.int64)
+    o_x = tl.program_id(0) * BLOCK_CELLS + tl.arange(0, BLOCK_CELLS)
     o_k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     p_at = pick(i_bank, p_at_0, p_at_1, p_at_0, p_at_0)
     p_d = pick(i_bank, p_d_0, p_d_1, p_d_0, p_d_0) + i_n * P * width

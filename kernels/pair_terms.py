@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -121,10 +120,11 @@ def pair_terms_backward(
     align_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the four codes, in their shapes; empty for those that are not there or get none."""
+    from depthg.kernels import plan_triton
     from depthg.kernels import terms_triton as triton
 
     found = triton.backward(
-        triton.Saved(rows, unit, inverse), triton.Sizes._make(key), d_total, d_losses,
+        triton.Saved(rows, unit, inverse), plan_triton.Sizes._make(key), d_total, d_losses,
         [codes, codes_near, codes_far, codes_other], [points, points_near], weights, align_corners,
     )  # fmt: skip
     return found[0], found[1], found[2], found[3]
@@ -223,8 +223,8 @@ def triton_terms(
 
     Terms that are not given are 0. Sides of unlike types are computed in the wider one.
     """
-    codes, codes_near, codes_far, codes_other = _one_type(codes, codes_near, codes_far, codes_other)
-    feats, feats_near, feats_far = _one_type(feats, feats_near, feats_far)
+    codes, codes_near, codes_far, codes_other = checks.one_type(codes, codes_near, codes_far, codes_other)
+    feats, feats_near, feats_far = checks.one_type(feats, feats_near, feats_far)
     shift_tensor = None
     if any(isinstance(shift, Tensor) for shift in shifts):  # then no value of it is read by the host
         shift_tensor = torch.stack([checks.scalar(shift, codes.device) for shift in shifts]).float()
@@ -249,12 +249,3 @@ def triton_terms(
         return triton.forward(*rest)[:3]
     found: tuple[Tensor, Tensor, Tensor] = PairTerms.apply(*sides, *rest)  # type: ignore[no-untyped-call]
     return found
-
-
-def _one_type(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors in the widest of their types."""
-    types = {x.dtype for x in tensors if x is not None}
-    if len(types) < 2:
-        return tensors
-    widest = functools.reduce(torch.promote_types, types)
-    return tuple(x if x is None else x.to(widest) for x in tensors)

@@ -7,7 +7,7 @@ in steady state builds nothing and copies nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -171,7 +171,7 @@ class Segment(NamedTuple):
     grad_alpha: float
 
 
-@lru_cache(maxsize=64)
+@cache  # 2 KB a size; a captured CUDA graph holds addresses of its tables
 def make_plan(s: Sizes) -> Plan:
     banks, near, far, other = place_banks(s)
     tile = tile_sizes(s.products, s.arch, s.codes)

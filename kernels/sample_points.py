@@ -136,22 +136,24 @@ sample_cells.register_autograd(_backward, setup_context=_setup_context)
 sample_cells_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward)
 
 
-def check_points(maps: Tensor, points: Tensor, index: Tensor | None, name: str = "maps") -> None:
+def check_points(maps: Tensor, points: Tensor, index: Tensor | None, name: str = "maps", at: str = "points") -> None:
     """``points`` are cells or coordinates of the maps (of those that ``index`` names)."""
     checks.check_floats(**{name: maps})
-    checks.check_frozen(points=points)
+    if not isinstance(points, Tensor):
+        raise TypeError(f"{at} must be a tensor, got {type(points).__name__}")
+    checks.check_frozen(**{at: points})
     if maps.ndim != 4:
         raise ValueError(f"{name} must be [N, C, H, W], got shape {checks.shape(maps)}")
     if points.device != maps.device:
-        raise ValueError(f"points is on {points.device} but {name} is on {maps.device}; move them to one device")
+        raise ValueError(f"{at} is on {points.device} but {name} is on {maps.device}; move them to one device")
     cells = points.ndim == 2 and points.dtype == torch.int64
     if not cells and not (points.ndim == 3 and points.shape[2] == 2 and points.is_floating_point()):
         raise ValueError(
-            "points must be int64 cells [N, P] or float coordinates [N, P, 2],"
+            f"{at} must be int64 cells [N, P] or float coordinates [N, P, 2],"
             f" got {points.dtype} of shape {checks.shape(points)}"
         )
     if index is None and points.shape[0] != maps.shape[0]:
-        raise ValueError(f"{name} {checks.shape(maps)} and points {checks.shape(points)} must have the same images")
+        raise ValueError(f"{name} {checks.shape(maps)} and {at} {checks.shape(points)} must have the same images")
     if index is not None:
         _check_index(maps, points, index)
     if maps.shape[2] * maps.shape[3] == 0 and points.numel():
@@ -162,7 +164,7 @@ def check_points(maps: Tensor, points: Tensor, index: Tensor | None, name: str =
     count = maps.shape[2] * maps.shape[3]
     if low < 0 or high >= count:
         raise ValueError(
-            f"points hold cell {low if low < 0 else high}, outside the {count} cells of {name} {checks.shape(maps)}"
+            f"{at} hold cell {low if low < 0 else high}, outside the {count} cells of {name} {checks.shape(maps)}"
         )
 
 

@@ -1,6 +1,7 @@
 """Launchers of the Triton losses: prepare, means, bias, tiles and losses forward; two launches backward.
 
-No host sync and nothing that depends on values: capturable by CUDA graphs once a call of the same sizes has run.
+No host sync and nothing that depends on values: capturable by CUDA graphs once a call of the same sizes and the same
+needs of gradients has run, which puts its tables on the device.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _forward(
     programs = draws * s.anchors * cdiv(s.points, 32) if options.center and draws else 0
     image = [plan.banks[0 if b is None else b].image0 for b in (plan.near, plan.far, plan.other)]
     prepare_triton.bias_kernel[(programs + draws + bool(s.depth),)](
-        feats, mean, index, mean if x.shifts is None else x.shifts, mean if x.means is None else x.means,
+        feats, mean, index, mean if x.shifts is None else x.shifts, mean if x.means is None else x.means.contiguous(),
         bias, constant, similar, *shifts,
         s.anchors, draws, int(s.own), int(plan.near is not None), *image, s.points, width_c, programs,
         SHIFTS=x.shifts is not None, CENTER=options.center, GIVEN=x.means is not None, WIDTH_K=plan.width_k,
@@ -138,7 +139,8 @@ def _forward(
     exponential = options.relation in ("gaussian", "euclidean")
     tiles_triton.pair_rows_kernel[(plan.programs, blocks_k if s.grad else 1)](
         feats, codes, depth, bias, constant, index, order, start, table, rows, partial,
-        s.draws, s.anchors, s.points, width_c // plan.tile["BLOCK_C"], blocks_k, 1 / options.bandwidth**2,
+        s.draws, s.anchors, s.points, width_c // plan.tile["BLOCK_C"], blocks_k,
+        1 / options.bandwidth**2 if exponential else 0.0,
         0.0 if options.max_similarity is None else float(options.max_similarity),
         CENTER=options.center, D=s.depth, EXPONENTIAL=s.depth > 0 and exponential, GRAD=s.grad,
         CLAMP=options.clamp, LIMIT=options.max_similarity is not None, WIDE=blocks_k > 1,
@@ -148,7 +150,7 @@ def _forward(
     total, losses, similarities = (torch.empty(n, dtype=torch.float32, device=device) for n in ((), 4, 4))
     finish_triton.losses_kernel[(1,)](
         partial, table, factors, similar, total, losses, similarities,
-        plan.programs, plan.segments, draws, int(s.own), int(plan.near is not None), *weights,
+        plan.programs, plan.segments, draws, int(s.own), int(plan.near is not None), int(s.depth > 0), *weights,
         FIELDS=FIELDS, BLOCK=1024,
     )  # fmt: skip
     return total, losses, similarities, Saved(rows, codes, inverse)
@@ -216,9 +218,13 @@ def _alike(a: Part, b: Part) -> bool:
     """Whether one launch can prepare both banks: they differ in their addresses alone."""
     pairs = ((a.feats, b.feats), (a.codes, b.codes), (a.points, b.points))
     return all(
-        x is y or (x is not None and y is not None and x.shape == y.shape and x.stride() == y.stride())
+        x is y or (x is not None and y is not None and _layout(x) == _layout(y))
         for x, y in pairs
     )  # fmt: skip
+
+
+def _layout(x: Tensor) -> tuple[Any, ...]:
+    return x.dtype, x.shape, x.stride()
 
 
 def _strides(x: Tensor | None) -> tuple[int, ...]:
@@ -258,8 +264,12 @@ def backward(
         ]  # fmt: skip
         _code_gradients(saved, plan, d_total, d_losses, weights, at_points, wanted, columns)
         found = _to_maps(at_points, given, wanted, align_corners) if maps else at_points
-    places = iter(found)
-    return [saved.inverse.new_empty(0) if z is None else next(places) for z in codes]
+    places = iter(zip(found, wanted, strict=True))
+    grads = []
+    for z in codes:
+        gradient, need = (saved.inverse, False) if z is None else next(places)
+        grads.append(gradient if need else saved.inverse.new_empty(0))
+    return grads
 
 
 def _code_gradients(
@@ -280,20 +290,20 @@ def _code_gradients(
 
 def _to_maps(d: list[Tensor], given: list[tuple[Tensor, Any]], wanted: list[bool], align_corners: bool) -> list[Tensor]:
     """Gradients [N, P, width_k] at points as those of the maps that were read there; the rest in their own type."""
-    out = [
-        torch.empty_like(z) if need and at is not None else x[..., : z.shape[-1]].to(z.dtype)
-        for x, (z, at), need in zip(d, given, wanted, strict=True)
-    ]  # fmt: skip
+    out = list(d)
+    for i, (z, at) in enumerate(given):
+        if wanted[i]:
+            out[i] = d[i][..., : z.shape[-1]].to(z.dtype).contiguous() if at is None else torch.empty_like(z)
     banks = [i for i, (_, at) in enumerate(given) if at is not None and wanted[i]]
-    alike = len(banks) == 2 and (out[0].shape, out[0].stride(), given[0][1].shape) == (
-        out[1].shape, out[1].stride(), given[1][1].shape,
+    alike = len(banks) == 2 and all(
+        _layout(x) == _layout(y) for x, y in ((out[0], out[1]), (given[0][1], given[1][1]))
     )  # fmt: skip
     for group in [banks] if alike else [[i] for i in banks]:
         first, last = group[0], group[-1]
         at = [given[i][1].contiguous() for i in (first, last)]
         images, k, height, width = out[first].shape
         block_k = min(64, max(16, power_of_two(k)))
-        grid = len(group) * images, cdiv(height * width, 64), cdiv(k, block_k)
+        grid = cdiv(height * width, 64), len(group) * images, cdiv(k, block_k)
         finish_triton.scatter_kernel[grid](
             d[first], d[last], *at, out[first], out[last],
             *out[first].stride(), height, width, images, at[0].shape[1], k, d[first].shape[2],

@@ -94,6 +94,12 @@ def test_maps_that_do_not_fit_are_refused():
         depthg_loss(*sides, negatives, SETTINGS, depth=depth.expand(3, 2, 4, 6), points=points)
     with pytest.raises(ValueError, match=r"feats .* and points .* must have the same images"):
         depthg_loss(*sides, negatives, SETTINGS, points=points[:2])
+    with pytest.raises(ValueError, match=r"codes_neighbour .* must have one height and width, since points are cells"):
+        depthg_loss(*sides[:3], sides[3][:, :, :2], negatives, SETTINGS, points=points)
+    with pytest.raises(TypeError, match="points_neighbour must be a tensor, got list"):
+        depthg_loss(*sides, negatives, SETTINGS, points=points, points_neighbour=[0])
+    with pytest.raises(ValueError, match="points_neighbour must be int64 cells"):
+        depthg_loss(*sides, negatives, SETTINGS, points=points, points_neighbour=points.int())
     if not ON_GPU:
         with pytest.raises(ValueError, match="points hold cell 24, outside the 24 cells of feats"):
             depthg_loss(*sides, negatives, SETTINGS, points=points + 24)
@@ -162,6 +168,69 @@ def test_shifts_may_be_tensors():
             for s in (numbers, some)
         ]
         torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_means_of_any_layout(impl):
+    sides = [vectors(3, 9, k) for k in (6, 5, 6, 5)]
+    negatives = torch.tensor([[1, 2, 0], [2, 0, 1]], device=DEVICE)
+    strided = torch.arange(8.0, device=DEVICE).div(10)[::2]
+    for means in (strided, torch.full((1,), 0.3, device=DEVICE).expand(4), strided.double()):
+        found = [
+            depthg_loss(*sides, negatives, SETTINGS, feature_means=m, impl=impl).total
+            for m in (means, means.float().contiguous())
+        ]
+        torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match="feature_means requires grad"):
+        depthg_loss(*sides, negatives, SETTINGS, feature_means=strided.clone().requires_grad_(), impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nothing_to_compare(impl):
+    """Sides, points or images without elements, also of unlike types, give what the definition gives."""
+    negatives = torch.tensor([[1, 2, 0]], device=DEVICE)
+    for half in (False, True):
+        for p, q in ((0, 4), (4, 0)):
+            feats, codes, near, near_codes = vectors(3, p, 6), vectors(3, p, 5), vectors(3, q, 6), vectors(3, q, 5)
+            feats = feats.half() if half else feats
+            total = depthg_loss(feats, codes, near, near_codes, negatives, SETTINGS, impl=impl).total
+            wanted = depthg_loss(feats.float(), codes, near, near_codes, negatives, SETTINGS, impl="eager").total
+            torch.testing.assert_close(total, wanted)
+            one = correlation_loss(feats, near, codes, near_codes, 0.1, impl=impl)
+            assert one.loss == 0 and one.similarity == 0
+    sides, depth = maps()
+    empty = torch.zeros(3, 0, dtype=torch.int64, device=DEVICE)
+    some = torch.zeros(3, 4, dtype=torch.int64, device=DEVICE)
+    for points, near in ((empty, empty), (some, empty), (empty, some)):
+        more = {"points": points, "points_neighbour": near}
+        found = [depthg_loss(*sides, negatives, SETTINGS, depth=depth, impl=i, **more).total for i in (impl, "eager")]
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_what_a_relation_does_not_use_does_not_matter(impl):
+    sides = [vectors(3, 9, k) for k in (6, 5, 6, 5)]
+    negatives, u = torch.tensor([[1, 2, 0]], device=DEVICE), torch.rand(3, 9, device=DEVICE)
+    flat = dataclasses.replace(SETTINGS, bandwidth=0.0)
+    found = [depthg_loss(*sides, negatives, s, depth=u, impl=impl).total for s in (SETTINGS, flat)]
+    assert torch.equal(*found)
+    with pytest.raises(ValueError, match=r"max_similarity must be at least 0 with clamp, got -0\.1"):
+        depthg_loss(*sides, negatives, dataclasses.replace(SETTINGS, max_similarity=-0.1), impl=impl)
+
+
+def test_similarities_of_terms_that_are_not_there_are_zero():
+    from depthg.kernels.pair_terms import triton_terms
+
+    codes = vectors(2, 9, 5)
+    _, losses, similarities = triton_terms(codes, vectors(2, 9, 6), own=True, shifts=(0.1,) * 4)
+    assert losses[0] != 0 and similarities[0] != 0
+    assert losses[1:].tolist() == similarities[1:].tolist() == [0, 0, 0]
+
+
+def test_types_that_triton_has_not_are_refused():
+    codes = vectors(2, 9, 5).to(torch.float8_e5m2)
+    with pytest.raises(ValueError, match="impl='triton' has no float8_e5m2"):
+        correlation_loss(codes, codes, codes, codes, 0.1, impl="triton")
 
 
 @pytest.mark.parametrize("programs", [1, 12])
@@ -345,3 +414,18 @@ def test_op_checks():
     ones = torch.ones((), device=DEVICE)
     found = (ones, None, *saved, points, points, sides[1].detach(), sides[3].detach(), None, None, key, [1.0] * 4, True)
     torch.library.opcheck(backward, found)
+    bank = vectors(4, 5, 9), vectors(4, 5, 5, grad=True)  # not maps: their gradients come back in their own shape
+    beside = [*maps_given[:4], bank[1], bank[0], *maps_given[6:]]
+    torch.library.opcheck(op, (*beside, *rest[:-1], [True, True, True, False]))
+
+
+def test_points_of_unlike_types():
+    sides, depth = maps()
+    negatives = torch.tensor([[1, 2, 0]], device=DEVICE)
+    at = [torch.rand(3, 7, 2, device=DEVICE) for _ in range(2)]
+    found = []
+    for near in (at[1].half(), at[1].half().float()):
+        more = {"points": at[0], "points_neighbour": near, "impl": "triton"}
+        total = depthg_loss(*sides, negatives, SETTINGS, depth=depth, **more).total
+        found.append([total, *torch.autograd.grad(total, [sides[1], sides[3]])])
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
