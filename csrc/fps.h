@@ -58,8 +58,9 @@ const char* fps_cpu_isa();            // the instruction set that this machine r
 // Does the arithmetic of FPS on registers alone and returns the number of float operations: over its time, the machine's rate.
 int64_t cpu_vector_operations(int64_t rounds);
 
-// CUDA. Everything is enqueued on `stream` (a cudaStream_t) of `device`; no allocation, no synchronisation.
-std::size_t fps_cuda_scratch_bytes(const Clouds& clouds);
+// CUDA. Everything is enqueued on `stream` (a cudaStream_t) of `device`; no allocation, no synchronisation. The calling thread's
+// current context is the same before and after.
+std::size_t fps_cuda_scratch_bytes(const Clouds& clouds, int device);
 void fps_cuda(const Clouds& clouds, void* scratch, int device, void* stream);
 
 }  // namespace depthg

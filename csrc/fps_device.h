@@ -1,5 +1,5 @@
-// Device functions of farthest point sampling: reading points, and the maximum over a warp and a block. Included by
-// fps_cuda.cu alone.
+// Device functions of farthest point sampling: reading points, distances, and the maximum over a warp. Included by fps_cuda.cu
+// alone.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,12 +15,12 @@ constexpr int kWarp = 32;
 // ---- reading points -------------------------------------------------------------------------------------------------
 
 // Not inlined: it is called once per coordinate, and its copies would make up most of the binary.
-__device__ __noinline__ float element(const Clouds& c, int64_t offset) {
-  switch (c.dtype) {
-    case kFloat32: return static_cast<const float*>(c.data)[offset];
-    case kFloat64: return static_cast<float>(static_cast<const double*>(c.data)[offset]);
-    case kFloat16: return half_to_float(static_cast<const uint16_t*>(c.data)[offset]);
-    default: return bfloat_to_float(static_cast<const uint16_t*>(c.data)[offset]);
+__device__ __noinline__ float element(const void* data, int dtype, int64_t offset) {
+  switch (dtype) {
+    case kFloat32: return static_cast<const float*>(data)[offset];
+    case kFloat64: return static_cast<float>(static_cast<const double*>(data)[offset]);
+    case kFloat16: return half_to_float(static_cast<const uint16_t*>(data)[offset]);
+    default: return bfloat_to_float(static_cast<const uint16_t*>(data)[offset]);
   }
 }
 
@@ -30,12 +30,12 @@ __device__ void read_point(const Clouds& c, int64_t b, int i, float (&point)[D])
   const int64_t cloud = b * c.stride[0];
   if (!c.width) {
 #pragma unroll
-    for (int d = 0; d < D; ++d) point[d] = d < c.dims ? element(c, cloud + i * c.stride[1] + d * c.stride[2]) : 0.0f;
+    for (int d = 0; d < D; ++d) point[d] = d < c.dims ? element(c.data, c.dtype, cloud + i * c.stride[1] + d * c.stride[2]) : 0.0f;
     return;
   }
   const int width = static_cast<int>(c.width), row = i / width, column = i - row * width;
   const float focal = c.focals ? c.focals[b] : c.focal;
-  const float z = element(c, cloud + row * c.stride[1] + column * c.stride[2]);
+  const float z = element(c.data, c.dtype, cloud + row * c.stride[1] + column * c.stride[2]);
 #pragma unroll
   for (int d = 3; d < D; ++d) point[d] = 0.0f;
   point[0] = ray(column, width, focal) * z;
@@ -55,43 +55,47 @@ __device__ int start_of(const Clouds& c, int64_t b, int length) {
 
 // ---- the farthest point -----------------------------------------------------------------------------------------------
 
-// Ordered by value, then by lower index. Values are not negative, so their bits order like they do; {0, 0} is no point.
+// Ordered by value, then by lower index. As signed integers the bits of values that are not negative order like the values,
+// after those of -1. A thread whose points are all picked or missing gives -1 with index 0; no_key() loses against that too.
 struct Key {
-  unsigned value, rest;
+  int value;
+  unsigned rest;
 };
 
-__device__ Key make_key(float value, int index) {
-  return value < 0.0f ? Key{0u, 0u} : Key{__float_as_uint(value), ~static_cast<unsigned>(index)};
-}
+constexpr int kNoValue = -0x7fffffff - 1;
 
+__device__ Key no_key() { return {kNoValue, 0u}; }
+__device__ Key make_key(float value, int index) { return {__float_as_int(value), ~static_cast<unsigned>(index)}; }
 __device__ int index_of(Key key) { return static_cast<int>(~key.rest); }
 
-__device__ unsigned warp_max(unsigned x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <class T>
+__device__ T warp_max(T x) {
   return __reduce_max_sync(0xffffffffu, x);
+}
 #else
+template <class T>
+__device__ T warp_max(T x) {
 #pragma unroll
   for (int step = kWarp / 2; step; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
   return x;
-#endif
 }
+#endif
 
 __device__ Key warp_max(Key key) {
-  const unsigned value = warp_max(key.value);
+  const int value = warp_max(key.value);
   return {value, warp_max(key.value == value ? key.rest : 0u)};
 }
 
-// Maximum over the block, known to every thread. `posts` must alternate between two buffers from call to call: then one
-// barrier is enough, since nobody writes a buffer again before all have passed the barrier after reading it.
-template <int THREADS>
-__device__ Key block_max(Key key, Key* posts) {
-  constexpr int kWarps = THREADS / kWarp;
-  key = warp_max(key);
-  if (threadIdx.x % kWarp == 0) posts[threadIdx.x / kWarp] = key;
-  __syncthreads();
-  const int lane = threadIdx.x % kWarp;
-  return warp_max(lane < kWarps ? posts[lane] : Key{0u, 0u});
+// Memory of a block whose size the launch gives. All shared memory is of this kind, since the tests, which run several blocks
+// of a grid side by side on a CPU (tests/cuda_on_cpu), have their own function of this name.
+#if defined(__CUDACC__)
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
 }
+#endif
 
 template <int D>
 __device__ float squared_distance(const float (&a)[D], const float (&b)[D]) {

@@ -188,7 +188,7 @@ def _launch(
         native.fps_cpu(clouds, scratch.data_ptr(), threads)
         return
     # The caching allocator keeps the scratch memory of this stream alive until the kernels on it have run.
-    scratch = torch.empty(native.fps_cuda_scratch_bytes(clouds), dtype=torch.uint8, device=x.device)
+    scratch = torch.empty(native.fps_cuda_scratch_bytes(clouds, x.device.index), dtype=torch.uint8, device=x.device)
     stream = torch.cuda.current_stream(x.device)
     native.fps_cuda(clouds, scratch.data_ptr(), x.device.index, stream.cuda_stream)
 

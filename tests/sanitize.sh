@@ -23,7 +23,8 @@ export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"
 export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 built=$("$python" -c 'import depthg._C as c; print(c.__file__)' 2>&1 | tail -n 1)
 case "$built" in "$scratch"/*) ;; *) echo "the tests would use $built, not the instrumented build" >&2; exit 1 ;; esac
+export DEPTHG_SHIM_FLAGS="$flags"  # of the CUDA code that is compiled for the CPU
 tests=("$@")
-[ $# -gt 0 ] || tests=(tests/test_{fps,sample_points,depthg_loss,upsampling,knn}.py)
+[ $# -gt 0 ] || tests=(tests/test_{fps,fps_cuda_on_cpu,sample_points,depthg_loss,upsampling,knn}.py)
 grep -q __asan_ "$built" || { echo "$built is not instrumented" >&2; exit 1; }
 "$python" -m pytest -p no:cacheprovider "${tests[@]}"
