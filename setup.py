@@ -33,7 +33,8 @@ ISA_FLAGS = {  # one copy of each *_simd.cpp per instruction set; csrc/isa.h cho
         "-mprefer-vector-width=512",
     ],
 }
-CUDA_ARCHS = ["75", "80", "90", "100", "120"]  # sm_80 code runs on 86 and 89; the last one as PTX too, for what follows
+CUDA_ARCHS = ["75", "80", "90", "100", "120"]  # sm_80 code runs on 86 and 89
+PTX_ARCHS = ["80", "120"]  # as PTX too: for devices between and after the others
 
 
 def say(message):
@@ -67,6 +68,12 @@ def supported_archs(nvcc):
     if not archs:
         raise RuntimeError(f"{nvcc} knows none of the targets sm_{', sm_'.join(CUDA_ARCHS)}")
     return archs
+
+
+def cuda_libraries(nvcc):
+    """Where the static runtime lies in a toolkit from the package index, which its nvcc does not know."""
+    folder = Path(nvcc).resolve().parent.parent / "lib"
+    return [f"-L{folder}"] if (folder / "libcudart_static.a").exists() else []
 
 
 class NinjaFile:
@@ -160,7 +167,17 @@ class BuildExtension(build_ext):
         steps.compile("cxx", "csrc/thread_pool.cpp")
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         if nvcc:  # links the CUDA runtime statically and knows where it lies
-            linker = [nvcc, "-ccbin", cxx[0], "-shared", "-cudart", "static", "-Xcompiler", "-pthread"]
+            linker = [
+                nvcc,
+                "-ccbin",
+                cxx[0],
+                "-shared",
+                "-cudart",
+                "static",
+                "-Xcompiler",
+                "-pthread",
+                *cuda_libraries(nvcc),
+            ]
         else:
             linker = [*cxx, *shared, "-pthread"]
         steps.rule("link", f"{shlex.join(linker)} $in -o $out", depfile=False)
@@ -170,7 +187,7 @@ class BuildExtension(build_ext):
     def add_cuda(self, steps, nvcc, cxx):
         archs = supported_archs(nvcc)
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        codes += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in archs if a in PTX_ARCHS or a == archs[-1]]
         host = ["-ccbin", cxx[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         flags = ["-std=c++17", "-O3", "--fmad=false", "--threads", "0", *host, *codes]
         steps.rule("nvcc", f"{shlex.join([nvcc, *flags])} $flags -MMD -MF $out.d -c $in -o $out")

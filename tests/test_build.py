@@ -1,6 +1,7 @@
 """Builds of the package: ``DEPTHG_BUILD`` in its four values, and the CUDA code where nvcc is present."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,57 @@ def test_modes_that_cannot_be_served_are_errors(copy_of_sources, tmp_path, mode,
     done, _ = build(copy_of_sources, mode, PATH=str(only_cxx), CUDA_HOME="")
     assert done.returncode != 0
     assert message in done.stderr
+
+
+# CUDA
+
+
+STAND_IN = """#!/bin/sh
+if [ "$1" = --list-gpu-arch ]; then {list}; exit; fi
+echo "$@" >>{log}
+while [ $# -gt 0 ]; do
+    case "$1" in -o) echo >"$2" ;; -MF) echo "x.o:" >"$2" ;; esac
+    shift
+done
+"""
+
+
+@pytest.fixture
+def cuda_flags(copy_of_sources, tmp_path):
+    """The options with which setup.py calls nvcc, written down by a stand-in that compiles nothing."""
+    log = tmp_path / "calls"
+    listed = "nvcc --list-gpu-arch" if have("nvcc") else f"printf 'compute_%s\\n' {' '.join(TARGETS)}"
+    for name in ("nvcc", "c++"):
+        tool = tmp_path / "toolkit" / "bin" / name
+        tool.parent.mkdir(parents=True, exist_ok=True)
+        tool.write_text(STAND_IN.format(list=listed, log=log))
+        tool.chmod(0o755)
+    done, _ = build(copy_of_sources, "cuda", CUDA_HOME=str(tmp_path / "toolkit"), CXX=str(tmp_path / "toolkit/bin/c++"))
+    assert done.returncode == 0, done.stderr
+    call = next(line for line in log.read_text().splitlines() if "fps_cuda.cu" in line)
+    return [word for word in call.split() if word.startswith(("-std", "-O", "--fmad", "-gencode"))]
+
+
+TARGETS = ["75", "80", "90", "100", "120"]
+
+
+def test_every_device_from_75_on_finds_cuda_code(cuda_flags):
+    codes = {flag.rsplit("code=", 1)[1] for flag in cuda_flags if flag.startswith("-gencode")}
+    assert codes >= {f"sm_{arch}" for arch in TARGETS}  # also 86 and 89, 103, 121
+    assert codes >= {"compute_80", "compute_120"}  # whatever lies between, or comes later, compiles this
+    assert "--fmad=false" in cuda_flags
+
+
+@pytest.mark.skipif(not have("nvcc"), reason="nvcc is not installed")
+def test_no_kernel_spills_registers_on_any_target(cuda_flags, tmp_path):
+    command = ["nvcc", *cuda_flags, "--threads", "2", "-Xptxas", "-v", "-c", "-o", str(tmp_path / "fps.o")]
+    done = subprocess.run([*command, str(ROOT / "csrc" / "fps_cuda.cu")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    entry = r"Compiling entry function '(\w+)' for '(\w+)'\n.*\n\s*(\d+ bytes stack frame.*)\n"
+    kernels = re.findall(entry, done.stderr)
+    assert len(kernels) == 8 * len(TARGETS), done.stderr
+    none = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+    assert [kernel for kernel in kernels if kernel[2] != none] == []
 
 
 @pytest.mark.skipif(not have("nvcc"), reason="nvcc is not installed")
