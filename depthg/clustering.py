@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from depthg.device import to_device
+
 ROWS = 4096  # rows per block: the block stays in cache between the two products of an iteration
+DEVICE_ROWS = 32768  # on a device, where a launch costs more; 35 MB of cosines for 27 clusters and 10 restarts
 
 
 def cosine_kmeans(
@@ -73,8 +76,12 @@ def assign(
             f"x has shape {tuple(x.shape)} and centroids {tuple(centroids.shape)}; expected [..., C] and [k, C], same C"
         )
     weight = centroids.to(x.device).t()
-    rows = x.reshape(-1, x.shape[-1]).split(ROWS)
+    rows = _blocks(x.reshape(-1, x.shape[-1]))
     return torch.cat([(block.to(weight.dtype) @ weight).argmax(1) for block in rows]).reshape(x.shape[:-1])
+
+
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(ROWS if x.is_cpu else DEVICE_ROWS)
 
 
 def _unit_rows(x: Tensor, k: int) -> Tensor:
@@ -103,14 +110,14 @@ def _unit_rows(x: Tensor, k: int) -> Tensor:
 def _seed_centroids(x: Tensor, k: int, n_init: int, generator: torch.Generator) -> Tensor:  # [n_init, k, C]
     """k-means++: each next seed is drawn with probability proportional to the distance to the nearest one so far."""
     index = torch.randint(x.shape[0], (n_init,), generator=generator)
-    seeds = [x[index.to(x.device)]]
+    seeds = [x[to_device(index, x.device)]]
     nearest = (1 - x @ seeds[0].t()).clamp_(min=0)  # [N, n_init]
     for _ in range(1, k):
         # Exponential race: the smallest e / w is row n with probability w_n / sum w. It needs no cumulative sum (which
         # has no deterministic CUDA kernel) and never draws a row of weight 0 unless all weights are 0.
-        race = torch.empty(nearest.shape, dtype=x.dtype).exponential_(generator=generator).to(x.device)
+        race = to_device(torch.empty(nearest.shape, dtype=x.dtype).exponential_(generator=generator), x.device)
         race = torch.where(nearest > 0, race / nearest, torch.inf)
-        fallback = torch.randint(x.shape[0], (n_init,), generator=generator).to(x.device)
+        fallback = to_device(torch.randint(x.shape[0], (n_init,), generator=generator), x.device)
         value, index = race.min(0)
         seeds.append(x[torch.where(value.isinf(), fallback, index)])
         nearest = torch.minimum(nearest, (1 - x @ seeds[-1].t()).clamp_(min=0))
@@ -123,7 +130,7 @@ def _accumulate(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     weight = centroids.reshape(-1, channels)
     sums = x.new_zeros(n_init * k, channels)
     distance = torch.zeros(n_init, dtype=torch.float64, device=x.device)
-    for block in x.split(ROWS):
+    for block in _blocks(x):
         # Rows last: the maximum over k then runs over contiguous vectors.
         cosine = (weight @ block.t()).view(n_init, k, -1)
         best, member = cosine.max(1, keepdim=True)
@@ -139,7 +146,7 @@ def _update(x: Tensor, centroids: Tensor, sums: Tensor) -> Tensor:
     lost = length[..., 0] <= 1e-6
     updated = normalize(sums, dim=2)
     for restart in lost.any(1).nonzero().flatten().tolist():
-        served = torch.cat([(block @ centroids[restart].t()).amax(1) for block in x.split(ROWS)])
+        served = torch.cat([(block @ centroids[restart].t()).amax(1) for block in _blocks(x)])
         empty = lost[restart].nonzero().flatten()
         updated[restart, empty] = x[served.argsort(stable=True)[: len(empty)]]
     return updated

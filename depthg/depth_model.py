@@ -24,6 +24,7 @@ from depthg.backbone_vit import (
 )
 from depthg.data.files import DataError
 from depthg.depth_preprocess import read_preprocessing
+from depthg.device import to_device
 
 DEFAULT_MODEL = "Intel/zoedepth-nyu-kitti"
 OUTPUTS = ("auto", "metres", "inverse")
@@ -129,7 +130,7 @@ class DepthNetwork:
             sizes: height and width of the photos.
         """
         with self._lock, torch.inference_mode():
-            inputs = inputs.to(self.device)
+            inputs = to_device(inputs, self.device)
             depth = self._run(inputs)
             if self.flip:
                 depth = (depth + self._run(inputs.flip(-1)).flip(-1)) / 2

@@ -113,7 +113,7 @@ def cluster_vectors(step: Step, use_codes: bool) -> Tensor:  # [V, R, C]
     found = []
     for block in np.array_split(views, -(-len(views) // 32)):
         cells = torch.from_numpy(rng.random((len(block), n_cells)).argsort(1)[:, :each].copy())
-        vectors = step.vectors(block, cells.to(step.device))
+        vectors = step.vectors(block, cells)
         with torch.no_grad():
             found.append((step.model.head(vectors) if use_codes else vectors).cpu())
     return torch.cat(found)

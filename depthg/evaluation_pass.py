@@ -15,6 +15,7 @@ from depthg import processes
 from depthg.crf_pool import CrfPool
 from depthg.data.base import Split
 from depthg.data.transforms import to_float
+from depthg.device import to_device
 from depthg.frames import Frame, Resolution, batches
 from depthg.loaded_run import LoadedRun
 from depthg.metrics import image_confusions
@@ -145,7 +146,7 @@ class EvaluationPass:
 
     @torch.no_grad()
     def _batch(self, frames: list[Frame]) -> None:
-        images = to_float(torch.stack([frame.network for frame in frames]).to(self.run.device))
+        images = to_float(to_device(torch.stack([frame.network for frame in frames]), self.run.device))
         stride = self.run.backbone.stride
         grid = (images.shape[2] // stride, images.shape[3] // stride)
         values = {False: self._values(images)}
@@ -170,7 +171,7 @@ class EvaluationPass:
     def _labels(self, frames: list[Frame]) -> Tensor:  # int64 [B, H, W]
         """Labels; zeros, a single class, where there are none."""
         if self.n_classes:
-            return torch.stack([frame.label for frame in frames]).to(self.run.device)
+            return to_device(torch.stack([frame.label for frame in frames]), self.run.device)
         return torch.zeros(len(frames), *frames[0].image.shape[:2], dtype=torch.int64, device=self.run.device)
 
     def _count(self, frames: list[Frame], variant: Variant, name: str, ids: Tensor, label: Tensor) -> None:
@@ -193,5 +194,5 @@ class EvaluationPass:
         frame, variant, future = self._refining.popleft()
         label = self._labels([frame])
         for name, ids in future.result().items():
-            ids = torch.from_numpy(ids.astype(np.int64))[None].to(self.run.device)
+            ids = to_device(torch.from_numpy(ids.astype(np.int64))[None], self.run.device)
             self._count([frame], variant, name, ids, label)

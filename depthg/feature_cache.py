@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from depthg.cache import Arrays, Build, rows_per_shard
+from depthg.device import to_device
 from depthg.features import FeatureTransform, Maps, disk_dtype, from_disk, round_maps, to_disk, transform_stored
 from depthg.progress import StageBar
 
@@ -66,7 +68,7 @@ class FeatureWriter:
                     part = transform_stored(raw, self.transform)
                     if self.keep:
                         build.write("features", at, to_disk(part))
-                    build.write("means", at, part.float().mean(1).numpy())
+                    build.write("means", at, part.float().mean(1).cpu().numpy())
                     at += len(part)
                     bar.advance(len(part))
                 if at != rows.stop:
@@ -84,8 +86,11 @@ class FeatureWriter:
         everything = range(len(views))
         for _ in build.once("fit"):
             self.transform.fit(lambda: (raw.flatten(0, 1) for raw in self._raw_parts(build, everything, 16)))
-            build.file(TRANSFORM, lambda path: save_file(self.transform.state_dict(), path))
+            build.file(TRANSFORM, self._save_transform)
         self.transform.load_state_dict(load_file(build.folder / TRANSFORM))
+
+    def _save_transform(self, path: str | Path) -> None:
+        save_file({name: value.cpu() for name, value in self.transform.state_dict().items()}, path)
 
     def _rounded(self, maps: Iterator[Tensor]) -> Iterator[Tensor]:
         return (round_maps(part, self.dtype) for part in maps)
@@ -95,6 +100,7 @@ class FeatureWriter:
         return rows_per_shard(row, self.shard_mb, self.batch)
 
     def _raw_parts(self, build: Build, rows: range, size: int | None = None) -> Iterator[Tensor]:
-        array, size = build.read("raw"), size or self.batch
+        """Parts of what the backbone gave, on the device of the transform."""
+        array, size, device = build.read("raw"), size or self.batch, self.transform.mean.device
         for start in range(rows.start, rows.stop, size):
-            yield from_disk(np.array(array[start : min(start + size, rows.stop)]), self.dtype)
+            yield to_device(from_disk(np.array(array[start : min(start + size, rows.stop)]), self.dtype), device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depthg.backbones import up_sampled
+from depthg.device import host_memory, to_device
 from depthg.read_ahead import read_ahead
 from depthg.upsampling import sum_of_stages
 
@@ -81,7 +82,10 @@ class FeatureTransform(nn.Module):
         return sum_of_stages(values, vectors if self.standardize else None, size).flatten(1, 2)
 
     def fit(self, chunks: Callable[[], Iterator[Tensor]]) -> FeatureTransform:
-        """Fits mean and scale, then the basis (leading eigenvectors of the second moment) on ``[rows, C]`` chunks."""
+        """Fits mean and scale, then the basis (leading eigenvectors of the second moment) on ``[rows, C]`` chunks.
+
+        The chunks lie on the device of the transform; beside one of them two matrices ``[C, C]`` are held there.
+        """
         if self.standardize:
             count, total, square = 0, torch.zeros(()), torch.zeros(())
             for x in chunks():
@@ -92,27 +96,29 @@ class FeatureTransform(nn.Module):
             self.mean.copy_(mean)
             self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
         if self.basis.shape[1]:
-            moment = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64)
+            moment = self.mean.new_zeros(len(self.mean), len(self.mean), dtype=torch.float64)
             for x in chunks():
                 x = self._stagewise(x.float())
                 moment += (x.T @ x).double()
-            vectors = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : self.basis.shape[1]]
+            vectors = torch.linalg.eigh(moment.cpu()).eigenvectors.flip(1)[:, : self.basis.shape[1]]
             self.basis.copy_(vectors * vectors.sum(0).sign())
         return self
 
 
 def stored(maps: Tensor, transform: FeatureTransform, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, D]
-    """Features as the cache holds them: rounded backbone output through the transform, rounded again, on the CPU.
+    """Features as the cache holds them: rounded backbone output through the transform, rounded again; on the CPU.
+
+    The transform lies where the maps are.
 
     Raises:
         ValueError: a value is NaN, or beyond the range of ``dtype``.
     """
-    return transform_stored(round_maps(maps, dtype), transform)
+    return transform_stored(round_maps(maps, dtype), transform).cpu()
 
 
 def round_maps(maps: Tensor, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, C]
-    """Backbone output with channels last in ``dtype``, checked to be finite, on the CPU."""
-    return _finite(maps.flatten(2).transpose(1, 2).to(dtype).cpu().contiguous())
+    """Backbone output with channels last in ``dtype``, checked to be finite."""
+    return _finite(maps.flatten(2).transpose(1, 2).to(dtype).contiguous())
 
 
 def transform_stored(rows: Tensor, transform: FeatureTransform) -> Tensor:  # [B, h*w, C] -> [B, h*w, D], same dtype
@@ -136,7 +142,8 @@ def disk_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 def to_disk(rows: Tensor) -> np.ndarray:
-    """float16, or the bits of bfloat16 as uint16."""
+    """float16, or the bits of bfloat16 as uint16; on the CPU."""
+    rows = rows.cpu()
     return rows.view(torch.uint16).numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
 
 
@@ -180,18 +187,21 @@ class Features:
         maps = self.read(views)
         if torch.device(device).type == "cpu" and out is not None:
             return out.copy_(maps)
-        return maps.to(device).float()
+        return to_device(maps, device).float()
 
     def at(
         self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu", out: Tensor | None = None
     ) -> Tensor:
         """Vectors of some views at their own cells, int64 ``[N, P]``, in float32 ``[N, P, D]`` on a device.
 
-        ``out``: float32 ``[N, P, D]`` on the CPU, filled and returned when ``device`` is the CPU.
+        ``cells`` lie on the CPU, where features are read; those of a device would make the host wait. ``out``: float32
+        ``[N, P, D]`` on the CPU, filled and returned when ``device`` is the CPU.
         """
         index = cells.cpu()[..., None].expand(-1, -1, self.shape[2])
         found = self.read(views).gather(1, index)
-        return out.copy_(found) if out is not None and torch.device(device).type == "cpu" else found.to(device).float()
+        if out is not None and torch.device(device).type == "cpu":
+            return out.copy_(found)
+        return to_device(found, device).float()
 
     def __getitem__(self, index) -> np.ndarray:
         """As an array of float16, or float32 for bfloat16; the first index chooses views, further ones inside them."""
@@ -228,7 +238,9 @@ class StoredFeatures(Features):
 
     def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
         if torch.device(device).type != "cpu":
-            return super().rows(views, device)
+            index = torch.from_numpy(np.asarray(views, np.int64))
+            sent = host_memory(len(views), *self.shape[1:], dtype=self.dtype, device=device)
+            return to_device(torch.index_select(self.maps, 0, index, out=sent), device).float()
         out = torch.empty(len(views), *self.shape[1:]) if out is None else out
         for row, view in zip(out, np.asarray(views), strict=True):  # converts on the way: no copy in between
             row.copy_(self.maps[int(view)])
@@ -240,7 +252,8 @@ class StoredFeatures(Features):
         first = torch.from_numpy(np.asarray(views, np.int64))[:, None] * self.shape[1]
         index, rows = (first + cells.cpu()).flatten(), self.maps.flatten(0, 1)
         if torch.device(device).type != "cpu":
-            return rows.index_select(0, index).view(*cells.shape, -1).to(device).float()
+            sent = host_memory(len(index), rows.shape[1], dtype=self.dtype, device=device)
+            return to_device(torch.index_select(rows, 0, index, out=sent).view(*cells.shape, -1), device).float()
         out = torch.empty(*cells.shape, rows.shape[1]) if out is None else out
         flat = out.view(-1, rows.shape[1])
         for start in range(0, len(index), CACHED_ROWS):  # what lies in between stays in the cache

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from depthg.device import to_device
 from depthg.processes import Share
+from depthg.upsampling import up_sampled_scores
 
 CACHED_VECTORS = 3200  # 5 MB of ViT-S features
 
@@ -97,15 +99,16 @@ class LinearProbe(nn.Linear):
 def linear_probe_loss(
     probe: nn.Module,
     codes: Tensor,  # [N, h*w, K], or [N, M, K] at `cells`; detached
-    label: Tensor,  # int64 [N, H, W], -1 = void
+    label: Tensor,  # integer [N, H, W], -1 = void; on the CPU
     grid: tuple[int, int],  # h, w
-    cells: Tensor | None = None,  # int64 [N, M]
+    cells: Tensor | None = None,  # int64 [N, M], on the CPU
     average: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
     """Cross-entropy over all pixels, or at the pixels in the middle of some cells.
 
     The probe is linear, so over all pixels it runs at feature resolution and its scores are up-sampled (bilinear)
     instead of the codes: both orders give the same scores. In the middle of a cell the up-sampled code is the cell's.
+    Labels are counted where they are, and chosen there by the cells, before they are sent to the device of the codes.
 
     Processes that share a batch pass ``average``, the mean over them: each loss is then a sum over the own pixels
     divided by the mean number of labelled pixels, and the mean of the losses is that of the whole batch.
@@ -115,17 +118,17 @@ def linear_probe_loss(
     """
     scores = probe(codes)
     if cells is None:
-        maps = scores.transpose(1, 2).unflatten(2, grid)
-        scores = F.interpolate(maps, label.shape[1:], mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+        scores = up_sampled_scores(scores, grid, (label.shape[1], label.shape[2]))
     else:
         label = label_at(label, cells, grid)
-    if average is not None:
-        labelled = average((label >= 0).sum().float())
-        loss = F.cross_entropy(scores.flatten(0, -2), label.flatten(), ignore_index=-1, reduction="sum")
-        return loss / labelled if labelled > 0 else None
-    if not (label >= 0).any():
+    labelled = (label >= 0).sum().float()
+    labelled = labelled if average is None else average(labelled)
+    if not labelled > 0:
         return None
-    return F.cross_entropy(scores.flatten(0, -2), label.flatten(), ignore_index=-1)
+    target = to_device(label, codes.device).long().flatten()
+    if average is None:
+        return F.cross_entropy(scores.flatten(0, -2), target, ignore_index=-1)
+    return F.cross_entropy(scores.flatten(0, -2), target, ignore_index=-1, reduction="sum") / labelled
 
 
 def label_at(label: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:  # [N, H, W], [N, M] -> [N, M]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depthg.cache import cache_key, is_whole
 from depthg.clustering import cosine_kmeans
+from depthg.device import to_device
 from depthg.evaluation_pass import ReadOut
 from depthg.features import DTYPES, StoredFeatures, StreamedFeatures
 from depthg.loaded_run import LoadedRun
@@ -39,7 +40,8 @@ def kmeans_read_outs(
         return {}
     settings, k = run.config.val, clusters or run.n_clusters
     rows = training_rows(run, preparation, settings.kmeans_samples, run.config.seed)
-    codes = run.codes(rows[None].to(run.device))[0]
+    rows = to_device(rows, run.device)
+    codes = run.codes(rows[None])[0]
     fitted = {"cluster" if clusters else "kmeans_codes": ReadOut(_fit(codes, k, run))}
     if baselines:
         fitted["kmeans_features"] = ReadOut(_fit(rows, k, run), on="features")
@@ -66,7 +68,7 @@ def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: in
                 yield part
                 bar.advance(len(part))
 
-        transform = copy.deepcopy(run.transform).cpu()
+        transform = copy.deepcopy(run.transform).to(preparation.device)
         shape = (len(views), h * w, transform.channels)
         streamed = StreamedFeatures(shape, dtype, transform, maps, run.config.backbone.batch_size)
         return sample_rows(streamed, count, seed)

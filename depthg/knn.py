@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthg.device import to_device
 from depthg.heads import channel_dropout
 from depthg.kernels._extension import native
 from depthg.kernels.reference import normalize
 
 TILE = 512  # rows and columns of a tile: 1 MiB of similarities
+DEVICE_TILE = 2048  # on a device: 16 MiB, and about 120 MiB while a tile is merged
 STRIP = 32768  # rows of a strip; a multiple of TILE
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -53,7 +55,7 @@ def nearest_neighbours(
     photos: Tensor | None = None,  # int64 [V]; views of one photo are never paired. None: only the view itself
     *,
     strip: int = STRIP,
-    tile: int = TILE,
+    tile: int | None = None,
     impl: str = "auto",
 ) -> Tensor:  # int64 [V, k'] on the CPU
     """Indices of the k most similar other images, best first, ties to the lowest index; k' = min(k, those allowed).
@@ -62,14 +64,14 @@ def nearest_neighbours(
         vectors: float32, float16 or bfloat16; similarities are computed in float32.
         k: neighbours wanted.
         photos: which photo every view shows.
-        strip, tile: rows of a strip and of a tile; they bound the memory.
+        strip, tile: rows of a strip and of a tile (None: ``TILE`` or ``DEVICE_TILE``); they bound the memory.
         impl: "cpp" (CPU), "eager" (any device), or "auto".
 
     Raises:
         ValueError: an image has no neighbour that may be paired with it, or ``impl`` is not possible.
     """
     photos = torch.arange(len(vectors)) if photos is None else photos
-    k = allowed_k(k, photos)
+    k, tile = allowed_k(k, photos), tile or tile_of(vectors.device)
     parts = strips(len(vectors), strip)
     lists = [TopK.empty(len(rows), k, vectors.device) for rows in parts]
     for a, b in strip_pairs(len(vectors), strip):
@@ -94,6 +96,11 @@ def allowed_k(k: int, photos: Tensor) -> int:
 def strips(count: int, size: int = STRIP) -> list[range]:
     """Rows of every strip."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def tile_of(device: torch.device) -> int:
+    """Rows of a tile where nothing else is said."""
+    return TILE if device.type == "cpu" else DEVICE_TILE
 
 
 def strip_pairs(count: int, size: int = STRIP) -> list[tuple[int, int]]:
@@ -157,7 +164,8 @@ class StripPair:
 
     def __init__(self, a: Tensor, b: Tensor, rows: range, columns: range, photos: Tensor):
         self.a, self.b, self.rows, self.columns = a, b, rows, columns
-        self.photo_a, self.photo_b = (_part(photos, part).int().to(a.device).contiguous() for part in (rows, columns))
+        own = (_part(photos, part).int().contiguous() for part in (rows, columns))
+        self.photo_a, self.photo_b = (to_device(part, a.device) for part in own)
 
     def run(
         self, of_rows: TopK, of_columns: TopK, tile: int, impl: str, advance: Callable[[], None] = lambda: None

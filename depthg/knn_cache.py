@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from depthg.cache import Arrays, Build
-from depthg.knn import DTYPES, STRIP, TILE, StripPair, TopK, strip_pairs, strips, tile_count, unit_vectors
+from depthg.device import to_device
+from depthg.knn import DTYPES, STRIP, StripPair, TopK, strip_pairs, strips, tile_count, tile_of, unit_vectors
 from depthg.progress import StageBar
 
 
@@ -24,16 +25,16 @@ class NeighbourWriter:
         k: neighbours, no more than every view may have.
         dropout, seed, dtype: see :func:`depthg.knn.unit_vectors`.
         device: where the similarities are computed.
-        strip, tile: rows of a strip and of a tile.
+        strip, tile: rows of a strip and of a tile (None: as the device likes it).
     """
 
     def __init__(
         self, means: Path, photos: np.ndarray, k: int, *, dropout: float = 0.0, seed: int = 0, dtype: str = "float32",
-        device: torch.device | str = "cpu", strip: int = STRIP, tile: int = TILE,
+        device: torch.device | str = "cpu", strip: int = STRIP, tile: int | None = None,
     ):  # fmt: skip
         self.means, self.photos, self.k = np.load(means, mmap_mode="r"), torch.from_numpy(photos), k
         self.dropout, self.seed, self.dtype, self.device = dropout, seed, DTYPES[dtype], torch.device(device)
-        self.strips, self.strip, self.tile = strips(len(photos), strip), strip, tile
+        self.strips, self.strip, self.tile = strips(len(photos), strip), strip, tile or tile_of(self.device)
         self.pairs = strip_pairs(len(photos), strip)
 
     @property
@@ -60,7 +61,7 @@ class NeighbourWriter:
 
     def _vectors(self, rows: range) -> torch.Tensor:
         means = torch.from_numpy(np.array(self.means[rows.start : rows.stop]))
-        return unit_vectors(means, self.dropout, self.seed, self.dtype, rows.start).to(self.device)
+        return to_device(unit_vectors(means, self.dropout, self.seed, self.dtype, rows.start), self.device)
 
     def _pair(self, build: Build, number: int, bar: StageBar) -> None:
         a, b = self.pairs[number]

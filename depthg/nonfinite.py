@@ -1,8 +1,14 @@
-"""A loss or gradient that is NaN or infinite: found before it reaches the weights, named, and kept to be seen again."""
+"""A loss or gradient that is NaN or infinite: found before it reaches the weights, named, and kept to be seen again.
+
+On a GPU the optimisers learn from the device itself that a step is to be left out, and the host hears of it one step
+later: it would have to wait for every step otherwise, and the device for the host.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +21,7 @@ from torch import Tensor
 from depthg import processes
 from depthg.batches import draw_batch
 from depthg.checkpoints import FILE
+from depthg.device import Later
 from depthg.run_folder import environment
 from depthg.step import Step
 from depthg.whole_files import write_text, write_whole
@@ -22,6 +29,17 @@ from depthg.whole_files import write_text, write_whole
 FOLDER = "nonfinite"  # of a run, for steps that are kept
 KEPT_STEPS = 3  # of the skipped ones: one takes about as much room as its batch of features
 MOST_IN_A_ROW = 10  # skipped iterations; more of them do not come from single photos
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a step leaves behind until it is known whether it was finite."""
+
+    step: Step
+    iteration: int
+    values: dict[str, float | Tensor]  # what is logged, with "loss"
+    gradients: dict[str, Tensor]  # largest entry of every parameter's gradient, 0-dim
+    bad: Later  # above 0 where something is not finite
 
 
 class FiniteGuard:
@@ -38,17 +56,44 @@ class FiniteGuard:
     def __init__(self, run: Path, on_nan: str, console: Console):
         self.run, self.on_nan, self.console = run, on_nan, console
         self.skipped: list[int] = []
+        self._last: Found | None = None
 
-    def passes(self, step: Step, iteration: int, losses: dict[str, Tensor], logged: dict[str, float | Tensor]) -> bool:
+    def passes(
+        self, step: Step, iteration: int, losses: dict[str, Tensor], logged: dict[str, float | Tensor],
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+    ) -> bool:  # fmt: skip
         """Whether everything is finite; False means that this iteration is to be left out.
+
+        On a GPU always True: there fused ``optimizers`` leave it out by themselves, and :meth:`settle`, which the next
+        call begins with, says what came of it.
 
         Raises:
             ValueError: it is not, and the run is to stop, names the iteration, the term and the images.
         """
-        if not processes.any_of(not all_finite(losses, step.model)):
-            return True
-        values = processes.averages({"loss": losses["total"].detach(), **logged})
-        term, value = first_not_finite(values, step.model)
+        self.settle()
+        gradients = largest_gradients(step.model)
+        bad = processes.total(not_finite(losses, gradients))
+        values = {"loss": losses["total"].detach(), **logged}
+        self._last = Found(step, iteration, values, gradients, Later(bad))
+        if not bad.is_cuda:
+            return self.settle()
+        for optimizer in optimizers:
+            optimizer.found_inf = bad.clamp(max=1)  # type: ignore[attr-defined]
+        return True
+
+    def settle(self) -> bool:
+        """Whether the last step was finite. The host waits for its losses and gradients, not for what came after them.
+
+        Raises:
+            ValueError: as :meth:`passes`.
+        """
+        last, self._last = self._last, None
+        return last is None or not bool(last.bad.values()) or self._left_out(last)
+
+    def _left_out(self, last: Found) -> bool:
+        """Notes a step that is not finite; False."""
+        step, iteration, values = last.step, last.iteration, processes.averages(last.values)
+        term, value = first_not_finite(values, last.gradients)
         number = iteration + 1
         self.skipped.append(number)
         row = self.skipped[-MOST_IN_A_ROW:]
@@ -82,20 +127,23 @@ def last_checkpoint(run: Path) -> str:
     )
 
 
-def all_finite(losses: dict[str, Tensor], model: torch.nn.Module) -> bool:
-    """Whether all losses and all gradients are finite; one message from the device."""
-    values = [loss.detach().float() for loss in losses.values()]
-    values += [p.grad.abs().amax().float() for p in model.parameters() if p.grad is not None and p.grad.numel()]
-    return bool(torch.stack(values).isfinite().all())
+def largest_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The largest entry of every parameter's gradient, 0-dim float32 on its device; NaN where one is NaN."""
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.numel()}
+    return {name: grad.abs().amax().float() for name, grad in grads.items()}
 
 
-def first_not_finite(values: dict[str, float], model: torch.nn.Module) -> tuple[str, float] | None:
+def not_finite(losses: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:  # 0-dim float32
+    """1 where a loss or a gradient is not finite, else 0; on their device, not read."""
+    values = [*(loss.detach().float() for loss in losses.values()), *gradients.values()]
+    return 1 - torch.stack(values).isfinite().all().float()
+
+
+def first_not_finite(values: Mapping[str, float], gradients: Mapping[str, Tensor]) -> tuple[str, float] | None:
     """Name and value of a term of the loss, the loss, or else a gradient that is not finite; None when all are."""
     terms = {name: value for name, value in values.items() if name.startswith("loss.")}
     numbers = {**terms, "loss": values["loss"]}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and parameter.grad.numel():
-            numbers[f"d_loss of {name}"] = float(parameter.grad.abs().amax())
+    numbers |= {f"d_loss of {name}": float(largest) for name, largest in gradients.items()}
     return next(((name, value) for name, value in numbers.items() if not np.isfinite(value)), None)
 
 

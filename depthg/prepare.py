@@ -83,7 +83,7 @@ class Preparation(Stages):
     def transform(self) -> FeatureTransform:
         """What follows the backbone; fitted when the features are there."""
         part = self.config.backbone
-        return FeatureTransform(self.backbone.stages, part.pca, part.standardize)
+        return FeatureTransform(self.backbone.stages, part.pca, part.standardize).to(self.device)
 
     @cached_property
     def feature_plans(self) -> list[tuple[Plan, Views, FeatureWriter]]:

@@ -138,8 +138,10 @@ def average(x: Tensor) -> Tensor:
 
 
 def averages(values: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Means over processes of numbers that all have under the same names."""
-    numbers = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+    """Means over processes of numbers that all have under the same names; a GPU is read once."""
+    there = {name: x.detach().double() for name, x in values.items() if isinstance(x, Tensor) and x.is_cuda}
+    read = dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True)) if there else {}
+    numbers = torch.tensor([float(read.get(name, x)) for name, x in values.items()], dtype=torch.float64)
     return dict(zip(values, average(numbers).tolist(), strict=True))
 
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from depthg import processes
+from depthg.device import to_device
 from depthg.features import Features
 from depthg.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
-from depthg.upsampling import eager_ids, up_sampled_ids
+from depthg.upsampling import device_ids, up_sampled_ids
 
 READ_OUTS = ("cluster", "linear", "kmeans_codes", "kmeans_features")
 MATCHINGS = {"hungarian": match_hungarian, "many_to_one": match_many_to_one}
 SAMPLE_IMAGES = 1024  # that vectors are drawn from at most: with streamed features each is a forward pass
 SAMPLE_BLOCK = 64  # images read at a time
+BATCH_VALUES, BATCH_PIXELS = 2**25, 2**22  # of features (128 MiB) and of labels that are scored at a time
 
 
 @dataclass
@@ -34,12 +36,12 @@ def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]
 
     Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
     of a code does not change which centroid is nearest. Images are done one by one, on the CPU without up-sampled
-    scores.
+    scores, on a device with those of some rows; the ids are the same.
     """
     images = scores_map.detach().transpose(1, 2).unflatten(2, grid)
     found = torch.empty(len(images), *size, dtype=torch.int64, device=images.device)
     for image, ids in zip(images, found, strict=True):
-        ids.copy_(torch.from_numpy(up_sampled_ids(image.numpy(), size)) if image.is_cpu else eager_ids(image, size))
+        ids.copy_(torch.from_numpy(up_sampled_ids(image.numpy(), size)) if image.is_cpu else device_ids(image, size))
     return found
 
 
@@ -48,7 +50,7 @@ def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) 
     training = head.training
     head.eval()
     with torch.no_grad():
-        codes = head(torch.from_numpy(np.array(features)).to(device).float())
+        codes = head(to_device(torch.from_numpy(np.array(features)), device).float())
     head.train(training)
     return codes
 
@@ -70,9 +72,10 @@ def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tenso
 def training_codes(
     head: torch.nn.Module, features: Features | np.ndarray, count: int, seed: int, device: torch.device
 ) -> Tensor:
-    """Codes of random training vectors ``[count, K]``; the head acts on points, so only these are computed."""
+    """Codes of random training vectors ``[count, K]`` on the device; the head acts on points, so only these are
+    computed."""
     rows = sample_rows(features, count, seed)
-    return codes_of(head, rows[None].numpy(), device)[0].cpu()
+    return codes_of(head, rows[None].numpy(), device)[0]
 
 
 def confusions(
@@ -80,14 +83,17 @@ def confusions(
 ) -> dict[str, np.ndarray]:
     """One confusion matrix per read-out over a whole split; a read-out is ``(uses_codes, function of vectors)``.
 
-    Processes take batches in turn, and all get the sum.
+    Processes take batches in turn, and all get the sum. A batch is smaller where images are large: features and labels
+    on the device stay below ``BATCH_VALUES`` and ``BATCH_PIXELS``, or at one image.
     """
+    _, cells, channels = data.features.shape
+    batch = max(1, min(batch, BATCH_VALUES // (cells * channels), BATCH_PIXELS // (data.size[0] * data.size[1])))
     total: dict[str, np.ndarray] = {}
     for start in range(batch * processes.rank(), len(data.features), batch * processes.count()):
         features = data.features[start : start + batch]
-        label = torch.from_numpy(np.array(data.labels[start : start + batch])).to(device)
+        label = to_device(torch.from_numpy(np.array(data.labels[start : start + batch])), device)
         codes = codes_of(head, features, device)
-        raw = torch.from_numpy(np.array(features)).to(device).float()
+        raw = to_device(torch.from_numpy(np.array(features)), device).float()
         for name, (uses_codes, read) in read_outs.items():
             with torch.no_grad():
                 value = read(codes if uses_codes else raw)

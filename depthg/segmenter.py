@@ -20,7 +20,7 @@ from depthg.colours import class_palette
 from depthg.crf import ALPHA, check_available, cosines, crf_ids, log_softmax
 from depthg.data.files import DataError
 from depthg.data.transforms import to_float
-from depthg.device import pick_device
+from depthg.device import pick_device, to_device
 from depthg.loaded_run import LoadedRun, load_run
 from depthg.scoring import predict_ids
 from depthg.upsampling import up_sampled_ids
@@ -250,7 +250,7 @@ class Segmenter:
         return found
 
     def _codes(self, windows: list[np.ndarray]) -> Tensor:  # [B, h*w, K]
-        pixels = torch.from_numpy(np.stack(windows)).to(self.run.device).permute(0, 3, 1, 2)
+        pixels = to_device(torch.from_numpy(np.stack(windows)), self.run.device).permute(0, 3, 1, 2)
         size = (pixels.shape[2] // self.run.backbone.stride, pixels.shape[3] // self.run.backbone.stride)
         maps = self.run.backbone.stage_maps(to_float(pixels))
         step = 1 if pixels.is_cpu else len(pixels)  # what lies between the layers is as large as the features

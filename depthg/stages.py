@@ -27,6 +27,7 @@ from depthg.data import load_dataset
 from depthg.data.base import Split
 from depthg.data.files import cache_root
 from depthg.data.transforms import Views, to_float
+from depthg.device import to_device
 from depthg.features import Maps
 from depthg.loading import Loader, fingerprint
 from depthg.prepare_summary import Stage
@@ -136,7 +137,7 @@ class Stages:
             for place, view in enumerate(self.loader.load(views, numbers, "image"), 1):
                 images.append(view.image)
                 if len(images) == batch or place == len(numbers):
-                    yield self.backbone(to_float(torch.stack(images).to(self.device)))
+                    yield self.backbone(to_float(to_device(torch.stack(images), self.device)))
                     images = []
 
         return run

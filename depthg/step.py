@@ -12,6 +12,7 @@ from torch import Tensor
 from depthg import processes
 from depthg.batches import Batch, announce, draw_batch, negative_pairs
 from depthg.config import Config
+from depthg.device import to_device
 from depthg.features import Features
 from depthg.guidance import at_points, cloud, inclination, kernel_relation, mean_relation
 from depthg.heads import (
@@ -75,30 +76,32 @@ class Step:
         """Float32 rows of some views on the device."""
         if isinstance(array, Features):
             return array.rows(views, self.device)
-        return torch.from_numpy(np.asarray(array[views])).to(self.device).float()
+        return to_device(torch.from_numpy(np.asarray(array[views])), self.device).float()
 
     def points(
         self, views: np.ndarray, iteration: int, generator: torch.Generator, share: Share | None = None
     ) -> Tensor:
         """Sampled points of some views (of a share of a batch): cells ``[N, P]`` or coordinates ``[N, P, 2]``.
 
-        Where they depend on a view's depth alone (a start that is fixed) they are computed once and kept.
+        Where they depend on a view's depth alone (a start that is fixed) they are computed once and kept. On the CPU,
+        where depth is and features are read: a device that sampled would have to be waited for.
         """
         settings, grid = self.config.sampling, self.data.grid
         side = piecewise_constant(iteration, settings.points, settings.schedule)
         if not self.guided or settings.method != "fps" or settings.start == "random":
             depth = self.depth_maps(views) if self.guided and settings.method == "fps" else None
-            return sample(depth, (len(views), *grid), side * side, settings, generator, share).to(self.device)
+            return sample(depth, (len(views), *grid), side * side, settings, generator, share)
         cells = self.kept.cells(
             views, side * side, lambda some: farthest_cells(self.depth_maps(some), side * side, settings, None)
         )
-        return as_read(cells.to(self.device), grid, settings)
+        return as_read(cells, grid, settings)
 
-    def depth_maps(self, views: np.ndarray) -> Tensor:  # [N, h, w]
-        return self.rows(self.data.depth, views).view(-1, *self.data.grid)
+    def depth_maps(self, views: np.ndarray) -> Tensor:  # float32 [N, h, w] on the CPU
+        return torch.from_numpy(np.asarray(self.data.depth[views])).float().view(-1, *self.data.grid)
 
     def gather(self, maps: Tensor, points: Tensor) -> Tensor:  # [N, h*w, C] -> [N, P, C]
         """Vectors at cells (exact) or at coordinates (bilinear)."""
+        points = to_device(points, self.device)
         if points.ndim == 2:
             return maps.gather(1, points[..., None].expand(-1, -1, maps.shape[2]))
         return sample_points(maps.transpose(1, 2).unflatten(2, self.data.grid), points)
@@ -133,14 +136,14 @@ class Step:
                 raise ValueError(
                     f"loss.depth.relation={settings.relation} needs metric depth; depth.mapping=none gives no normals"
                 )
-            normals = at_points(self.rows(self.data.normals, views), points, self.data.grid)
+            normals = at_points(self.rows(self.data.normals, views), to_device(points, self.device), self.data.grid)
             return inclination(normals) if settings.relation == "inclination" else normals
         depth = self.rows(self.data.depth, views)
         if settings.at == "grid":
             return regular_grid(depth.view(-1, *self.data.grid), side)
         if settings.relation == "euclidean":
             depth = cloud(depth, self.data.grid, self.config.sampling.fov_deg)
-        return at_points(depth, points, self.data.grid)
+        return at_points(depth, to_device(points, self.device), self.data.grid)
 
     def settings(self, iteration: int, depth_shift: float | Tensor) -> LossSettings:
         """Weights and shifts of this iteration."""
@@ -168,7 +171,7 @@ class Step:
             batch = draw_batch(self.config, self.data, number)
             pairs = negative_pairs(len(batch.anchors), negative.draws, negative.pairing, generator)
             a, b = (read(views, generator) for views in (batch.anchors, batch.neighbours))
-            for row, (other, index) in enumerate(((a, None), (b, None), (a, pairs.to(self.device)))):
+            for row, (other, index) in enumerate(((a, None), (b, None), (a, to_device(pairs, self.device)))):
                 counts[row] += correlation_histogram(
                     a, other, HISTOGRAM_BINS, center=center, index_b=index, range=HISTOGRAM_RANGE
                 ).cpu()
@@ -259,9 +262,9 @@ class Step:
         settings, share = self.config.loss.negative, self.share
         if share is not None and not self.joint:
             own = self.generator("negatives", share.first, iteration)
-            return negative_pairs(share.size, settings.draws, settings.pairing, own).to(self.device)
+            return to_device(negative_pairs(share.size, settings.draws, settings.pairing, own), self.device)
         found = negative_pairs(self.config.batch_size, settings.draws, settings.pairing, generator)
-        return (found if share is None else found[:, share.rows]).to(self.device)
+        return to_device(found if share is None else found[:, share.rows], self.device)
 
     def read_with_bank(
         self, maps: Tensor, points: Tensor, near_points: Tensor, negatives: Tensor
@@ -274,7 +277,8 @@ class Step:
         own = self.forward(maps)
         feats, codes = (self.gather(values, points) for values in own)
         whole = [processes.gather(values) for values in own] if self.joint else own
-        rows, at = negatives.flatten(), near_points.repeat(len(negatives), *[1] * (near_points.ndim - 1))
+        rows, at = negatives.flatten(), to_device(near_points, self.device)
+        at = at.repeat(len(negatives), *[1] * (at.ndim - 1))
         bank_feats, bank_codes = (self.gather(values[rows], at) for values in whole)
         index = torch.arange(negatives.numel(), device=self.device).view(negatives.shape)
         return feats, codes, {"feats_negative": bank_feats, "codes_negative": bank_codes, "index": index}
@@ -306,14 +310,14 @@ class Step:
         if self.config.probe.cells:
             order = torch.rand(self.config.batch_size, grid[0] * grid[1], generator=generator)
             order = (order if self.share is None else order[self.share.rows]).argsort(1)
-            cells = order[:, : self.config.probe.cells].to(self.device)
+            cells = order[:, : self.config.probe.cells]
             maps = self.vectors(batch.anchors, cells, "probes") if maps is None else self.gather(maps, cells)
         with self.autocast():
             codes = codes_without_grad(self.model.head, maps, self.share).float()
         losses = {"cluster": self.model.cluster.loss(codes)}
         if self.model.linear is None:
             return losses
-        label = torch.from_numpy(np.asarray(self.data.labels[batch.anchors])).to(self.device).long()
+        label = torch.from_numpy(np.asarray(self.data.labels[batch.anchors]))
         average = None if self.share is None else processes.average
         linear = linear_probe_loss(self.model.linear, codes, label, grid, cells, average)
         return losses if linear is None else losses | {"linear": linear}

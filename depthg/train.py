@@ -18,7 +18,7 @@ from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpo
 from depthg.cli import run_command
 from depthg.clustering import cosine_kmeans
 from depthg.config import Config
-from depthg.device import pick_device
+from depthg.device import pick_device, to_device
 from depthg.figures import confusion_figure, save_figure
 from depthg.metrics import matched_confusion
 from depthg.nonfinite import FiniteGuard, last_checkpoint
@@ -63,9 +63,7 @@ class Trainer:
         channels, clusters = self.data.transform.channels, config.n_classes or len(classes)
         self.model = Model(channels, config.head.dim, config.head.dropout, len(classes), clusters).to(self.device)
         rates = {"head": config.head.lr, "linear": config.probe.lr, "cluster": config.probe.lr}
-        self.optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=rates[name]) for name, module in self.model.named_children()
-        }
+        self.optimizers = {name: adam(module, rates[name], self.device) for name, module in self.model.named_children()}
         self.step = Step(config, self.data, self.model, self.device)
         self.guard = FiniteGuard(self.run, config.train.on_nan, self.console)
         self.iteration, self.best = 0, -1.0
@@ -78,6 +76,7 @@ class Trainer:
         return {"transform": self.data.transform, **dict(self.model.named_children())}
 
     def save(self, name: str = "last") -> None:
+        self.guard.settle()
         header = {
             "iteration": self.iteration, "shifts": self.step.shifts, "best": self.best, "seconds": self.seconds,
             "backbone": self.config.backbone.name, "weights": self.weights_hash,
@@ -119,14 +118,14 @@ class Trainer:
                 total: Any = sum(losses.values())
                 total.backward()
                 processes.average_gradients(list(self.model.parameters()))
-                finite = self.guard.passes(self.step, self.iteration, losses, logged)
+                finite = self.guard.passes(self.step, self.iteration, losses, logged, self.optimizers.values())
                 for optimizer in self.optimizers.values() if finite else ():
                     optimizer.step()
                 self.iteration += 1
                 if self.iteration == config.probe.reinit:
                     self.reinitialize_clusters()
                 self.seconds["train"] += time.perf_counter() - started
-                if self.due(config.log_every) and finite:
+                if self.due(config.log_every) and finite and self.guard.settle():
                     bar.update(task, loss=f"loss {self.log_step({'loss': losses['total'].detach(), **logged}):.4f}")
                 if self.due(config.val.every):
                     self.validate()
@@ -143,7 +142,9 @@ class Trainer:
 
     def log_step(self, values: dict) -> float:
         """A line of ``metrics.jsonl``, means over processes, and its loss; one that is not finite stops the run."""
+        started = time.perf_counter()
         values = processes.averages(values)
+        self.seconds["train"] += time.perf_counter() - started  # a device is waited for here, not in its steps
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(
@@ -170,9 +171,10 @@ class Trainer:
         return found | ({"linear": (True, self.model.linear)} if self.model.linear is not None else {})
 
     def kmeans(self, vectors: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Centroids that the first process computes, so that all have the same."""
+        """Centroids of vectors on the device, which the first process computes, so that all have the same."""
         clusters, seed = len(self.model.cluster.centroids), self.config.seed
-        return processes.from_main(lambda: cosine_kmeans(vectors(), clusters, seed=seed)).to(self.device)
+        found = processes.from_main(lambda: cosine_kmeans(vectors(), clusters, seed=seed).cpu())
+        return to_device(found, self.device)
 
     def code_centroids(self) -> torch.Tensor:
         """k-means of training codes."""
@@ -183,7 +185,7 @@ class Trainer:
     def feature_centroids(self) -> torch.Tensor:
         """k-means of the raw features; they never change."""
         features, count = self.data.features, self.config.val.kmeans_samples
-        return self.kmeans(lambda: sample_rows(features, count, self.config.seed))
+        return self.kmeans(lambda: to_device(sample_rows(features, count, self.config.seed), self.device))
 
     def scores(self) -> tuple[dict, dict, dict]:
         """Metrics, assignments and confusion matrices of the evaluation split; empty without labels."""
@@ -241,6 +243,11 @@ class Trainer:
         write_text(self.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
         write_report(self.run)
         return metrics
+
+
+def adam(module: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
+    """The optimiser of a module; on a GPU in one launch, which leaves a step out by itself (see ``FiniteGuard``)."""
+    return torch.optim.Adam(module.parameters(), lr=rate, fused=True if device.type == "cuda" else None)
 
 
 def skipped(split) -> list[str]:

@@ -1,9 +1,11 @@
 """Up-sampled maps that are never held, on the CPU in C++: the arg-max of score maps at the size of a photo
-(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/stages.h)."""
+(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/stages.h). On a device torch does both, the arg-max
+some rows at a time, and the scores of a probe are up-sampled by matrix products."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from depthg.kernels._extension import native
 
 MOST_MAPS = 65535
+BLOCK_VALUES = 2**23  # scores that are up-sampled at a time on a device: 32 MiB
 
 
 def up_sampled_ids(
@@ -53,6 +56,63 @@ def up_sampled_ids(
 def eager_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # [n, h, w] -> int64 [H, W], on the same device
     """The definition, which holds the up-sampled scores."""
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def taps(cells: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:  # int64 [pixels], float32 [pixels]
+    """The lower cell of every pixel along one axis, and the weight of the one after it."""
+    at = ((torch.arange(pixels, dtype=torch.float64, device=device) + 0.5) * (cells / pixels) - 0.5).clamp_(min=0)
+    cell = at.long().clamp_(max=cells - 1)
+    return cell, (at - cell).float()
+
+
+def device_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # floating point [n, h, w] -> int64 [H, W]
+    """The arg-max of :func:`up_sampled_ids` on the device of the scores, some rows at a time.
+
+    Every product and every sum is rounded like those of the compiled code, along x before y, so the ids are the same.
+    """
+    (n, h, w), (height, width) = scores.shape, size
+    x, right = taps(w, width, scores.device)
+    y, below = taps(h, height, scores.device)
+    rows = max(1, BLOCK_VALUES // (n * width * max(1, -(-h // height))))
+    out = torch.empty(size, dtype=torch.int64, device=scores.device)
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        first, last = (int((pixel + 0.5) * (h / height) - 0.5) for pixel in (start, stop - 1))  # cells; known here
+        part = scores[:, max(0, first) : last + 2].float()
+        part = part[..., x] * (1 - right) + part[..., (x + 1).clamp(max=w - 1)] * right
+        cell, share = y[start:stop] - max(0, first), below[start:stop, None]
+        upper, lower = (part[:, c] for c in (cell, (cell + 1).clamp(max=part.shape[1] - 1)))
+        out[start:stop] = upper.mul_(1 - share).add_(lower.mul_(share)).argmax(0)
+    return out
+
+
+@lru_cache(maxsize=16)
+def weights(cells: int, pixels: int, device: torch.device) -> Tensor:  # float32 [pixels, cells]
+    """Bilinear up-sampling along one axis as a matrix, made once."""
+    with torch.inference_mode(False):  # autograd refuses to save tensors made inside it
+        cell, share = (x[:, None] for x in taps(cells, pixels, device))
+        at = torch.arange(cells, device=device)
+        return (at == cell) * (1 - share) + (at == (cell + 1).clamp(max=cells - 1)) * share
+
+
+def up_sampled_scores(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Scores ``[N, h*w, n]`` at the size of a photo, ``[N, H, W, n]``, bilinear and differentiable.
+
+    On a GPU by products with the weights of either axis: the gradient of ``interpolate`` adds up with atomics there, in
+    an order that changes from run to run.
+    """
+    if scores.is_cpu:
+        maps = scores.transpose(1, 2).unflatten(2, grid)
+        return F.interpolate(maps, size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    return products_of_weights(scores, grid, size)
+
+
+def products_of_weights(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """:func:`up_sampled_scores` along x while there are few rows, then along y; contiguous."""
+    x, y = weights(grid[1], size[1], scores.device), weights(grid[0], size[0], scores.device)
+    wide = scores.unflatten(1, grid).transpose(2, 3) @ x.to(scores.dtype).T  # [N, h, n, W]
+    tall = y.to(scores.dtype) @ wide.transpose(2, 3).flatten(2)  # [N, H, W * n]
+    return tall.unflatten(2, (size[1], scores.shape[2]))
 
 
 def sum_of_stages(

@@ -11,7 +11,7 @@ from depthg import nonfinite
 from depthg.batches import draw_batch
 from depthg.checkpoints import read_checkpoint
 from depthg.cli import load_config
-from depthg.nonfinite import FOLDER, KEPT_STEPS, all_finite, as_json, first_not_finite
+from depthg.nonfinite import FOLDER, KEPT_STEPS, as_json, first_not_finite, largest_gradients, not_finite
 from depthg.replay import main, read_step, replay
 from depthg.run_folder import read_log
 from depthg.step import Step
@@ -148,10 +148,12 @@ def test_what_is_finite():
     model = torch.nn.Linear(2, 1)
     losses = {"total": model(torch.ones(2)).sum(), "cluster": torch.tensor(1.0)}
     losses["total"].backward()
-    assert all_finite(losses, model) and first_not_finite({"loss": 1.0, "loss.self": 1.0}, model) is None
+    found = largest_gradients(model)
+    assert not_finite(losses, found) == 0 and first_not_finite({"loss": 1.0, "loss.self": 1.0}, found) is None
     values = {"loss": float("inf"), "similarity.self": float("nan"), "loss.self": float("inf")}
-    assert first_not_finite(values, model) == ("loss.self", float("inf"))
-    assert not all_finite({**losses, "linear": torch.tensor(torch.nan)}, model)
+    assert first_not_finite(values, found) == ("loss.self", float("inf"))
+    assert not_finite({**losses, "linear": torch.tensor(torch.nan)}, found) == 1
     model.bias.grad[0] = torch.nan
-    assert not all_finite(losses, model) and first_not_finite({"loss": 1.0}, model)[0] == "d_loss of bias"
+    found = largest_gradients(model)
+    assert not_finite(losses, found) == 1 and first_not_finite({"loss": 1.0}, found)[0] == "d_loss of bias"
     assert [as_json(torch.tensor(x)) for x in (1.5, float("inf"), float("-inf"))] == [1.5, "inf", "-inf"]
