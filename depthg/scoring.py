@@ -45,12 +45,17 @@ def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]
     return found
 
 
-def codes_of(head: torch.nn.Module, features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, K]
-    """Codes of cached feature maps, in evaluation mode and without gradient."""
+def sent(features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, C]
+    """Cached feature maps in float32 on a device."""
+    return to_device(torch.from_numpy(np.array(features)), device).float()
+
+
+def codes_of(head: torch.nn.Module, features: np.ndarray | Tensor, device: torch.device) -> Tensor:  # [B, h*w, K]
+    """Codes of cached feature maps, or of those that are on the device, in evaluation mode and without gradient."""
     training = head.training
     head.eval()
     with torch.no_grad():
-        codes = head(to_device(torch.from_numpy(np.array(features)), device).float())
+        codes = head(features if isinstance(features, Tensor) else sent(features, device))
     head.train(training)
     return codes
 
@@ -92,8 +97,8 @@ def confusions(
     for start in range(batch * processes.rank(), len(data.features), batch * processes.count()):
         features = data.features[start : start + batch]
         label = to_device(torch.from_numpy(np.array(data.labels[start : start + batch])), device)
-        codes = codes_of(head, features, device)
-        raw = to_device(torch.from_numpy(np.array(features)), device).float()
+        raw = sent(features, device)
+        codes = codes_of(head, raw, device)
         for name, (uses_codes, read) in read_outs.items():
             with torch.no_grad():
                 value = read(codes if uses_codes else raw)

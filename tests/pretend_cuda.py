@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,8 @@ class Device(TorchFunctionMode):
 
     Attributes:
         seen: what a host would have waited for, in order.
+        operations: how often the device did what.
+        peak: most bytes that tensors on the device held at a time, since ``measure()``.
     """
 
     current: Device
@@ -98,6 +102,9 @@ class Device(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Wait] = []
+        self.operations: Counter[str] = Counter()
+        self.held: dict[int, int] = {}  # bytes of storages by their address
+        self.peak = 0
         self.pinned: list[Tensor] = []  # kept, so that no other tensor gets their memory
 
     def note(self, kind: str, operation: str) -> None:
@@ -169,9 +176,26 @@ class Device(TorchFunctionMode):
             with self:
                 return body._init_fn(*args, **kwargs)
         self.check(name, args, kwargs)
+        self.operations[name] += 1
         kwargs = {k: CPU if k == "device" and v is not None else v for k, v in kwargs.items()}
         out = function(*tree_map(inner, args), **tree_map(inner, kwargs))
+        self.count(out)
         return return_and_correct_aliasing(function, args, kwargs, tree_map(outer, out))
+
+    def measure(self) -> None:
+        """What is held now does not count."""
+        self.peak = 0
+        self.held = dict.fromkeys(self.held, 0)
+
+    def count(self, out: Any) -> None:
+        """Adds the memory of results, until nothing refers to it any more; memory inside an operation is not seen."""
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().nbytes():
+                storage = x.untyped_storage()
+                if storage.data_ptr() not in self.held:
+                    self.held[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self.held.pop, storage.data_ptr(), None)
+        self.peak = max(self.peak, sum(self.held.values()))
 
     def check(self, name: str, args: tuple, kwargs: dict) -> None:
         """Notes what reads values, and refuses CPU tensors beside those of the device."""
