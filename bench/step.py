@@ -5,7 +5,10 @@
 Both steps work on the same arrays: sample P points by FPS on the depth of 2 N photos, read features, head, all terms of
 the loss, both probes, backward, Adam. The eager step reads and runs the head on whole maps, which the probes then see.
 Ours reads features at the sampled points alone, and for the probes at P random cells of each anchor (``probe.cells``);
-"depthg, all cells" gives the probes whole maps too, which takes another pass of the head without gradient.
+"depthg, all cells" gives the probes whole maps too, which takes another pass of the head without gradient. As the
+trainer does, it samples and reads on the CPU, where depth and features are, and sends from pinned memory to a GPU.
+
+"step" is timed without looking at the parts in between: on a GPU each look waits for it, which a step alone does not.
 A second table says which share of the trainer's step waits for features in memory and on the disk (``waiting.py``).
 """
 
@@ -25,6 +28,7 @@ import waiting
 from depthg.kernels import LossSettings
 
 from depthg import kernels
+from depthg.device import host_memory, to_device
 from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, codes_without_grad
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
@@ -62,21 +66,24 @@ class Data:
         negatives = np.stack([(np.arange(images) + shift) % images for shift in rng.permutation(images - 1)[:5] + 1])
         return views[:images], views[images:], torch.from_numpy(negatives)
 
-    def at(self, views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
-        """Vectors in float32."""
+    def at(self, views: np.ndarray, cells: torch.Tensor, device: str) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
+        """Vectors in float32 on a device."""
         area, channels = self.features.shape[1:]
-        rows = (torch.from_numpy(views)[:, None] * area + cells.cpu()).flatten()
-        found = torch.from_numpy(self.features).view(-1, channels).index_select(0, rows)
-        return found.view(*cells.shape, channels).float()
+        rows = (torch.from_numpy(views)[:, None] * area + cells).flatten()
+        sent = host_memory(len(rows), channels, dtype=torch.float16, device=device)
+        torch.index_select(torch.from_numpy(self.features).view(-1, channels), 0, rows, out=sent)
+        return to_device(sent.view(*cells.shape, channels), device).float()
 
 
 class Clock:
-    """Milliseconds of each part of a step."""
+    """Milliseconds of each part of a step; ``off``: nobody looks."""
 
-    def __init__(self, device: str):
-        self.device, self.parts = device, {}
+    def __init__(self, device: str, off: bool = False):
+        self.device, self.parts, self.off = device, {}, off
 
     def __call__(self, part: str) -> None:
+        if self.off:
+            return
         common.synchronize(self.device)
         now = time.perf_counter()
         if part:
@@ -105,28 +112,25 @@ def our_step(
     adam = torch.optim.Adam([*head.parameters(), *probes.parameters()], lr=5e-4)
     area = data.features.shape[1]
 
-    def read(views: np.ndarray, cells: torch.Tensor) -> torch.Tensor:  # [N], [N, P] -> [N, P, C]
-        return data.at(views, cells).to(device)
-
     def step(iteration: int, clock: Clock) -> float:
         anchors, near, negatives = data.batch(images, iteration)
         views, n = np.concatenate([anchors, near]), images
         clock("")
-        depth = torch.from_numpy(data.depth[views]).to(device)
+        depth = torch.from_numpy(data.depth[views])
         cells = kernels.farthest_point_sample_depth(depth, points)
-        u = depth.flatten(1).gather(1, cells)[:n]
+        u = to_device(depth.flatten(1).gather(1, cells)[:n], device)
         clock("sample")
-        feats = read(views, cells)
+        feats = data.at(views, cells, device)
         clock("read")
         z = head(feats)
         clock("head")
         result = kernels.depthg_loss(
-            feats[:n], z[:n], feats[n:], z[n:], negatives.to(device), SETTINGS, depth=u
+            feats[:n], z[:n], feats[n:], z[n:], to_device(negatives, device), SETTINGS, depth=u
         )  # fmt: skip
         clock("loss")
         seen = torch.rand(n, area).argsort(1)[:, : area if all_cells else points]
-        probed = codes_without_grad(head, read(anchors, seen))
-        labels = torch.from_numpy(np.take_along_axis(data.labels[anchors], seen.numpy(), 1)).to(device)
+        probed = codes_without_grad(head, data.at(anchors, seen, device))
+        labels = to_device(torch.from_numpy(np.take_along_axis(data.labels[anchors], seen.numpy(), 1)), device)
         probing = probes(probed, labels)
         clock("probes")
         adam.zero_grad(set_to_none=True)
@@ -185,11 +189,14 @@ def measure(device: str, quick: bool) -> list[Row]:
         "eager": eager_step(data, images, points, codes, device),
     }
     clocks = {name: Clock(device) for name in steps}
-    totals = {name: [] for name in steps}
+    totals, off = {name: [] for name in steps}, Clock(device, off=True)
     for iteration in range(4 if quick else 12):
         for name, step in steps.items():
-            begin = time.perf_counter()
             step(iteration, clocks[name])
+            common.synchronize(device)
+            begin = time.perf_counter()
+            step(iteration, off)
+            common.synchronize(device)
             totals[name].append((time.perf_counter() - begin) * 1e3)
     ours = common.summary(totals["depthg"][2:]).median
     rows = []
