@@ -12,7 +12,16 @@ from torch import Tensor
 
 from depthg.cache import Arrays, Build, rows_per_shard
 from depthg.device import to_device
-from depthg.features import FeatureTransform, Maps, disk_dtype, from_disk, round_maps, to_disk, transform_stored
+from depthg.features import (
+    FIT_VALUES,
+    FeatureTransform,
+    Maps,
+    disk_dtype,
+    from_disk,
+    round_maps,
+    to_disk,
+    transform_stored,
+)
 from depthg.progress import StageBar
 
 FIT_VIEWS = 2048  # the transform is fitted on at most so many views, evenly spread
@@ -83,9 +92,9 @@ class FeatureWriter:
                     build.write("raw", at, to_disk(round_maps(batch, self.dtype)))
                     at += len(batch)
                     bar.advance(len(batch))
-        everything = range(len(views))
+        everything, size = range(len(views)), max(1, min(16, FIT_VALUES // (self.cells * self.channels_in)))
         for _ in build.once("fit"):
-            self.transform.fit(lambda: (raw.flatten(0, 1) for raw in self._raw_parts(build, everything, 16)))
+            self.transform.fit(lambda: (raw.flatten(0, 1) for raw in self._raw_parts(build, everything, size)))
             build.file(TRANSFORM, self._save_transform)
         self.transform.load_state_dict(load_file(build.folder / TRANSFORM))
 

@@ -18,6 +18,7 @@ from depthg.upsampling import sum_of_stages
 # Backbone output [batch, C, h, w] of some views, in order: maps(views, batch)
 Maps = Callable[[Sequence[int] | np.ndarray, int], Iterator[Tensor]]
 CACHED_ROWS = 2048  # 1.5 MB of ViT-S features
+FIT_VALUES = 2**24  # that a transform is fitted on at a time: 64 MiB, and three times 128 MiB in float64 beside them
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -84,11 +85,12 @@ class FeatureTransform(nn.Module):
     def fit(self, chunks: Callable[[], Iterator[Tensor]]) -> FeatureTransform:
         """Fits mean and scale, then the basis (leading eigenvectors of the second moment) on ``[rows, C]`` chunks.
 
-        The chunks lie on the device of the transform; beside one of them two matrices ``[C, C]`` are held there.
+        The chunks lie on the device of the transform, and are taken ``FIT_VALUES`` at a time.
         """
+        rows = max(1, FIT_VALUES // len(self.mean))
         if self.standardize:
             count, total, square = 0, torch.zeros(()), torch.zeros(())
-            for x in chunks():
+            for x in (part for chunk in chunks() for part in chunk.split(rows)):
                 x = x.double()
                 count, total, square = count + len(x), total + x.sum(0), square + (x * x).sum(0)
             mean = total / count
@@ -97,7 +99,7 @@ class FeatureTransform(nn.Module):
             self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
         if self.basis.shape[1]:
             moment = self.mean.new_zeros(len(self.mean), len(self.mean), dtype=torch.float64)
-            for x in chunks():
+            for x in (part for chunk in chunks() for part in chunk.split(rows)):
                 x = self._stagewise(x.float())
                 moment += (x.T @ x).double()
             vectors = torch.linalg.eigh(moment.cpu()).eigenvectors.flip(1)[:, : self.basis.shape[1]]

@@ -9,7 +9,7 @@ from miniature import settings, write_camvid
 from pretend_cuda import CPU, CUDA, OnDevice, pretend
 from torch.nn import functional as F
 
-from depthg import scoring, upsampling
+from depthg import features, scoring, upsampling
 from depthg.clustering import assign, cosine_kmeans
 from depthg.features import FeatureTransform
 from depthg.heads import LinearProbe, SegmentationHead, linear_probe_loss
@@ -58,9 +58,9 @@ def test_a_frame_with_27_classes_is_scored_in_bounded_memory():
 
 def test_a_split_of_large_frames_is_scored_in_bounded_memory(monkeypatch):
     rng, channels = np.random.default_rng(0), 96
-    features = rng.standard_normal((3, CELLS[0] * CELLS[1], channels)).astype(np.float16)
+    maps = rng.standard_normal((3, CELLS[0] * CELLS[1], channels)).astype(np.float16)
     labels = rng.integers(-1, CLASSES, (3, *FRAME), dtype=np.int16)
-    data = EvaluationSet(features, labels, CELLS, FRAME)
+    data = EvaluationSet(maps, labels, CELLS, FRAME)
     head, seen = SegmentationHead(channels, 70), []
     torch.nn.init.normal_(head.linear.bias)
     centroids = F.normalize(torch.randn(CLASSES, 70), dim=1)
@@ -122,6 +122,18 @@ def test_the_transform_of_features_on_a_device(pca):
             assert where == CPU or device.operations["mm"] == (4 if pca else 0)
     for name, value in fitted[0].items():
         torch.testing.assert_close(fitted[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_transform_is_fitted_in_bounded_memory():
+    frame = torch.randn(CELLS[0] * CELLS[1], 1024)
+    with pretend() as device:
+        transform, there = FeatureTransform((1024,), 8).to(CUDA), OnDevice(frame)
+        device.measure()
+        transform.fit(lambda: (there for _ in range(1)))
+        # float64 values, their squares and a temporary one of half of the frame; the moments and their products
+        assert device.peak < 3 * 8 * features.FIT_VALUES + 4 * 8 * 1024**2 < 450 * MB
+    deviation = 1 / transform.scale.values
+    torch.testing.assert_close(deviation, frame.std(0, correction=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("grid", "size"), [((3, 4), (24, 32)), ((5, 3), (7, 11)), ((8, 8), (3, 20)), ((1, 1), (4, 4))])
