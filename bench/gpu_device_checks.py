@@ -14,16 +14,18 @@ from torch import Tensor
 from depthg import kernels
 
 REPLAYS = 3
-PAPER, DENSE = (32, 121, 384, 70), (8, 784, 384, 70)
+PAPER, DENSE, LARGE = (32, 121, 384, 70), (8, 784, 384, 70), (32, 1600, 384, 70)
+CLOUDS = ((64, 784, 121), (256, 784, 121), (8, 12544, 1024), (1, 100_000, 2048))
+VIEWS = 65536  # of NT-Xent
 
 
 def checks(place: Place) -> Iterable[Check]:
     if place.gpu and not place.small:
         for name in ("loss", "fps", "fps large"):
             yield f"graph {name}", functools.partial(graph, place, name)
-        yield "memory N=32 P=1600", functools.partial(memory, place)
-        yield "nt_xent 65536 float16", functools.partial(nt_xent_large, place)
-        for clouds in ((64, 784, 121), (256, 784, 121), (8, 12544, 1024), (1, 100_000, 2048)):
+        yield f"memory {' '.join(map(str, LARGE))}", functools.partial(memory, place)
+        yield f"nt_xent {VIEWS} float16", functools.partial(nt_xent_large, place)
+        for clouds in CLOUDS:
             yield f"time fps {' '.join(map(str, clouds))}", functools.partial(time_fps, place, *clouds)
         for precision, dtype in (("highest", "float32"), ("high", "float32"), ("highest", "bfloat16")):
             for shape in (PAPER, DENSE):
@@ -52,7 +54,7 @@ def graph_call(place: Place, name: str) -> tuple[Tensor, Callable[[], list[Tenso
     if name == "loss":
         tensors = inputs(place, *PAPER, torch.float32)
         return tensors[1], lambda: loss_and_gradients(tensors, SETTINGS, "triton", torch.float32)
-    clouds, n, k = (64, 784, 121) if name == "fps" else (8, 12544, 256)
+    clouds, n, k = CLOUDS[0] if name == "fps" else CLOUDS[2]
     points = torch.randn(clouds, n, 3, device=place.device)
     return points, lambda: [kernels.farthest_point_sample(points, k)]
 
@@ -75,26 +77,26 @@ def graph(place: Place, name: str) -> None:
 
 def memory(place: Place) -> dict:
     """Peak of forward and backward above what lay there before: at most 1/20 of eager's."""
-    tensors, peaks = inputs(place, 32, 1600, 384, 70, torch.float32, draws=5), {}
+    (n, p, *_), tensors, peaks = LARGE, inputs(place, *LARGE, torch.float32, draws=5), {}
     for impl in ("triton", "eager"):
-        loss_and_gradients(inputs(place, 2, 1600, 384, 70, torch.float32), SETTINGS, impl, torch.float32)  # compiles
+        loss_and_gradients(inputs(place, 2, *LARGE[1:], torch.float32), SETTINGS, impl, torch.float32)  # compiles
         torch.cuda.empty_cache()
         try:
             call = functools.partial(loss_and_gradients, tensors, SETTINGS, impl, torch.float32)
             peaks[impl] = common.peak_memory(call, "cuda")
         except torch.OutOfMemoryError:
-            peaks[impl] = 3 * 4 * 32 * 7 * 1600**2  # three tensors per pair, which is less than eager takes
+            peaks[impl] = 3 * 4 * n * 7 * p**2  # three tensors per pair, which is less than eager takes
     require(20 * peaks["triton"] <= peaks["eager"], f"{peaks}")
     return {f"{impl}_mib": peak / 2**20 for impl, peak in peaks.items()}
 
 
 def nt_xent_large(place: Place) -> dict:
     """The matrix would take 8 GiB in float16. Gradients of the first rows against float64, which needs those alone."""
-    z = torch.randn(65536, 128, generator=torch.Generator().manual_seed(0)).to(place.device, torch.float16)
+    z = torch.randn(VIEWS, 128, generator=torch.Generator().manual_seed(0)).to(place.device, torch.float16)
     leaf, some, t = z.clone().requires_grad_(), 64, 0.5
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    loss = kernels.nt_xent_loss(leaf[:32768], leaf[32768:], t, impl="triton")
+    loss = kernels.nt_xent_loss(leaf[: VIEWS // 2], leaf[VIEWS // 2 :], t, impl="triton")
     (1024 * loss).backward()  # or float16 would hold most entries as subnormal numbers
     peak = torch.cuda.max_memory_allocated() - before
     unit = torch.nn.functional.normalize(z.double(), dim=1)
@@ -105,8 +107,8 @@ def nt_xent_large(place: Place) -> dict:
     sums = torch.cat([(part @ unit.T / t).exp().sum(1) for part in unit.split(2048)]) - math.exp(1 / t)
     weight = own + others / sums
     weight[itself, itself] = 0
-    weight[itself, itself + 32768] -= 2
-    d_unit = weight @ unit / (65536 * t)
+    weight[itself, itself + VIEWS // 2] -= 2
+    d_unit = weight @ unit / (VIEWS * t)
     along = unit[:some] * (unit[:some] * d_unit).sum(1, keepdim=True)
     truth = (d_unit - along) / z[:some].double().norm(dim=1, keepdim=True)
     error = relative(leaf.grad[:some] / 1024, truth)

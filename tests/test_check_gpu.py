@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +140,44 @@ def test_on_a_machine_with_a_gpu_every_part_runs_though_one_fails(tmp_path):
 def test_nothing_starts_when_the_time_is_over(tmp_path):
     found = run_script(tmp_path, "--interpret", BUDGET_S="0")
     assert "check: skipped, 0 s are over" in found.stdout
+
+
+@INTERPRETING
+def test_the_checks_of_a_device_run_on_a_pretended_one(monkeypatch):
+    """A graph is the call itself, times are 1 ms, and bytes are those that the pretended device counts."""
+    import gpu_checks
+    import gpu_device_checks
+    import gpu_step_checks
+    from pretend_cuda import Device, pretend
+
+    for name, value in (("PAPER", (2, 20, 24, 9)), ("DENSE", (2, 20, 24, 9)), ("LARGE", (6, 80, 8, 4)), ("VIEWS", 256)):
+        monkeypatch.setattr(gpu_device_checks, name, value)
+    monkeypatch.setattr(gpu_device_checks, "CLOUDS", ((2, 40, 9), (1, 20, 20), (2, 33, 5)))
+    monkeypatch.setattr(gpu_device_checks, "capture", lambda call: SimpleNamespace(replay=call))
+    monkeypatch.setattr(gpu_device_checks, "median_ms", lambda call: (call(), 1.0)[1])
+    for name, value in {
+        "synchronize": lambda: None, "empty_cache": lambda: None, "memory_allocated": lambda: 0,
+        "reset_peak_memory_stats": lambda: Device.current.measure(), "set_sync_debug_mode": watch,
+        "max_memory_allocated": lambda: Device.current.peak,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    with pretend():
+        large, small = (gpu_checks.Place("cuda:0", small) for small in (False, True))
+        parts = (gpu_device_checks, large), (gpu_step_checks, small), (gpu_checks, small)
+        checks = [check for part, place in parts for check in part.checks(place)]
+        wrong = ("machine", "loss bfloat16")  # no GPU to describe, and products of bfloat16 in the interpreter
+        checks = [check for check in checks if not check[0].startswith(wrong)]
+        rows = check_gpu.run(checks, 500)
+    assert {row["check"]: row["error"] for row in rows if not row.get("ok")} == {}
+    kinds = {row["check"].split()[0] for row in rows}
+    assert kinds >= {"graph", "memory", "nt_xent", "time", "step", "arg-max"}
+
+
+def watch(mode):
+    """Stands for ``torch.cuda.set_sync_debug_mode``: nothing may have waited since it was set to "error"."""
+    from pretend_cuda import Device
+
+    seen = Device.current.seen
+    if mode == "error":
+        seen.clear()
+    assert not seen
