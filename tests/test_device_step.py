@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GP
 
 SMALL = ("head.dropout=0", "sampling.points=2", "sampling.schedule=[]", "loss.negative.draws=2", "val.panels=0")
 # What a step may wait for, and why. Everything else that a run reads is outside its steps.
-ONCE = {("sends", "tensor", "plan_triton.py:tables"): "the work list of a loss, once for each of its sizes"}
+ONCE = {("sends", "tensor", "plan_triton.py:make_tables"): "the work list of a loss, once for each of its sizes"}
 MODEL = {("sends", "to", "elsewhere")}  # the weights, by the test itself
 EVERY_STEP = {
     ("reads later", "to", "device.py:__init__"): "one number, whether the step was finite; the host goes on",
