@@ -1,4 +1,6 @@
-"""Backward of every correlation loss: gradients at the unit codes, combined and taken through the normalisation.
+"""Backward of the correlation losses on the CPU, and of NT-Xent.
+
+Gradients at the unit codes are combined and taken through the normalisation:
 
 unit = codes / |codes|,  d_unit = sum_t upstream[t] * d_terms[t]
 d_codes = (d_unit - unit (unit . d_unit)) / |codes|,  0 at a zero vector

@@ -137,8 +137,8 @@ def depth_correlation_loss(
 
     Raises:
         TypeError: an input is not floating point.
-        ValueError: shapes or devices do not fit, the relation is unknown, its bandwidth is not above 0, depth requires
-            grad, or ``impl`` cannot run.
+        ValueError: shapes or devices do not fit, the relation is unknown, its bandwidth is not in [1e-18, 1e18], depth
+            requires grad, or ``impl`` cannot run.
 
     DepthG Eq. 5 and 6.
     """

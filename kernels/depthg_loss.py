@@ -236,7 +236,7 @@ def depthg_loss(
         TypeError: an input is not floating point, or ``negatives`` is not int64.
         ValueError: shapes, devices or indices do not fit, features require grad, or ``impl`` cannot run here.
 
-    DepthG Eq. 7.
+    DepthG Eq. 7. For ``torch.func`` transforms take ``impl="eager"``.
     """
     if points is None:
         if points_neighbour is not None:

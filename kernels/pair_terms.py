@@ -14,6 +14,7 @@ from torch import Tensor
 
 TENSORS = 14  # of terms_triton.Inputs, the first arguments of the operator
 PLAN_NEEDS = slice(12, 16)  # of plan_triton.Sizes: which codes get gradients
+OWN, WEIGHTS, ALIGN_CORNERS, NEEDS, ARGUMENTS = 14, 16, 22, 23, 24  # places of others, and how many there are
 CODES = (0, 2, 4, 6)  # which of them are codes of the anchors, neighbours, negatives and the other crop
 
 
@@ -63,7 +64,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     from depthg.kernels import plan_triton
     from depthg.kernels import terms_triton as triton
 
-    inputs, (own, needs) = triton.Inputs(*arguments[:TENSORS]), (arguments[14], arguments[23])
+    inputs, (own, needs) = triton.Inputs(*arguments[:TENSORS]), (arguments[OWN], arguments[NEEDS])
     plan = plan_triton.make_plan(triton.sizes_of(inputs, own, needs))
     codes = inputs.codes
     floats = [codes.new_empty(shape, dtype=torch.float32) for shape in ((), (4,), (4,))]
@@ -77,8 +78,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
     given = triton.Inputs(*inputs[:TENSORS])
     ctx.save_for_backward(*output[3:], given.points, given.points_near, *(inputs[i] for i in CODES))
-    ctx.key = [int(x) for x in triton.sizes_of(given, inputs[14], inputs[23])]
-    ctx.weights, ctx.align_corners = inputs[16], inputs[22]
+    ctx.key = [int(x) for x in triton.sizes_of(given, inputs[OWN], inputs[NEEDS])]
+    ctx.weights, ctx.align_corners = inputs[WEIGHTS], inputs[ALIGN_CORNERS]
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
@@ -87,7 +88,7 @@ def _backward(
     ctx: Any, d_total: Tensor | None, d_losses: Tensor | None, *rest: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     rows, unit, inverse, points, points_near, *codes = ctx.saved_tensors
-    grads: list[Tensor | None] = [None] * 24
+    grads: list[Tensor | None] = [None] * ARGUMENTS
     if d_total is None and d_losses is None:
         return tuple(grads)
     found = pair_terms_backward(

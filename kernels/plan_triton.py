@@ -58,6 +58,8 @@ class Sizes(NamedTuple):
 
 
 class Bank(NamedTuple):
+    """Images whose rows lie behind each other, and where its rows, mean vectors and tiles of sums begin."""
+
     images: int
     points: int
     row0: int
@@ -75,6 +77,8 @@ class Bank(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
+    """Everything about a call that its sizes and options decide."""
+
     sizes: Sizes
     banks: tuple[Bank, ...]  # anchors, neighbours, negatives, other crop: those that are there
     near: int | None  # position in ``banks``, as the next two: 0, the anchors, where there is no such bank

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 BANKS, BANK_FIELDS = 4, 8
-IMAGE0, POINTS, TILE0, TILES, ROW0, ROWS, GRADIENT0 = range(7)  # fields of a bank; no program reaches an unused one
+# fields of a bank: first image, points, first tile of sums, tiles of an image, first row, rows, first tile of gradients
 ROWS_GIVEN, CELLS, COORDINATES = range(3)  # what says where vectors are read
 PLAIN, POSITIVE, UNIT = 1, 2, 3  # what becomes of depth: as it is, 1 where above 0, a unit vector
 

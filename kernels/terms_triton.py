@@ -100,6 +100,7 @@ def forward(
 def _forward(
     x: Inputs, plan: Plan, options: Options, shifts: list[float], weights: list[float]
 ) -> tuple[Tensor, Tensor, Tensor, Saved]:
+    # Longer than our usual functions: five launches one after the other, which share most of their arguments.
     s, device = plan.sizes, x.codes.device
     k0, k1, blocks_k = plan.split_k
     width, width_c, draws = plan.width_c + plan.width_k, plan.width_c, plan.bias_draws

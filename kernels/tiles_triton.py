@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 
 SEGMENTS = 8  # rows of the table
-FIELDS = 16  # of a row; unused rows have a FIRST that no program reaches
-(FIRST, ROW0, ROWS, IMAGES, TILES, SPLITS, COLUMN0, COLUMNS, KIND, TERM, OUT0, DRAW0, BIAS, DEPTH, U0, V0) = range(16)
+FIELDS = 16  # of a row, in the order of plan_triton.Segment; no program reaches the first of an unused row
 SAME, DRAWN, INVERSE = range(3)  # KIND: image n with n; with index[r, n]; the pairs whose index is the row's image
 BIAS_ROWS, BIAS_COLUMNS, BIAS_BOTH = range(3)  # which axis of the tile holds the points of side a; both: half each
 NEVER = 2**62
@@ -52,7 +51,7 @@ def pair_rows_kernel(
     p_feats, p_codes, p_depth,
     # bias [E, P] of the points of side a, constant per draw, negatives [R N] and their inverse lists
     p_bias, p_constant, p_index, p_order, p_start, p_table,
-    # results: rows of gradients [., K0 + K1], one sum per program
+    # results: rows of gradients as wide as packed codes, one sum per program
     p_rows, p_sum,
     draws, anchors, P, blocks_c, blocks_k, depth_scale, limit,
     CENTER: tl.constexpr, D: tl.constexpr, EXPONENTIAL: tl.constexpr, GRAD: tl.constexpr, CLAMP: tl.constexpr,
