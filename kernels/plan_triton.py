@@ -30,7 +30,7 @@ SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
 HALF, TF32, TF32X3 = range(3)
 POINTS = 64  # of a tile of the main launch
 PROGRAMS = 2048  # up to which draws of one image go to programs of their own
-PREPARE_POINTS = 16  # of a tile of ``prepare_kernel``
+PREPARE_POINTS = 8  # of a tile of ``prepare_kernel``
 GRADIENT_ROWS = 8  # of a tile of ``code_gradient_kernel``
 
 
@@ -136,19 +136,20 @@ def tile_sizes(products: int, arch: int, codes: int) -> dict[str, int]:
     """Tile of the main launch: the largest that compiles (nearly) without spills, as ``bench/compile.py`` measures."""
     if arch == 0:
         return {"BLOCK_P": POINTS // 2, "BLOCK_Q": 32, "BLOCK_C": 64}
-    p = POINTS
+    p, warps, new = POINTS, 8, arch // 10 in (9, 10)  # those that multiply whole tiles out of shared memory
+    large = 96 < codes <= 128  # more run in blocks of 64
     if products == HALF:
-        q, c, warps = 64 if arch // 10 in (9, 10) else 32, 64, 8
+        q, c = 64 if new else 32, 64
     elif products == TF32:
-        q, c, warps = 32, 32, 8
+        q, c = 16 if large and not new else 32, 32
     elif arch // 10 == 9:
         q, c, warps = 16, 32, 4
     elif arch // 10 == 10:
-        q, c, warps = 32, 32, 8
-    elif 96 < codes <= 128:
+        q, c = 32, 32
+    elif large:
         p, q, c, warps = 32, 16, 32, 4
     else:
-        q, c, warps = 16, 16, 8
+        q, c = 16, 16
     return {"BLOCK_P": p, "BLOCK_Q": q, "BLOCK_C": c, "num_warps": warps, "num_stages": 3}
 
 

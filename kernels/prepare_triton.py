@@ -173,7 +173,7 @@ def means_kernel(
     p_banks, p_index, p_order, p_start,
     images, feature_images, draws, anchors, width_c, programs, banks,
     WIDTH_K: tl.constexpr, BANKS: tl.constexpr, BANK_FIELDS: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Mean vectors, and for the negatives the pairs of every image of side b. Grid: (both kinds of programs,).
 
@@ -193,8 +193,10 @@ def means_kernel(
         o_c = (i_program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
         m_c = (o_c < width) & ((o_c >= width_c) | (i_image < feature_images))
         total = tl.zeros([BLOCK_C], tl.float32)
-        for t in range(0, tiles):
-            total += tl.load(p_sum + (first + t) * width + o_c, mask=m_c, other=0.0)
+        for t in range(0, tiles, BLOCK_T):
+            o_t = t + tl.arange(0, BLOCK_T)
+            p_from = p_sum + (first + o_t)[:, None] * width + o_c[None, :]
+            total += tl.sum(tl.load(p_from, mask=(o_t < tiles)[:, None] & m_c[None, :], other=0.0), 0)
         total = total / tl.load(p_bank + 1).to(tl.float32)
         tl.store(p_mean + i_image.to(tl.int64) * width + o_c, total, mask=o_c < width)
     else:

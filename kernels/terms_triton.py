@@ -127,6 +127,7 @@ def _forward(
         sums, mean, banks, index, order, start,
         plan.images, plan.feature_images, s.draws, s.anchors, width_c, programs, far_images,
         WIDTH_K=plan.width_k, BANKS=BANKS, BANK_FIELDS=BANK_FIELDS, BLOCK_C=64, BLOCK_E=64,
+        BLOCK_T=16,
     )  # fmt: skip
     programs = draws * s.anchors * cdiv(s.points, 32) if options.center and draws else 0
     image = [plan.banks[0 if b is None else b].image0 for b in (plan.near, plan.far, plan.other)]
