@@ -429,3 +429,23 @@ def test_points_of_unlike_types():
         total = depthg_loss(*sides, negatives, SETTINGS, depth=depth, **more).total
         found.append([total, *torch.autograd.grad(total, [sides[1], sides[3]])])
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("channels", [70, 384, 768])
+def test_three_products_of_tf32_are_as_exact_as_float32(channels):
+    """What ``tf32x3`` leaves out, on the CPU: operands as sums of two roundings to TF32, and three of four products.
+
+    The tensor cores' own sums are not imitated.
+    """
+
+    def rounded(x):  # to 10 bits, to nearest, as cvt.rna does
+        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    a, b = (torch.nn.functional.normalize(torch.randn(4, 121, channels).relu(), dim=-1) for _ in range(2))
+    large_a, large_b = rounded(a), rounded(b)
+    small_a, small_b = rounded(a - large_a), rounded(b - large_b)
+    three = small_a @ large_b.mT + large_a @ small_b.mT + large_a @ large_b.mT
+    truth = a.double() @ b.double().mT
+    error, eager = ((x.double() - truth).norm() / truth.norm() for x in (three, a @ b.mT))
+    assert error <= eager + 0.1 * torch.finfo(torch.float32).eps
+    assert (large_a @ large_b.mT - truth).norm() / truth.norm() > 100 * error
