@@ -42,6 +42,7 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     device = torch.device(device)
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
+    x = x.contiguous()  # else the copy goes through memory that is not pinned
     return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
 
 

@@ -25,7 +25,7 @@ class KeptCells:
     def __init__(self, views: int, cells: int, limit: int = KEPT_BYTES):
         self.views, self.dtype, self.limit = views, np.dtype(np.int16 if cells <= 2**15 else np.int32), limit
         self.found: Tensor = torch.empty(views, 0, dtype=torch.int64)
-        self.known = np.zeros(views, np.int32)  # cells of each view
+        self.known = np.zeros(0, np.int32)  # cells of each view
 
     def cells(self, views: np.ndarray, points: int, compute: Callable[[np.ndarray], Tensor]) -> Tensor:
         """The first ``points`` cells of some views, int64 ``[N, points]`` on the CPU.
@@ -36,7 +36,7 @@ class KeptCells:
             return compute(views).cpu()
         if points > self.found.shape[1]:
             self.found = torch.from_numpy(np.zeros((self.views, points), self.dtype))  # zeros take no memory yet
-            self.known[:] = 0
+            self.known = np.zeros(self.views, np.int32)
         missing = np.unique(views[self.known[views] < points])
         if len(missing):
             self.found[torch.from_numpy(missing), :points] = compute(missing).cpu().to(self.found.dtype)

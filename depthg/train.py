@@ -122,10 +122,15 @@ class Trainer:
                 for optimizer in self.optimizers.values() if finite else ():
                     optimizer.step()
                 self.iteration += 1
-                if self.iteration == config.probe.reinit:
+                restart, after = self.iteration == config.probe.reinit, (config.log_every, config.val.every)
+                if restart or any(
+                    map(self.due, after)
+                ):  # what follows must find this step settled; saving does so itself
+                    finite = self.guard.settle() and finite
+                if restart:
                     self.reinitialize_clusters()
                 self.seconds["train"] += time.perf_counter() - started
-                if self.due(config.log_every) and finite and self.guard.settle():
+                if self.due(config.log_every) and finite:
                     bar.update(task, loss=f"loss {self.log_step({'loss': losses['total'].detach(), **logged}):.4f}")
                 if self.due(config.val.every):
                     self.validate()
@@ -144,7 +149,7 @@ class Trainer:
         """A line of ``metrics.jsonl``, means over processes, and its loss; one that is not finite stops the run."""
         started = time.perf_counter()
         values = processes.averages(values)
-        self.seconds["train"] += time.perf_counter() - started  # a device is waited for here, not in its steps
+        self.seconds["train"] += time.perf_counter() - started
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(

@@ -6,6 +6,8 @@ The contract (arithmetic, ties, errors) stands in ``csrc/fps.h``, the definition
 from __future__ import annotations
 
 import threading
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,7 +116,9 @@ def choose_impl(impl: str, device: torch.device, n: int) -> str:
         raise ValueError(f"unknown impl {impl!r}; choose one of {', '.join(IMPLS)}")
     if impl == "auto":
         if device.type == "cuda":
-            return "cuda" if HAS_CUDA else "triton" if HAS_TRITON and n <= TRITON_POINTS else "eager"
+            if HAS_CUDA and compiled_cuda_runs(device):
+                return "cuda"
+            return "triton" if HAS_TRITON and torch.version.hip is None and n <= TRITON_POINTS else "eager"
         return "cpp" if device.type == "cpu" and HAS_CPU else "eager"
     if impl == "cpp" and not HAS_CPU:
         raise ValueError(f"impl='cpp': {missing}; install with DEPTHG_BUILD=cpu, or use impl='eager'")
@@ -130,6 +134,22 @@ def choose_impl(impl: str, device: torch.device, n: int) -> str:
     if device.type != wanted:
         raise ValueError(f"impl={impl!r} takes {wanted} tensors, these are on {device}; use impl='auto'")
     return impl
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def compiled_cuda_runs(device: torch.device) -> bool:
+    """Whether the compiled CUDA code can run on the device: its runtime needs a driver of its major version or later.
+
+    A warning says why not, once.
+    """
+    some = native.Clouds(0, 0, 1, 20000, 3, 60000, 3, 1, 0, 0, 0.0, 0, 0, 0, 1, 0)  # nothing of it is read
+    try:
+        native.fps_cuda_scratch_bytes(some, device.index or 0)
+    except RuntimeError as error:
+        warnings.warn(f"{error}; without the compiled code, sampling on {device} is slower", stacklevel=2)
+        return False
+    return True
 
 
 def _check_triton(device: torch.device, n: int) -> None:

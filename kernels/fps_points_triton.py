@@ -60,7 +60,7 @@ def unpack(
         tl.store(p_points + row * 2 + o_n, z)
     else:
         for d in tl.static_range(DIMS):
-            value = tl.load(p_cloud + o_n.to(tl.int64) * s_n + d * s_d, mask=m_n, other=0.0)
+            value = tl.load(p_cloud + o_n.to(tl.int64) * s_n + tl.cast(s_d, tl.int64) * d, mask=m_n, other=0.0)
             tl.store(p_points + row * d + o_n, value.to(tl.float32))
 
 

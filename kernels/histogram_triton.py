@@ -49,7 +49,7 @@ def histogram_kernel(
         value = products(p_f, p_g, o_p, o_q, CP, BLOCK_P, BLOCK_Q, BLOCK_C, PRECISION)
         value = value * (b_f_rest[:, None] * tl.load(p_g_rest + q + o_q)[None, :]) + b_bias[:, None]
         place = tl.floor((value - low) * scale)
-        place = tl.minimum(tl.maximum(place, 0.0), bins - 1.0).to(tl.int32)
+        place = tl.minimum(tl.minimum(tl.maximum(place, 0.0), 2147483520.0).to(tl.int32), bins - 1)
         inside = (i_p + o_p < P)[:, None] & (q + o_q < Q)[None, :]
         tl.atomic_add(p_count + place, one, mask=inside, sem="relaxed")
         p_g += BLOCK_Q * CP

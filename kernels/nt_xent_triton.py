@@ -126,7 +126,7 @@ def gradient_kernel(
         logit *= b_rest[:, None] * b_q_rest[None, :]
         weight = tl.exp2(logit - b_lse[:, None]) + tl.exp2(logit - b_q_lse[None, :])
         column = q + o_q[None, :]
-        apart = (i_p + o_p[:, None] == column) | (pair[:, None] == column)
+        apart = (i_p + o_p[:, None] == column) | (pair[:, None] == column) | (column >= rows)  # padding may overflow
         weight = tl.where(apart, 0.0, weight * b_q_rest[None, :]).to(b0.dtype)
         d0 = tl.dot(weight, b0, d0, input_precision=PRECISION)
         if K1 > 0:

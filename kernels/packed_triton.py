@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from depthg.kernels.launch_triton import cdiv
+from depthg.kernels.prepare_triton import inverse_length
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ def pack_kernel(
             o_c = c + tl.arange(0, BLOCK_C)
             b_x = tl.load(p_x + o_p[:, None] * C + o_c[None, :], mask=m_p[:, None] & (o_c < C)[None, :], other=0.0)
             square += tl.sum(b_x.to(tl.float32) * b_x.to(tl.float32), 1)
-        inverse = tl.where(square > 0, 1.0 / tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
+        inverse = inverse_length(square)
         power = (inverse.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # without its digits
         rest = tl.where(power > 0, inverse / tl.where(power > 0, power, 1.0), 0.0)
     tl.store(p_rest + i_p + o_p, rest)

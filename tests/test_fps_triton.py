@@ -237,3 +237,24 @@ def test_no_register_spills(target):
 
 def test_sizes_of_one_class_share_a_kernel():
     ahead_of_time(AHEAD + ONCE, 90)
+
+
+def test_compiled_code_that_the_driver_cannot_run_is_left_alone(monkeypatch):
+    """A wheel brings CUDA code wherever it is installed; an old driver or GPU then gets the Triton sampler."""
+    from depthg.kernels import fps
+
+    class Native:
+        Clouds = staticmethod(lambda *arguments: arguments)
+
+        @staticmethod
+        def fps_cuda_scratch_bytes(clouds, device):
+            if device == 1:
+                raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+            return 0
+
+    monkeypatch.setattr(fps, "native", Native)
+    monkeypatch.setattr(fps, "HAS_CUDA", True)
+    monkeypatch.setattr(fps, "compiled_cuda_runs", fps.compiled_cuda_runs.__wrapped__)
+    assert fps.choose_impl("auto", torch.device("cuda:0"), 100) == "cuda"
+    with pytest.warns(UserWarning, match="driver version is insufficient"):
+        assert fps.choose_impl("auto", torch.device("cuda:1"), 100) == "triton"

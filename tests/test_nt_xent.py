@@ -177,3 +177,16 @@ def test_wrong_inputs():
         nt_xent_loss(vectors(5, 3), vectors(5, 3), 0)
     with pytest.raises(TypeError, match="floating point"):
         nt_xent_loss(torch.ones(5, 3, dtype=torch.int64, device=DEVICE), vectors(5, 3), 0.5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_view_opposite_to_all_others_at_a_low_temperature(impl):
+    """Columns that only pad a tile must not count, however small the sums of a row are."""
+    x = torch.tensor([[1.0, 0.1, 0.0], [-1.0, 0.0, 0.1]], device=DEVICE)
+    for a, b in ((x[:1], x[1:]), (x, torch.cat([x[1:], x[1:]]))):
+        leaves = [t.clone().requires_grad_() for t in (a, b)]
+        grads = torch.autograd.grad(nt_xent_loss(*leaves, 0.005, impl=impl), leaves)
+        wide = [t.double().requires_grad_() for t in (a, b)]
+        truth = torch.autograd.grad(nt_xent_loss(*wide, 0.005, impl="eager"), wide)
+        for ours, wanted in zip(grads, truth, strict=True):
+            torch.testing.assert_close(ours.double(), wanted, atol=1e-3, rtol=1e-4)
