@@ -122,11 +122,9 @@ class Trainer:
                 for optimizer in self.optimizers.values() if finite else ():
                     optimizer.step()
                 self.iteration += 1
-                restart, after = self.iteration == config.probe.reinit, (config.log_every, config.val.every)
-                if restart or any(
-                    map(self.due, after)
-                ):  # what follows must find this step settled; saving does so itself
-                    finite = self.guard.settle() and finite
+                restart = self.iteration == config.probe.reinit
+                if restart or self.due(config.log_every) or self.due(config.val.every):
+                    finite = self.guard.settle() and finite  # before what follows the step; saving does so itself
                 if restart:
                     self.reinitialize_clusters()
                 self.seconds["train"] += time.perf_counter() - started
