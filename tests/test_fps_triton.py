@@ -106,6 +106,7 @@ def test_starts_lengths_and_focal_lengths_of_any_stride():
 def test_auto_takes_compiled_code_then_triton_then_eager(monkeypatch):
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(fps, "HAS_CUDA", True)
+    monkeypatch.setattr(fps, "compiled_cuda_runs", lambda device: True)
     assert fps.choose_impl("auto", cuda, 100) == "cuda"
     monkeypatch.setattr(fps, "HAS_CUDA", False)
     assert fps.choose_impl("auto", cuda, 100) == "triton"

@@ -23,7 +23,9 @@ def host(monkeypatch):
 
 def test_the_step_is_within_its_budgets():
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, BENCH / "host.py"], capture_output=True, text=True, env=variables)
+    # Another test runs on the other half of the core, so times are only asked for roughly here.
+    command = [sys.executable, BENCH / "host.py", "--share", "0.2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
