@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from depthg.safe_text import parse_json
@@ -25,7 +25,7 @@ def save_checkpoint(folder: Path, modules: dict[str, torch.nn.Module], optimizer
             tensors.update({f"optimizer.{name}.{index}.{key}": value for key, value in state.items()})
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items() if value.numel()}
     path = folder / FILE
-    write_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata={"depthg": json.dumps(header)})))
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata={"depthg": json.dumps(header)}))
     return path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from depthg import processes
@@ -170,7 +170,7 @@ def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[st
         "processes": processes.count(), "environment": environment(),
         "settings": OmegaConf.to_container(OmegaConf.structured(step.config)),
     }  # fmt: skip
-    write_whole(path.with_suffix(".safetensors"), lambda partial: partial.write_bytes(save(tensors)))
+    write_whole(path.with_suffix(".safetensors"), lambda partial: save_file(tensors, partial))
     write_text(path, json.dumps(content, indent=1, allow_nan=False))
     return path
 
