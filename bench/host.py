@@ -148,23 +148,20 @@ def tally(names: Sequence[str]) -> list[tuple[str, int]]:
     return collections.Counter(names).most_common()
 
 
-def faults(ours: Row, eager: Row, share: float = SHARE) -> list[str]:
+def faults(ours: Row, eager: Row) -> list[str]:
     found = []
     if ours.launches > LAUNCHES:
         found.append(f"{ours.launches} Triton launches, allowed {LAUNCHES}")
     if ours.operations > OPERATIONS:
         found.append(f"{ours.operations} other operations, allowed {OPERATIONS}")
-    if ours.thread_ms > share * eager.thread_ms:
-        found.append(f"{ours.thread_ms:.3f} ms of thread time, allowed {share} of eager's {eager.thread_ms:.3f}")
+    if ours.thread_ms > SHARE * eager.thread_ms:
+        found.append(f"{ours.thread_ms:.3f} ms of thread time, allowed {SHARE} of eager's {eager.thread_ms:.3f}")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the table and the machine to this file")
-    parser.add_argument(
-        "--share", type=float, default=SHARE, help="of eager's thread time that is allowed (%(default)s)"
-    )
     args = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
     torch.set_num_threads(1)
@@ -174,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(common.format_table([f.name for f in dataclasses.fields(Row)], [dataclasses.astuple(r) for r in rows]))
     for name, counts in details.items():
         print(f"{name}:", ", ".join(f"{k} {v}" for k, v in counts.most_common()))
-    found = faults(*rows, args.share)
+    found = faults(*rows)
     print(*[f"OVER BUDGET: {fault}" for fault in found], f"{len(found)} faults", sep="\n")
     if args.json:
         common.write_json(args.json, device="cpu", rows=rows, operations=details, faults=found)
