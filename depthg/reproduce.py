@@ -177,11 +177,10 @@ def write_tables(out: Path, table: PaperTable, jobs: Sequence[Job], name: str, c
 
 def reproduce(options: argparse.Namespace, command: str) -> bool:
     """Everything behind the command line; whether every run went well."""
-    seeds, given = split_arguments(options.seeds, options.overrides)
-    hydra = [text for text in given if text.lstrip("+~").startswith("hydra")]
-    overrides = [text for text in given if text not in hydra]
-    if hydra and not options.sweep:
-        raise ValueError(f"{hydra[0]} is for Hydra's launcher; pass --sweep as well")
+    seeds, overrides = split_arguments(options.seeds, options.overrides)
+    launcher = next((text for text in overrides if text.lstrip("+~").startswith("hydra")), None)
+    if launcher is not None:
+        raise ValueError(f"{launcher} is for Hydra's launchers: use python -m depthg.train --multirun with the rows")
     table = choose_table(options.table, overrides)
     protocol = options.protocol or ("plain" if table.name == "ablation" else "flip-crf")
     out = (options.out or default_out(options.table, overrides)).expanduser().resolve()
@@ -199,12 +198,7 @@ def reproduce(options: argparse.Namespace, command: str) -> bool:
     for job in jobs:
         check_folder(job, options.overwrite)
     output_folder(out)
-    if options.sweep:
-        from depthg.sweep import run_sweep
-
-        run_sweep(jobs, out, hydra, options.overwrite)
-    else:
-        run_all(jobs, options.overwrite, console)
+    run_all(jobs, options.overwrite, console)
     text, good = write_tables(out, table, jobs, options.table, command)
     console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out / options.table}.md and .csv", highlight=False, soft_wrap=True)
@@ -223,9 +217,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument("--split", choices=("val", "test"), help="split scored, when not that of the best checkpoint")
     found.add_argument("--out", type=Path, metavar="DIR", help="where runs and tables go (default runs/TABLE-...)")
-    found.add_argument(
-        "--sweep", action="store_true", help="as a Hydra multirun; takes hydra/launcher=... and the like"
-    )
     found.add_argument("--dry-run", action="store_true", help="print the commands that would be run")
     found.add_argument("--overwrite", action="store_true", help="train and evaluate anew")
     return found

@@ -11,13 +11,11 @@ from miniature import write_camvid
 import depthg.evaluate
 import depthg.jobs
 import depthg.reproduce
-import depthg.sweep
 from depthg.checkpoints import read_checkpoint
 from depthg.cli import load_config
 from depthg.jobs import Job, check_folder, commands, quoted, result_of, run_command, run_job
 from depthg.reproduce import choose_rows, choose_table, default_out, main, plan, settings_of, split_arguments
 from depthg.run_folder import read_log
-from depthg.sweep import read_plan, run_one, run_sweep, write_plan
 from depthg.tables import PaperTable, Result, Row, csv_text, markdown, paper_tables
 from depthg.train import train
 
@@ -253,41 +251,6 @@ def test_paths_are_quoted_for_hydra(tmp_path):
     assert load_config([f"runs_dir={quoted(strange)}"]).runs_dir == str(strange)
 
 
-# ---- sweep
-
-
-def test_sweep_runs_every_row_and_seed_through_hydra(tmp_path, monkeypatch):
-    jobs = [Job(row, seed, tmp_path / f"{row}-seed{seed}", ("a=1",), ("last",)) for row in "ab" for seed in (0, 3)]
-    done = []
-    monkeypatch.setattr(depthg.sweep, "run_job", lambda job, overwrite: done.append((job, overwrite)) or "")
-    run_sweep(jobs, tmp_path, ["hydra.sweep.subdir=${hydra.job.num}-x"], overwrite=True)
-    assert done == [(job, True) for job in jobs]
-    assert (tmp_path / "sweep" / "3-x").is_dir(), "Hydra's own settings arrive"
-    with pytest.raises(RuntimeError, match="Hydra could not run the sweep"):
-        run_sweep(jobs, tmp_path, ["hydra/launcher=nothing"], overwrite=False)
-
-
-def test_command_with_sweep(tiny, in_process, monkeypatch):
-    arguments, out = tiny
-    seen = []
-    monkeypatch.setattr(depthg.sweep, "run_sweep", lambda jobs, *rest: seen.append((jobs, rest)))
-    assert main([*arguments, "--sweep", "--rows", "both", "--seeds", "0", "1", "hydra/launcher=joblib"]) == 1
-    jobs, rest = seen[0]
-    assert [(job.row, job.seed) for job in jobs] == [("both", 0), ("both", 1)]
-    assert rest == (out, ["hydra/launcher=joblib"], False)
-
-
-def test_a_job_of_the_plan_is_run_as_it_was_made(tmp_path, monkeypatch):
-    jobs = [
-        Job("a", seed, tmp_path / str(seed), ("x=1", "y=2"), ("last", "best"), "flip", "e", "test", True)
-        for seed in (0, 1)
-    ]
-    write_plan(jobs, tmp_path / "plan.json")
-    assert read_plan(tmp_path / "plan.json") == jobs
-    monkeypatch.setattr(depthg.sweep, "run_job", lambda job, overwrite: f"{job.seed} {overwrite}")
-    assert run_one(depthg.sweep.SweepConfig(str(tmp_path / "plan.json"), "a", 1, True)) == "1 True"
-
-
 # ---- tables
 
 
@@ -360,7 +323,7 @@ def test_csv_has_a_line_per_seed_and_full_precision():
         (["table4", "data=scenes", "iterations=-3"], "out of range"),
         (["table4", "data=scenes", "--seeds", "a"], "whole numbers"),
         (["table4", "data=voc2012", "data.root=x"], "needs depth"),
-        (["table4", "data=scenes", "hydra/launcher=joblib"], "--sweep"),
+        (["table4", "data=scenes", "hydra/launcher=joblib"], "depthg.train --multirun"),
         (["table1", "backbone.weights=x.pth", "data.root=x"], "rows need dino_vitb8, dino_vits8"),
         (["table4", "data=scenes", "--out", "/proc/none/x"], "cannot write in /proc/none/x"),
     ],

@@ -1,5 +1,6 @@
 """Procedural scenes: geometry against marching, shadows, determinism, a cache that survives kills and damage."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from depthg.data import scenes as module
-from depthg.data.scenes import CLASSES, PALETTE, SceneDataset, render_files, renderer_version
+from depthg.data.scenes import CLASSES, PALETTE, RENDERER, SceneDataset, render_files
 from depthg.scenery.ground import Ground, Sky
 from depthg.scenery.layout import PLACES, Scene, compose
 from depthg.scenery.materials import Plain
@@ -325,7 +326,17 @@ def test_dataset_follows_the_protocol(cache):
     np.testing.assert_array_equal(data.train.image(2), render(0, 2, SIZE).image)
     assert not np.array_equal(data.train.image(0), data.val.image(0))
     settings = json.loads((data.folder / "settings.json").read_text())
-    assert settings == {"data": "scenes", "renderer": renderer_version(), "seed": 0, "size": SIZE}
+    assert settings == {"data": "scenes", "renderer": RENDERER, "seed": 0, "size": SIZE}
+
+
+def test_the_name_of_the_renderer_changes_with_its_pixels():
+    digest = hashlib.sha256()
+    for index in (0, 1, 2, 100_000, 200_000):
+        picture = render(0, index, 64)
+        for array in (picture.image, picture.label, picture.depth):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    known = {"4e75078be3ce84ed": "e1ca97bf48729e7e"}  # name of the renderer: digest of these pictures
+    assert known.get(RENDERER) == digest.hexdigest()[:16], "pixels changed: give RENDERER a new value, and add it here"
 
 
 def test_negative_index_is_the_end_and_a_wrong_one_raises(cache):
@@ -352,7 +363,7 @@ def test_counts_do_not_change_the_photos_and_seed_and_size_have_their_own_cache(
     assert fewer.folder == data.folder
     monkeypatch.setattr(module, "render_files", lambda *args: None)
     others = {SceneDataset(folder, seed=1, size=SIZE).folder, SceneDataset(folder, size=SIZE + 1).folder, data.folder}
-    monkeypatch.setattr(module, "renderer_version", lambda: "other")
+    monkeypatch.setattr(module, "RENDERER", "other")
     assert len(others | {SceneDataset(folder, size=SIZE).folder}) == 4
 
 

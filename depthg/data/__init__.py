@@ -8,11 +8,10 @@ from typing import Any
 
 from depthg.data.base import Dataset, Split, Subset, check_on_error, drop_unreadable
 from depthg.data.files import DataError, cache_root
-from depthg.data.frames import Frames
 from depthg.data.transforms import View, Views, to_float
 
 __all__ = [
-    "DataError", "Dataset", "Frames", "Split", "Subset", "View", "Views", "drop_unreadable", "load_dataset", "to_float",
+    "DataError", "Dataset", "Split", "Subset", "View", "Views", "drop_unreadable", "load_dataset", "to_float",
 ]  # fmt: skip
 
 COUNTS = ("n_train", "n_val", "n_test", "size")

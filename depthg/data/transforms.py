@@ -131,18 +131,15 @@ class Views:
             raise ValueError(f"parts={tuple(parts)} may hold {', '.join(PARTS)}")
         index = self.photo(view)
         photo = self._photo(index, frozenset(parts))
-        window, size, map_size = self._layout(photo.size, view)
+        window, size = self._window(photo.size, view % self.per_photo, self.split.names[index]), self.size
         image = None if photo.image is None else self._image(photo.image, window, size).transpose(2, 0, 1)
         return View(
             image=None if image is None else torch.from_numpy(np.ascontiguousarray(image)),
             label=None if photo.label is None else torch.from_numpy(resize_nearest(photo.label, window, size)),
-            maps={name: torch.from_numpy(self._map(values, window, map_size)) for name, values in photo.maps.items()},
+            maps={
+                name: torch.from_numpy(self._map(values, window, self.map_size)) for name, values in photo.maps.items()
+            },
         )
-
-    def _layout(self, photo: tuple[int, int], view: int) -> tuple["Window", tuple[int, int], tuple[int, int]]:
-        """The window of a view in a photo of that size, the size of the view, and that of its maps."""
-        window = self._window(photo, view % self.per_photo, self.split.names[self.photo(view)])
-        return window, self.size, self.map_size
 
     def _photo(self, index: int, parts: frozenset[str]) -> "_Photo":
         if self.per_photo == 1:
