@@ -145,8 +145,9 @@ def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Itera
     Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
     """
     import triton
-    from depthg.kernels import checks, fps, launch_triton, pair_pass_native
     from triton.runtime.jit import JITFunction
+
+    from depthg.kernels import checks, fps, launch_triton, pair_pass_native
 
     if not isinstance(triton.language.sum, JITFunction):
         raise RuntimeError("Triton's interpreter is on, which compiles nothing; start with TRITON_INTERPRET=0")

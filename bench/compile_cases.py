@@ -9,10 +9,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from depthg.kernels import LossSettings
 from torch import Tensor
 
 from depthg import kernels
+from depthg.kernels import LossSettings
 
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAPER_STEP = "paper step (ViT-S)"

@@ -16,11 +16,12 @@ from pathlib import Path
 import common
 import numpy as np
 
-from depthg.crf import crf_ids
-from depthg.crf_pool import CrfPool, available_cores
 from depthg.data import Views
 from depthg.data.folder import Folder
 from depthg.data.scenes import SceneDataset
+from depthg.inference.crf import crf_ids
+from depthg.inference.crf_pool import CrfPool
+from depthg.runtime.worker_pool import available_cores
 
 SIDE, CELL = 320, 8
 CLASSES = (27, 11, 8)

@@ -21,16 +21,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from depthg.backbones import load_backbone
-from depthg.cli import load_config
+from depthg.config.composing import load_config
 from depthg.data.scenes import SceneDataset
 from depthg.data.transforms import to_float
-from depthg.evaluation_pass import PLAIN, EvaluationPass, probe_read_outs
-from depthg.features import FeatureTransform
-from depthg.frames import FULL
-from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead
-from depthg.loaded_run import LoadedRun
-from depthg.metrics import confusion_matrix, image_confusions
-from depthg.scoring import predict_ids
+from depthg.evaluation.frames import FULL
+from depthg.evaluation.metrics import confusion_matrix, image_confusions
+from depthg.evaluation.one_pass import PLAIN, EvaluationPass, probe_read_outs
+from depthg.features.transform import FeatureTransform
+from depthg.inference.read_outs import predict_ids
+from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead
+from depthg.model.loaded_run import LoadedRun
 
 DIM = 70
 CASES = ((8, (224, 224), 16), (27, (320, 320), 16), (27, (1024, 2048), 1))  # classes, size, images

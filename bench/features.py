@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 
 from depthg.backbones import Backbone, load_backbone
-from depthg.cli import load_config
-from depthg.features import StoredFeatures
-from depthg.prepare import Preparation
+from depthg.config.composing import load_config
+from depthg.features.preparation import Preparation
+from depthg.features.reading import StoredFeatures
 
 SIDE = 224
 BATCH = 4  # images of a timed pass

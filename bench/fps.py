@@ -20,6 +20,7 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
+
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, unproject
 from depthg.kernels._extension import HAS_CPU, native
 from depthg.kernels.checks import HAS_TRITON

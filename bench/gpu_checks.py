@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 
 import common
 import torch
-from depthg.kernels import LossSettings, fps, reference
-from depthg.kernels._extension import HAS_CPU, HAS_CUDA
 from torch import Tensor
 
 from depthg import kernels
+from depthg.kernels import LossSettings, fps, reference
+from depthg.kernels._extension import HAS_CPU, HAS_CUDA
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
 FACTOR = 8  # eps of the dtype beyond eager's own error, as in the tests

@@ -11,16 +11,16 @@ from gpu_checks import Check, Place, require
 from torch.nn import functional as F
 from waiting import PRESET, synthetic
 
-from depthg.cli import load_config
-from depthg.clustering import cosine_kmeans
-from depthg.features import Features
-from depthg.knn import nearest_neighbours
-from depthg.metrics import image_confusions
-from depthg.nonfinite import largest_gradients, not_finite
-from depthg.scoring import predict_ids
-from depthg.step import Model, Step
-from depthg.train import adam
-from depthg.upsampling import device_ids, products_of_weights
+from depthg.config.composing import load_config
+from depthg.evaluation.metrics import image_confusions
+from depthg.features.knn import nearest_neighbours
+from depthg.features.reading import Features
+from depthg.inference.read_outs import predict_ids
+from depthg.kernels.upsampling import device_ids, products_of_weights
+from depthg.model.clustering import cosine_kmeans
+from depthg.training.nonfinite import largest_gradients, not_finite
+from depthg.training.step import Model, Step
+from depthg.training.trainer import adam
 
 CLASSES = 27
 OPTIONS = {

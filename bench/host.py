@@ -25,9 +25,10 @@ import common
 import compile_cases
 import stego
 import torch
-from depthg.kernels import LossSettings, checks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from depthg.kernels import LossSettings, checks
 
 LAUNCHES, OPERATIONS, SHARE = 8, 12, 0.1
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)

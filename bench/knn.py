@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthg.cache import Build
-from depthg.knn import STRIP, nearest_neighbours, unit_vectors
-from depthg.knn_cache import NeighbourWriter
-from depthg.progress import StageBar
+from depthg.features.knn import STRIP, nearest_neighbours, unit_vectors
+from depthg.features.knn_cache import NeighbourWriter
+from depthg.runtime.progress import ProgressBar
+from depthg.storage.cache import Build
 
 CHANNELS, K = 384, 30
 BLOCKS = 16  # of rows in the usual way
@@ -143,7 +143,7 @@ def large(count: int, strip: int, device: str, threads: int) -> dict[str, float]
             build = Build(Path(folder) / "neighbours", "{}", writer.arrays, writer.temporary)
             build.folder.parent.mkdir(exist_ok=True)
             build.open()
-            with StageBar("two pairs of strips", writer._tiles(0) + writer._tiles(1)) as bar:
+            with ProgressBar("two pairs of strips", writer._tiles(0) + writer._tiles(1)) as bar:
                 for name, number in (("within", 0), ("between", 1)):
                     begin = time.perf_counter()
                     writer._pair(build, number, bar)

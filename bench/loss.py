@@ -23,10 +23,10 @@ from types import SimpleNamespace
 import common
 import stego
 import torch
-from depthg.kernels import LossSettings, reference
 
 from depthg import kernels
 from depthg.compat import ContrastiveCorrelationLoss
+from depthg.kernels import LossSettings, reference
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
 MEMORY_LIMIT = 4 << 30  # of the eager tensors, above which they are not run on a CPU

@@ -33,20 +33,20 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from depthg.backbone_dino import DINO
-from depthg.backbone_efficientnet import find_weights
 from depthg.backbones import Backbone, load_backbone
-from depthg.checkpoints import save_checkpoint
-from depthg.config import Config
-from depthg.convert import convert
+from depthg.backbones.dino import DINO
+from depthg.backbones.efficientnet import find_weights
+from depthg.config.schema import Config
 from depthg.data.files import IMAGE_SUFFIXES, image_size, list_files, read_image
 from depthg.data.transforms import to_float
-from depthg.features import FeatureTransform
-from depthg.heads import ClusterProbe, SegmentationHead
-from depthg.predict import RUN_LENGTHS, plan, predict_files, with_palette
-from depthg.segmenter import Segmenter
-from depthg.whole_files import write_text
-from depthg.windows import cut
+from depthg.features.transform import FeatureTransform
+from depthg.inference.photo_files import RUN_LENGTHS, plan, predict_files, with_palette
+from depthg.inference.segmenter import Segmenter
+from depthg.inference.windows import cut
+from depthg.model.checkpoints import save_checkpoint
+from depthg.model.converted import convert
+from depthg.model.heads import ClusterProbe, SegmentationHead
+from depthg.storage.whole_files import write_text
 
 CODES, CLUSTERS = 70, 27
 

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python bench/scale.py [--json FILE] [--quick]
 
-The trainer's own step (``depthg.step``) with the settings of ``experiment=cocostuff27_vits8`` on synthetic features of
-ViT-S/8 size: draws, reading, sampling, head, all terms, both probes on all cells, backward, Adam. One quantity changes
+The trainer's own step (``training.step``) with the settings of ``experiment=cocostuff27_vits8`` on synthetic features
+of ViT-S/8 size: draws, reading, sampling, head, all terms, both probes on all cells, backward, Adam. One quantity changes
 at a time; the others are 1,000 images, 121 points, batch 32, one process. Two processes work on one batch of 32,
 connected by gloo, with the threads of one each. Every case has processes of its own; its memory is that by which the
 peak of a step exceeds what was in use before.
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthg import processes
-from depthg.cli import load_config
-from depthg.features import Features
-from depthg.knn import nearest_neighbours
-from depthg.prepare import Prepared
-from depthg.step import Model, Step
+from depthg.config.composing import load_config
+from depthg.features.knn import nearest_neighbours
+from depthg.features.prepared import Prepared
+from depthg.features.reading import Features
+from depthg.runtime import processes
+from depthg.training.step import Model, Step
 
 CHANNELS, CLASSES, SIDE, WIDE_SIDE = 384, 27, 28, 40  # cells per side: 224 and 320 pixels
 DISTINCT = 128  # maps in memory; further images repeat them

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from depthg.kernels import LossSettings
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from depthg.kernels import LossSettings
 
 
 def correlate(a: Tensor, b: Tensor) -> Tensor:  # [N, C, S, S] each -> [N, S, S, S, S]

@@ -25,11 +25,11 @@ import numpy as np
 import stego
 import torch
 import waiting
-from depthg.kernels import LossSettings
 
 from depthg import kernels
-from depthg.device import host_memory, to_device
-from depthg.heads import ClusterProbe, LinearProbe, SegmentationHead, codes_without_grad
+from depthg.kernels import LossSettings
+from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead, codes_without_grad
+from depthg.runtime.device import host_memory, to_device
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
 PARTS = ("read", "sample", "head", "loss", "probes", "backward", "optimizer")

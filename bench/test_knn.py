@@ -4,7 +4,7 @@ import knn
 import pytest
 import torch
 
-from depthg.knn import unit_vectors
+from depthg.features.knn import unit_vectors
 
 
 @pytest.mark.parametrize("name", knn.CONTENDERS)

@@ -20,9 +20,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from depthg.cli import load_config
-from depthg.features import Features, StoredFeatures
-from depthg.step import Model, Step
+from depthg.config.composing import load_config
+from depthg.features.reading import Features, StoredFeatures
+from depthg.training.step import Model, Step
 
 AVAILABLE = hasattr(os, "posix_fadvise")
 CASES = {"in memory": (False, True), "on disk, read ahead": (True, True), "on disk": (True, False)}  # cold, ahead

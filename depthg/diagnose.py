@@ -1,8 +1,4 @@
-"""``python -m depthg.diagnose RUN|experiment=... [key=value ...]``: how similar pairs are, which shifts and how many
-clusters follow from that, without labels. Writes one page of plots.
-
-``shift`` b divides pairs into attracted (F > b) and repelled ones, so the histograms of F are what it is chosen by.
-"""
+"""``python -m depthg.diagnose``: label-free statistics of a data set or a run, suggested shifts, number of clusters."""
 
 from __future__ import annotations
 
@@ -10,210 +6,35 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from depthg.cli import USER_ERRORS, load_config
-from depthg.cluster_count import THRESHOLD, count_clusters
-from depthg.config import Config
-from depthg.device import pick_device
-from depthg.diagnosis_page import write_page
-from depthg.guidance import kernel_relation
-from depthg.kernels.reference import depth_relation
-from depthg.loaded_run import LoadedRun, load_run
-from depthg.outputs import output_folder
-from depthg.prepare import Preparation, Prepared
-from depthg.run_folder import run_name
-from depthg.schedules import piecewise_constant
-from depthg.step import HISTOGRAM_BINS, HISTOGRAM_RANGE, SHIFT_BATCHES, Model, Step, draw_batch, quantile_of
-from depthg.stopping import terminate_as_interrupt
-from depthg.whole_files import write_text
-
-PAIRS = ("self", "neighbour", "negative")
-SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
-CLUSTER_ROWS, CLUSTER_IMAGES = 6000, 500
-FILES = ("diagnosis.html", "diagnosis.png", "diagnosis.json")
+from depthg.config.composing import load_config
+from depthg.model.loaded_run import load_run
+from depthg.model.run_folder import run_name
+from depthg.reporting.diagnosis import FILES, cluster_sentence, diagnose, print_diagnosis, suggestions
+from depthg.reporting.diagnosis_page import write_page
+from depthg.runtime import command
+from depthg.storage.outputs import output_folder
+from depthg.storage.whole_files import write_text
+from depthg.training.step import HISTOGRAM_RANGE
 
 
-def histogram_statistics(counts: Tensor, shift: float) -> dict:
-    """Mean, quantiles and the share of pairs above ``shift`` of a histogram over ``HISTOGRAM_RANGE``."""
-    low, high = HISTOGRAM_RANGE
-    edges = torch.linspace(low, high, len(counts) + 1, dtype=torch.float64)
-    middle = (edges[1:] + edges[:-1]) / 2
-    share = counts.double() / counts.sum()
-    return {
-        "mean": float((share * middle).sum()),
-        "quantiles": {str(quantile): quantile_of(counts, quantile) for quantile in SHOWN},
-        "positive_share": float(share[middle > shift].sum()),
-    }
-
-
-def feature_pairs(step: Step, used: Sequence[float] | None) -> tuple[dict, Tensor]:
-    """Statistics of F per kind of pair, and the histograms ``[3, bins]``.
-
-    Shares of positive pairs are given for the ``used`` shifts (None: the suggested ones) and for the suggested ones,
-    which are those that ``loss.shifts=auto`` takes.
-    """
-    counts, suggestion = step.pair_counts(step.plain_features, center=step.config.loss.center), step.auto_shifts()
-    found = {}
-    for kind, row, shift, suggested in zip(PAIRS, counts, used or suggestion, suggestion, strict=True):
-        found[kind] = {
-            **histogram_statistics(row, shift), "shift": shift, "suggested_shift": suggested,
-            "suggested_positive_share": histogram_statistics(row, suggested)["positive_share"],
-        }  # fmt: skip
-    return found, counts
-
-
-def code_pairs(step: Step) -> tuple[dict, Tensor]:
-    """Statistics of S per kind of pair, above 0, and the histograms ``[3, bins]``."""
-
-    def codes(views: np.ndarray, generator: torch.Generator) -> Tensor:
-        with torch.no_grad():
-            return step.model.head(step.plain_features(views, generator))
-
-    counts = step.pair_counts(codes)
-    return {kind: histogram_statistics(row, 0.0) for kind, row in zip(PAIRS, counts, strict=True)}, counts
-
-
-def depth_pairs(step: Step) -> tuple[dict, Tensor] | tuple[None, None]:
-    """Statistics of D inside an image under the first iteration's shift; None without depth."""
-    config, settings = step.config, step.config.loss.depth
-    if step.data.depth is None:
-        return None, None
-    side = piecewise_constant(0, config.sampling.points, config.sampling.schedule)
-    counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
-    total, pairs = 0.0, 0
-    for number in range(SHIFT_BATCHES):
-        batch, generator = draw_batch(config, step.data, number), step.generator("shifts", number)
-        here, there = (
-            None if views is None else step.depth_values(views, step.points(views, 0, generator), side)
-            for views in (batch.anchors, batch.others)  # others: loss.depth.pair=crop
-        )
-        for u, v in zip(here.split(1), (here if there is None else there).split(1), strict=True):
-            d = depth_relation(u, v, kernel_relation(settings.relation), settings.bandwidth)
-            counts += torch.histc(d.float(), HISTOGRAM_BINS, *HISTOGRAM_RANGE).cpu()
-            total, pairs = total + float(d.sum(dtype=torch.float64)), pairs + d.numel()
-    shift = total / pairs if settings.shift_mean else settings.shift
-    about = {"relation": settings.relation, "shift": shift, "shift_from": "mean of D" if settings.shift_mean else "set"}
-    return {**about, **histogram_statistics(counts, shift)}, counts
-
-
-def cluster_vectors(step: Step, use_codes: bool) -> Tensor:  # [V, R, C]
-    """Vectors at random cells of one view per photo, of up to ``CLUSTER_IMAGES`` photos."""
-    rng = np.random.default_rng(step.config.seed)
-    views = np.unique(step.data.photos, return_index=True)[1]
-    views = np.sort(rng.permutation(views)[:CLUSTER_IMAGES])
-    each, n_cells = max(1, CLUSTER_ROWS // len(views)), step.data.features.shape[1]
-    found = []
-    for block in np.array_split(views, -(-len(views) // 32)):
-        cells = torch.from_numpy(rng.random((len(block), n_cells)).argsort(1)[:, :each].copy())
-        vectors = step.vectors(block, cells)
-        with torch.no_grad():
-            found.append((step.model.head(vectors) if use_codes else vectors).cpu())
-    return torch.cat(found)
-
-
-def diagnose(config: Config, run: LoadedRun | None = None, most_clusters: int = 20) -> tuple[dict, dict[str, Tensor]]:
-    """Statistics as ``diagnosis.json`` holds them, and the histograms behind them (``F``, ``S``, ``D``).
-
-    Args:
-        config: settings; with ``run`` those of the run.
-        run: a trained run adds S, and the clusters are counted on its codes.
-        most_clusters: numbers of clusters from 2 to this are tried.
-    """
-    device = pick_device(config.device)
-    data = Preparation(config, device).run()
-    check_same_features(run, data)
-    step = Step(config, data, _model(config, data, run), device)
-    step.model.to(device).eval()
-    auto = run is None and config.loss.shifts == "auto"
-    features, f_counts = feature_pairs(step, run.header["shifts"] if run else None if auto else step.shifts)
-    depth, d_counts = depth_pairs(step)
-    codes, s_counts = code_pairs(step) if run else (None, None)
-    clusters = count_clusters(cluster_vectors(step, run is not None), range(2, most_clusters + 1), seed=config.seed)
-    source = "loss.shifts=auto" if auto else "the run" if run else "the settings"
-    found = {
-        "data": config.data.name, "backbone": config.backbone.name, "run": run and run.path.name,
-        "views": len(data.features), "batches": SHIFT_BATCHES, "batch_size": config.batch_size,
-        "sampling": config.sampling.method if data.depth is not None else "random", "center": config.loss.center,
-        "quantiles": list(config.loss.quantiles), "shifts_from": source,
-        "F": features, "S": codes, "D": depth,
-        "clusters": {**asdict(clusters), "of": "codes" if run else "features", "threshold": THRESHOLD},
-        "n_classes": config.n_classes or len(data.dataset.classes) or None,
-    }  # fmt: skip
-    return found, {k: v for k, v in (("F", f_counts), ("S", s_counts), ("D", d_counts)) if v is not None}
-
-
-def check_same_features(run: LoadedRun | None, data: Prepared) -> None:
-    if run is not None and run.header.get("features") != data.features_key:
-        raise ValueError(
-            f"{run.path} was trained on other photos, weights or settings than are found now; pass data.root=DIR of "
-            f"the photos it was trained on"
-        )
-
-
-def _model(config: Config, data: Prepared, run: LoadedRun | None) -> Model:
-    classes = len(data.dataset.classes)
-    model = Model(data.transform.channels, config.head.dim, 0.0, classes, config.n_classes or classes or 2)
-    if run:
-        model.head = run.head
-    return model
-
-
-def suggestions(found: dict) -> list[str]:
-    """The suggested shifts as ``key=value``."""
-    return [f"loss.{kind}.shift={found['F'][kind]['suggested_shift']:g}" for kind in PAIRS]
-
-
-def print_diagnosis(found: dict, console: Console) -> None:
-    table = Table("F of pairs", "mean", "5%", "median", "95%", "shift", "positive", "suggested", "positive")
-    for kind in PAIRS:
-        row = found["F"][kind]
-        q = row["quantiles"]
-        table.add_row(kind, *(f"{value:.3f}" for value in (row["mean"], q["0.05"], q["0.5"], q["0.95"], row["shift"])),
-                      f"{row['positive_share']:.1%}", f"{row['suggested_shift']:.3f}",
-                      f"{row['suggested_positive_share']:.1%}")  # fmt: skip
-    console.print(table)
-    quantiles = ", ".join(map(str, found["quantiles"]))
-    console.print(f"shifts: those of {found['shifts_from']}; suggested: at the quantiles {quantiles} (loss.quantiles)")
-    if found["D"]:
-        d = found["D"]
-        console.print(f"D ({d['relation']}): mean {d['mean']:.3f}, shift {d['shift']:.3f} ({d['shift_from']}), "
-                      f"positive {d['positive_share']:.1%}")  # fmt: skip
-    console.print(cluster_sentence(found["clusters"]), soft_wrap=True)
-    console.print("to use: loss.shifts=auto, or " + " ".join(suggestions(found)), highlight=False, soft_wrap=True)
-
-
-def cluster_sentence(clusters: dict) -> str:
-    most = max(clusters["k"])
-    if clusters["suggested"] is None:
-        return f"clusters: no number from 2 to {most} is agreed upon by two halves of the photos"
-    return (
-        f"clusters: n_classes={clusters['suggested']} or more; the largest number up to {most} that two halves of "
-        f"the photos agree upon (prediction strength of {clusters['of']} at least {clusters['threshold']}), and rare "
-        f"classes are beyond that"
-    )
-
-
-def command(arguments: argparse.Namespace) -> None:
-    runs = [text for text in arguments.what if "=" not in text]
-    overrides = [text for text in arguments.what if "=" in text]
+def run(options: argparse.Namespace) -> None:
+    """Computes the statistics that the command line asks for, writes them and prints a summary."""
+    runs = [text for text in options.what if "=" not in text]
+    overrides = [text for text in options.what if "=" in text]
     if len(runs) > 1:
         raise ValueError(f"one run at a time, got {' '.join(runs)}; settings are key=value")
-    run = load_run(runs[0], arguments.checkpoint, "cpu", overrides) if runs else None
-    config = run.config if run else load_config(overrides)
-    default = run.path / "diagnosis" if run else Path(config.runs_dir).expanduser() / f"diagnosis-{run_name(config)}"
-    folder = output_folder(arguments.out or default, FILES, arguments.overwrite)
-    found, counts = diagnose(config, run, arguments.most_clusters)
+    trained = load_run(runs[0], options.checkpoint, "cpu", overrides) if runs else None
+    config = trained.config if trained else load_config(overrides)
+    default = (
+        trained.path / "diagnosis" if trained else Path(config.runs_dir).expanduser() / f"diagnosis-{run_name(config)}"
+    )
+    folder = output_folder(options.out or default, FILES, options.overwrite)
+    found, counts = diagnose(config, trained, options.most_clusters)
     write_page(folder, found, counts, suggestions(found), cluster_sentence(found["clusters"]), HISTOGRAM_RANGE)
     write_text(folder / "diagnosis.json", json.dumps(found, indent=1, allow_nan=False))
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = command.console()
     print_diagnosis(found, console)
     console.print(f"plots: {folder / 'diagnosis.html'}", highlight=False, soft_wrap=True)
 
@@ -232,17 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.most_clusters < 2:
         parser.error(f"--most-clusters {options.most_clusters} must be at least 2")
-    try:
-        with terminate_as_interrupt():
-            command(options)
-    except KeyboardInterrupt:
-        print("stopped; what is prepared is kept for the next time", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(lambda: run(options), "stopped; what is prepared is kept for the next time")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -6,122 +6,28 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from depthg.checkpoints import load_modules
-from depthg.cli import USER_ERRORS, to_config
-from depthg.device import pick_device
-from depthg.features import Features
-from depthg.nonfinite import as_json
-from depthg.step import Model, Step
+from depthg.runtime import command
+from depthg.training.kept_step import read_step, replay
+
+__all__ = ["main", "read_step", "replay"]
 
 
-def places(kept: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Where views lie among the kept ones, which ascend.
-
-    Raises:
-        IndexError: one is not kept.
-    """
-    found = np.searchsorted(kept, views)
-    if not np.array_equal(kept[np.minimum(found, len(kept) - 1)], views):
-        raise IndexError(f"only the images {kept.tolist()} of this step are kept, not {np.asarray(views).tolist()}")
-    return found
-
-
-class KeptRows:
-    """Some rows of an array ``[V, ...]`` that is not there as a whole; indexed by the numbers that they had in it.
-
-    Args:
-        views: int64 [n], ascending.
-        rows: [n, ...].
-        count: V.
-    """
-
-    def __init__(self, views: np.ndarray, rows: np.ndarray, count: int):
-        self.views, self.rows, self.shape = views, rows, (count, *rows.shape[1:])
-
-    def __getitem__(self, index) -> np.ndarray:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        return self.rows[(places(self.views, first), *rest)]
-
-
-class KeptFeatures(Features):
-    """The same for features."""
-
-    def __init__(self, views: np.ndarray, maps: Tensor, count: int):
-        super().__init__((count, *maps.shape[1:]), maps.dtype)
-        self.views, self.maps = views, maps
-
-    def read(self, views: np.ndarray) -> Tensor:
-        return self.maps[torch.from_numpy(places(self.views, views))]
-
-
-@dataclass
-class KeptData:
-    """What a step reads of :class:`depthg.prepare.Prepared`."""
-
-    grid: tuple[int, int]
-    photos: np.ndarray
-    features: KeptFeatures
-    neighbours: KeptRows
-    labels: KeptRows | None
-    depth: KeptRows | None
-    normals: KeptRows | None
-
-
-def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
-    """The step of a file ``RUN/nonfinite/iteration-N.json``, with its weights, and what the file says.
-
-    Raises:
-        FileNotFoundError: the file, or the tensors beside it, are not there.
-        ValueError: one of them is damaged.
-    """
-    path = Path(path)
-    beside = path.with_suffix(".safetensors")
-    for file in (path, beside):
-        if not file.is_file():
-            raise FileNotFoundError(f"no file at {file}; give RUN/nonfinite/iteration-N.json with its .safetensors")
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(beside)
-        config = to_config(kept["settings"])
-        views, count = tensors["views"].numpy(), int(kept["images"])
-        found = {
-            name: KeptRows(views, tensors[name].numpy(), count) if name in tensors else None
-            for name in ("neighbours", "labels", "depth", "normals")
-        }
-        data: Any = KeptData(  # what a step reads of a Prepared
-            tuple(kept["grid"]), tensors["photos"].numpy(), KeptFeatures(views, tensors["features"], count), **found
-        )
-        classes = len(tensors.get("model.linear.weight", ()))
-        clusters = len(tensors["model.cluster.centroids"])
-        model = Model(data.features.shape[2], config.head.dim, config.head.dropout, classes, clusters)
-        load_modules(tensors, dict(model.named_children()), beside)
-        step = Step(config, data, model.to(pick_device(device)), pick_device(device), ahead=False)
-        own, near, far = map(float, kept["shifts"])
-        step.shifts = (own, near, far)
-        int(kept["iteration"]), kept["term"], dict(kept["values"])
-    except (SafetensorError, KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} or {beside.name} is damaged: {type(error).__name__}: {error}") from error
-    return step, kept
-
-
-def replay(path: str | Path, device: str = "cpu") -> dict[str, float | str]:
-    """The losses and logged values of a kept iteration, computed again; ``nan`` and ``inf`` as text."""
-    step, kept = read_step(path, device)
-    losses, logged = step.losses(int(kept["iteration"]) - 1)
-    values = {"loss": losses["total"].detach(), **logged}
-    return {name: as_json(value) for name, value in values.items()}
+def run(options: argparse.Namespace) -> None:
+    """Prints the values of the step, then and now."""
+    found = replay(options.file, options.device)
+    kept = json.loads(options.file.read_text(encoding="utf-8"))
+    console = command.console()
+    console.print(f"iteration {kept['iteration']}, {kept['term']} was not finite; anchors {kept['anchors']}")
+    if (processes := kept.get("processes", 1)) != 1:
+        console.print(f"then: means over {processes} processes; now: the whole batch in one")
+    table = Table("value", "then", "now", box=None, pad_edge=False)
+    for name, value in kept["values"].items():
+        table.add_row(name, str(value), str(found.get(name)))
+    console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,22 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="RUN/nonfinite/iteration-N.json")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
-    try:
-        found = replay(options.file, options.device)
-        kept = json.loads(options.file.read_text(encoding="utf-8"))
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(f"iteration {kept['iteration']}, {kept['term']} was not finite; anchors {kept['anchors']}")
-    if (processes := kept.get("processes", 1)) != 1:
-        console.print(f"then: means over {processes} processes; now: the whole batch in one")
-    table = Table("value", "then", "now", box=None, pad_edge=False)
-    for name, value in kept["values"].items():
-        table.add_row(name, str(value), str(found.get(name)))
-    console.print(table)
-    return 0
+    return command.run(lambda: run(options))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -3,206 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from depthg.paper.reproduction import TABLES, reproduce
+from depthg.paper.runs import PROTOCOLS
+from depthg.runtime import command
 
-from depthg.cli import USER_ERRORS, check_overrides, load_config
-from depthg.config import Config, nearest
-from depthg.data import check_root
-from depthg.jobs import PROTOCOLS, Job, check_folder, commands, result_of, run_job
-from depthg.outputs import output_folder
-from depthg.stopping import terminate_as_interrupt
-from depthg.tables import CHECKPOINTS, PaperTable, Row, csv_text, markdown, paper_tables
-from depthg.whole_files import write_text
-
-TABLES = ("table1", "table2", "table3", "table4")
-CHOSEN_HERE = ("name", "runs_dir", "resume", "overwrite", "seed", "checkpoint.rule")
 ABOUT = """Runs the rows of a table of the paper over seeds and prints ours (mean, standard deviation, last and best
 checkpoint) beside the paper's figures. Finished runs are kept, stopped ones go on, a failing one does not stop the
 rest. On small data, the ablation of Table 4: "table4 data=scenes", "table4 data=camvid data.root=DIR". Settings
 (key=value) hold for every row."""
-
-
-def choose_table(name: str, overrides: Sequence[str]) -> PaperTable:
-    """The table; for ``table4`` with other data than COCO the ablation.
-
-    Raises:
-        ValueError: unknown table, or other data for a table that is about one data set.
-    """
-    if name not in TABLES:
-        raise ValueError(f"unknown table {name!r}; choose one of {', '.join(TABLES)}{nearest(name, TABLES)}")
-    data = data_of(overrides)
-    if data and name != "table4":
-        title = paper_tables()[name].title
-        raise ValueError(f"{name} is about {title}, so data={data} does not fit; table4 takes any data")
-    return paper_tables()["ablation" if data else name]
-
-
-def data_of(overrides: Sequence[str]) -> str | None:
-    given = [value for key, _, value in (text.partition("=") for text in overrides) if key in ("data", "data.name")]
-    return given[-1] if given else None
-
-
-def choose_rows(table: PaperTable, names: Sequence[str]) -> list[Row]:
-    """Rows that can be run, all or those named."""
-    rows = {row.row: row for row in table.rows if row.experiment or table.name == "ablation"}
-    unknown = [name for name in names if name not in rows]
-    if unknown:
-        raise ValueError(
-            f"unknown row {unknown[0]!r}; rows of this table: {', '.join(rows)}{nearest(unknown[0], rows)}"
-        )
-    return [row for name, row in rows.items() if not names or name in names]
-
-
-def settings_of(table: PaperTable, row: Row, overrides: Sequence[str]) -> tuple[str, ...]:
-    """Everything that makes the run of a row: experiment, table, user, and what the row is about, in this order."""
-    base = table.experiments.get(data_of(overrides) or "", table.experiments.get("default", ()))
-    if row.experiment:
-        base = (f"experiment={row.experiment}",)
-    if any(text.startswith("experiment=") for text in overrides):
-        base = tuple(text for text in base if not text.startswith("experiment="))
-    return (*base, *table.settings, *overrides, *row.settings)
-
-
-def plan(
-    table: PaperTable,
-    rows: Sequence[Row],
-    overrides: Sequence[str],
-    seeds: Sequence[int],
-    out: Path,
-    protocol: str,
-    split: str | None,
-) -> list[Job]:
-    """Jobs of all rows and seeds, every row's settings proved possible.
-
-    Raises:
-        ValueError: settings that this command chooses, impossible settings, or rows that need depth and have none.
-    """
-    for text in overrides:
-        key = text.partition("=")[0]
-        if key in CHOSEN_HERE or (key == "experiment" and table.name != "ablation"):
-            option = {"seed": "use --seeds", "name": "use --out", "runs_dir": "use --out"}.get(key, "leave it out")
-            raise ValueError(f"{key} is chosen by this command for every run; {option}")
-    check_overrides(overrides)
-    jobs, backbones = [], set()
-    for row in rows:
-        settings = settings_of(table, row, overrides)
-        config = load_config(settings)
-        check_row(row, config)
-        backbones.add(config.backbone.name)
-        jobs += row_jobs(table, row, config, settings, seeds, out, protocol, split)
-    if len(backbones) > 1 and any(text.startswith("backbone.weights=") for text in overrides):
-        raise ValueError(
-            f"backbone.weights is for one network, the rows need {', '.join(sorted(backbones))}; pass --rows"
-        )
-    return jobs
-
-
-def row_jobs(
-    table: PaperTable,
-    row: Row,
-    config: Config,
-    settings: tuple[str, ...],
-    seeds: Sequence[int],
-    out: Path,
-    protocol: str,
-    split: str | None,
-) -> list[Job]:
-    """A job per seed. Both checkpoints are wanted where the training evaluates on the way."""
-    both = bool(config.val.every and config.iterations and config.data.eval_split != "test")
-    kmeans = row.read_out.startswith("kmeans") or any(metric.startswith("kmeans") for metric in table.metrics)
-    if row.read_out != "cluster" and protocol == "flip-crf":
-        protocol = "flip"  # the CRF refines probes only
-    split = split or config.data.eval_split
-    size = "x".join(map(str, config.data.eval_size))
-    measured = protocol == "plain" and split == config.data.eval_split
-    return [
-        Job(
-            row.row, seed, out / f"{row.row}-seed{seed}", (*settings, f"checkpoint.rule={'both' if both else 'last'}"),
-            CHECKPOINTS if both else CHECKPOINTS[:1], protocol,
-            "" if measured else f"{config.data.name}-{split}-{size}", split, kmeans,
-        )
-        for seed in seeds
-    ]  # fmt: skip
-
-
-def check_row(row: Row, config: Config) -> None:
-    """Raise ValueError where a row is about depth and there is none."""
-    about_depth = not (row.row.startswith(("stego", "dino")))
-    if about_depth and config.depth.source == "none":
-        raise ValueError(
-            f"the row {row.row} needs depth; pass depth.source=dataset, folder, model or ground_plane (or --rows stego)"
-        )
-
-
-def default_out(name: str, overrides: Sequence[str]) -> Path:
-    mode = [text.partition("=")[2] for text in overrides if text.startswith("mode=")] or ["paper"]
-    return Path("runs") / "-".join(filter(None, (name, data_of(overrides), mode[-1])))
-
-
-def split_arguments(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Seeds as numbers, and settings that stood behind them put with the others."""
-    listed = [part for text in seeds if "=" not in text for part in text.split(",") if part]
-    if not all(re.fullmatch(r"\d+", part) for part in listed) or not listed:
-        raise ValueError(f"--seeds {' '.join(seeds)}: whole numbers from 0 on are needed, as in --seeds 0 1 2")
-    return list(dict.fromkeys(map(int, listed))), [*overrides, *(text for text in seeds if "=" in text)]
-
-
-def run_all(jobs: Sequence[Job], overwrite: bool, console: Console) -> None:
-    """One after the other; failures are printed and kept."""
-    for number, job in enumerate(jobs, 1):
-        if not commands(job, overwrite):
-            console.print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}: finished before", markup=False)
-            continue
-        console.print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}", style="bold", markup=False)
-        error = run_job(job, overwrite)
-        if error:
-            console.print(f"failed: {error}; going on", style="bold red", markup=False)
-
-
-def write_tables(out: Path, table: PaperTable, jobs: Sequence[Job], name: str, command: str) -> tuple[str, bool]:
-    """``NAME.md`` and ``NAME.csv`` from whatever is finished; returns the first's text and whether all went well."""
-    results = [result_of(job) for job in jobs]
-    text = markdown(table, results, command)
-    write_text(out / f"{name}.md", text)
-    write_text(out / f"{name}.csv", csv_text(table, results))
-    return text, not any(result.error for result in results)
-
-
-def reproduce(options: argparse.Namespace, command: str) -> bool:
-    """Everything behind the command line; whether every run went well."""
-    seeds, overrides = split_arguments(options.seeds, options.overrides)
-    launcher = next((text for text in overrides if text.lstrip("+~").startswith("hydra")), None)
-    if launcher is not None:
-        raise ValueError(f"{launcher} is for Hydra's launchers: use python -m depthg.train --multirun with the rows")
-    table = choose_table(options.table, overrides)
-    protocol = options.protocol or ("plain" if table.name == "ablation" else "flip-crf")
-    out = (options.out or default_out(options.table, overrides)).expanduser().resolve()
-    jobs = plan(table, choose_rows(table, options.rows), overrides, seeds, out, protocol, options.split)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    if options.dry_run:
-        for job in jobs:
-            for line in commands(job, options.overwrite):
-                console.print(" ".join(["python", *line[1:]]), markup=False, highlight=False, soft_wrap=True)
-        return True
-    data = load_config(jobs[0].settings).data  # all rows of a table have one data set
-    check_root(data.name, data.root)
-    if protocol == "flip-crf" and importlib.util.find_spec("pydensecrf") is None:
-        raise ImportError("the paper's numbers are measured with a CRF; install pydensecrf2, or pass --protocol flip")
-    for job in jobs:
-        check_folder(job, options.overwrite)
-    output_folder(out)
-    run_all(jobs, options.overwrite, console)
-    text, good = write_tables(out, table, jobs, options.table, command)
-    console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {out / options.table}.md and .csv", highlight=False, soft_wrap=True)
-    return good
 
 
 def parser() -> argparse.ArgumentParser:
@@ -226,16 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m depthg.reproduce``."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_intermixed_args(given)
-    try:
-        with terminate_as_interrupt():
-            return 0 if reproduce(options, shlex.join(["python", "-m", "depthg.reproduce", *given])) else 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (*USER_ERRORS, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    line = shlex.join(["python", "-m", "depthg.reproduce", *given])
+    errors = (*command.USER_ERRORS, RuntimeError)
+    return command.run(
+        lambda: 0 if reproduce(options, line) else 1, "stopped; the same command goes on from here", errors
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

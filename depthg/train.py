@@ -2,280 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import time
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any
-
-import torch
 from rich.console import Console
 
-from depthg import processes
-from depthg.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint
-from depthg.cli import run_command
-from depthg.clustering import cosine_kmeans
 from depthg.config import Config
-from depthg.device import pick_device, to_device
-from depthg.figures import confusion_figure, save_figure
-from depthg.metrics import matched_confusion
-from depthg.nonfinite import FiniteGuard, last_checkpoint
-from depthg.panels import write_panels
-from depthg.prepare import Preparation, Prepared
-from depthg.progress import training_bar
-from depthg.report import write_report
-from depthg.results import print_metrics, protocol
-from depthg.run_folder import MetricLog, RunLock, check_run, create_run, environment, peak_memory, run_path
-from depthg.scoring import confusions, sample_rows, summarize, training_codes
-from depthg.seeds import seed_of
-from depthg.step import Model, Step, draw_batch
-from depthg.stopping import StopRequest, terminate_as_interrupt
-from depthg.whole_files import write_text
+from depthg.config.command import run_command
+from depthg.evaluation.protocol import print_metrics
+from depthg.evaluation.training_scores import TrainingScores
+from depthg.model.run_folder import RunLock, run_path
+from depthg.reporting.finish import finish
+from depthg.runtime import processes
+from depthg.runtime.stopping import terminate_as_interrupt
+from depthg.training.trainer import Trainer
 
 SUMMARY = """Trains STEGO + DepthG on frozen features, without labels, and evaluates the segmentation.
 With no argument: the embedded demo on procedural RGB-D scenes.
 On your own photos: data=folder data.root=DIR n_classes=12"""
-
-
-class Trainer:
-    """One run: data, model, optimisers and the run folder. Nothing is written before the settings proved possible.
-
-    Of several processes the first one writes and prints.
-    """
-
-    def __init__(self, config: Config, lock: RunLock | None = None):
-        started = time.perf_counter()
-        self.console, self.device = Console(quiet=not processes.is_main()), pick_device(config.device)
-        processes.start(self.device)
-        processes.from_main(lambda: check_run(config))
-        check_shares(config)
-        self.config = config = dataclasses.replace(config, precision=processes.precision(config.precision))
-        preparation = Preparation(config, self.device)
-        self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
-        check_data(config, self.data, self.console)
-        if lock is not None:
-            processes.from_main(lambda: bool(lock.take()))
-        self.run = processes.from_main(lambda: create_run(config))
-        torch.manual_seed(seed_of(config.seed, "weights"))
-        classes = self.data.dataset.classes
-        channels, clusters = self.data.transform.channels, config.n_classes or len(classes)
-        self.model = Model(channels, config.head.dim, config.head.dropout, len(classes), clusters).to(self.device)
-        rates = {"head": config.head.lr, "linear": config.probe.lr, "cluster": config.probe.lr}
-        self.optimizers = {name: adam(module, rates[name], self.device) for name, module in self.model.named_children()}
-        self.step = Step(config, self.data, self.model, self.device)
-        self.guard = FiniteGuard(self.run, config.train.on_nan, self.console)
-        self.iteration, self.best = 0, -1.0
-        self.seconds = {"prepare": time.perf_counter() - started, "train": 0.0, "evaluate": 0.0}
-        if not (config.resume and self.restore()) and config.loss.shifts == "auto":
-            self.step.shifts = self.step.auto_shifts()
-        self.log = MetricLog(self.run, self.iteration) if processes.is_main() else None
-
-    def modules(self) -> dict[str, torch.nn.Module]:
-        return {"transform": self.data.transform, **dict(self.model.named_children())}
-
-    def save(self, name: str = "last") -> None:
-        self.guard.settle()
-        header = {
-            "iteration": self.iteration, "shifts": self.step.shifts, "best": self.best, "seconds": self.seconds,
-            "backbone": self.config.backbone.name, "weights": self.weights_hash,
-            "stages": self.data.transform.stages, "classes": self.data.dataset.classes,
-            "features": self.data.features_key, "skipped": self.guard.skipped,
-        }  # fmt: skip
-        if processes.is_main():
-            save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
-
-    def restore(self) -> bool:
-        """Continues from ``checkpoints/last``; False when the run was killed before its first checkpoint."""
-        folder = self.run / "checkpoints" / "last"
-        found = processes.from_main(lambda: read_checkpoint(folder) if (folder / FILE).is_file() else None)
-        if found is None:
-            return False
-        tensors, header = found
-        if header["features"] != self.data.features_key:
-            raise ValueError(
-                f"{self.run} was trained on other photos, weights or settings than are found now; start anew"
-            )
-        load_modules(tensors, self.modules(), folder)
-        load_optimizers(tensors, self.optimizers)
-        self.iteration, self.best = header["iteration"], header["best"]
-        self.step.shifts = tuple(header["shifts"])
-        self.guard.skipped = header.get("skipped", [])
-        self.seconds = {name: value + header["seconds"][name] for name, value in self.seconds.items()}
-        return True
-
-    def train(self) -> None:
-        """The loop: losses, three optimisers, then log, evaluate and save when due."""
-        config = self.config
-        with training_bar(self.console) as bar, StopRequest() as stop:
-            task = bar.add_task("training", total=config.iterations, completed=self.iteration, loss="")
-            while self.iteration < config.iterations:
-                started = time.perf_counter()
-                losses, logged = self.step.losses(self.iteration)
-                for optimizer in self.optimizers.values():
-                    optimizer.zero_grad(set_to_none=True)
-                total: Any = sum(losses.values())
-                total.backward()
-                processes.average_gradients(list(self.model.parameters()))
-                finite = self.guard.passes(self.step, self.iteration, losses, logged, self.optimizers.values())
-                for optimizer in self.optimizers.values() if finite else ():
-                    optimizer.step()
-                self.iteration += 1
-                restart = self.iteration == config.probe.reinit
-                if restart or self.due(config.log_every) or self.due(config.val.every):
-                    finite = self.guard.settle() and finite  # before what follows the step; saving does so itself
-                if restart:
-                    self.reinitialize_clusters()
-                self.seconds["train"] += time.perf_counter() - started
-                if self.due(config.log_every) and finite:
-                    bar.update(task, loss=f"loss {self.log_step({'loss': losses['total'].detach(), **logged}):.4f}")
-                if self.due(config.val.every):
-                    self.validate()
-                stopping = processes.any_of(stop.requested)
-                if self.due(config.checkpoint.every) or stopping:
-                    self.save()
-                if stopping:
-                    raise KeyboardInterrupt
-                bar.update(task, completed=self.iteration)
-        self.save()
-
-    def due(self, every: int) -> bool:
-        return bool(every) and (self.iteration % every == 0)
-
-    def log_step(self, values: dict) -> float:
-        """A line of ``metrics.jsonl``, means over processes, and its loss; one that is not finite stops the run."""
-        started = time.perf_counter()
-        values = processes.averages(values)
-        self.seconds["train"] += time.perf_counter() - started
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"{name} is {float(value)} at iteration {self.iteration}: training diverged; lower head.lr or "
-                    f"probe.lr ({last_checkpoint(self.run)})"
-                )
-        self.write_log({**values, "seconds": self.seconds["train"]})
-        return values["loss"]
-
-    def write_log(self, values: dict) -> None:
-        if self.log is not None:
-            self.log.write(self.iteration, values)
-
-    def reinitialize_clusters(self) -> None:
-        """Moves the cluster probe's centroids to k-means of training codes, at their present length, and forgets the
-        optimiser's momentum, which belonged to the old ones."""
-        probe = self.model.cluster
-        with torch.no_grad():
-            probe.centroids.copy_(self.code_centroids() * probe.centroids.norm(dim=1).mean())
-        self.optimizers["cluster"].state.clear()
-
-    def read_outs(self) -> dict:
-        found = {"cluster": (True, self.model.cluster)}
-        return found | ({"linear": (True, self.model.linear)} if self.model.linear is not None else {})
-
-    def kmeans(self, vectors: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Centroids of vectors on the device, which the first process computes, so that all have the same."""
-        clusters, seed = len(self.model.cluster.centroids), self.config.seed
-        found = processes.from_main(lambda: cosine_kmeans(vectors(), clusters, seed=seed).cpu())
-        return to_device(found, self.device)
-
-    def code_centroids(self) -> torch.Tensor:
-        """k-means of training codes."""
-        head, features, count = self.model.head, self.data.features, self.config.val.kmeans_samples
-        return self.kmeans(lambda: training_codes(head, features, count, self.config.seed, self.device))
-
-    @cached_property
-    def feature_centroids(self) -> torch.Tensor:
-        """k-means of the raw features; they never change."""
-        features, count = self.data.features, self.config.val.kmeans_samples
-        return self.kmeans(lambda: to_device(sample_rows(features, count, self.config.seed), self.device))
-
-    def scores(self) -> tuple[dict, dict, dict]:
-        """Metrics, assignments and confusion matrices of the evaluation split; empty without labels."""
-        classes, val = self.data.dataset.classes, self.config.val
-        if self.data.evaluation.labels is None:
-            return {}, {}, {}
-        of_codes, of_features = self.code_centroids(), self.feature_centroids
-        read_outs = self.read_outs() | {
-            "kmeans_codes": (True, lambda x: x @ of_codes.T),
-            "kmeans_features": (False, lambda x: x @ of_features.T),
-        }
-        counts = confusions(self.data.evaluation, self.model.head, read_outs, len(classes), self.device)
-        return *summarize(counts, classes, val.matching, val.count), counts
-
-    def validate(self) -> None:
-        started = time.perf_counter()
-        metrics = self.scores()[0]
-        if metrics:
-            self.write_log({key: value for key, value in metrics.items() if key != "per_class"})
-            if self.config.checkpoint.rule != "last" and metrics["cluster.miou"] > self.best:
-                self.best = metrics["cluster.miou"]
-                self.save("best")
-        self.seconds["evaluate"] += time.perf_counter() - started
-
-    def evaluate(self) -> dict:
-        """Final scores, pictures and the report; returns what ``metrics.json`` holds (other processes: nothing)."""
-        started, best = time.perf_counter(), self.run / "checkpoints" / "best"
-        if self.config.checkpoint.rule == "best":
-            found = processes.from_main(lambda: read_checkpoint(best) if best.is_dir() else None)
-            if found is not None:
-                load_modules(found[0], self.modules(), best)
-        metrics, assignments, counts = self.scores()
-        if not processes.is_main():
-            return {}
-        if metrics:
-            matched = matched_confusion(counts["cluster"], assignments["cluster"])
-            metrics["confusion"] = matched.tolist()
-            metrics["assignment"] = {name: found.tolist() for name, found in assignments.items()}
-            save_figure(confusion_figure(matched, self.data.dataset.classes), self.run / "confusion.png")
-        metrics["classes"] = list(self.data.dataset.classes)
-        metrics["palette"] = self.data.dataset.palette.tolist()
-        metrics["protocol"] = protocol(
-            self.config, self.data.dataset.note, self.data.depth is not None, self.step.shifts
-        )
-        metrics["environment"] = environment() | {"processes": str(processes.count())}
-        metrics["skipped_iterations"] = self.guard.skipped
-        metrics["skipped"] = [*skipped(self.data.dataset.train), *skipped(self.data.evaluation_split)]
-        if self.config.val.panels:
-            matching, count = assignments.get("cluster"), self.config.val.panels
-            write_panels(self.run, self.data, self.read_outs(), self.model.head, matching, count)
-        self.seconds["evaluate"] += time.perf_counter() - started
-        seconds = {**self.seconds, "total": sum(self.seconds.values())}
-        metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-        metrics["memory"] = peak_memory()
-        write_text(self.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
-        write_report(self.run)
-        return metrics
-
-
-def adam(module: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
-    """The optimiser of a module; on a GPU in one launch, which leaves a step out by itself (see ``FiniteGuard``)."""
-    return torch.optim.Adam(module.parameters(), lr=rate, fused=True if device.type == "cuda" else None)
-
-
-def skipped(split) -> list[str]:
-    """What ``data.on_error=skip`` left out, a line per photo."""
-    return list(getattr(split, "skipped", []))
-
-
-def check_shares(config: Config) -> None:
-    """Raises ValueError when the processes cannot have equal parts of a batch that negatives can be drawn from."""
-    share = processes.share_of(config.batch_size, "batch_size")
-    if share is not None and config.loss.scope == "process" and share.size < 2:
-        raise ValueError(
-            f"loss.scope=process leaves {share.size} image to each of {processes.count()} processes and no negative; "
-            f"use batch_size={2 * processes.count()} or more, or loss.scope=global"
-        )
-
-
-def check_data(config: Config, data: Prepared, console: Console) -> None:
-    """Raises for settings that do not fit the data, and says what a missing depth map means."""
-    draw_batch(config, data, 0)  # raises when the batch exceeds the data
-    rule = config.checkpoint.rule
-    if rule != "last" and data.evaluation.labels is None:
-        raise ValueError(f"checkpoint.rule={rule} needs labels to pick a checkpoint by; use checkpoint.rule=last")
-    if data.depth is None and (config.loss.depth.weight or config.sampling.method == "fps"):
-        console.print("depth.source=none: plain STEGO, with random points and without the depth term")
 
 
 def train(config: Config) -> dict:
@@ -284,8 +25,9 @@ def train(config: Config) -> dict:
     with terminate_as_interrupt():
         try:
             trainer = Trainer(config, lock)
-            trainer.train()
-            metrics = trainer.evaluate()
+            scores = TrainingScores(trainer)
+            trainer.train(scores.metrics)
+            metrics = finish(trainer, scores)
             if processes.is_main():
                 print_metrics(metrics, trainer.run, trainer.console)
             return metrics

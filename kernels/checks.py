@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from depthg.kernels.reference import RELATIONS, LossSettings
 from torch import Tensor
+
+from depthg.kernels.reference import RELATIONS, LossSettings
 
 T = TypeVar("T")
 TRITON_TYPES = (torch.float32, torch.float16, torch.bfloat16)

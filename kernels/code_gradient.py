@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks, pair_pass_native
 from depthg.kernels.pair_pass import inverse_length
-from torch import Tensor
 
 
 @torch.library.custom_op("depthg::code_gradient", mutates_args=())

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch
 from depthg.kernels.pair_terms import triton_terms
 from depthg.kernels.reference import CorrelationTerm
 from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, run_pass, working_dtype
-from torch import Tensor
 
 
 def _cpu(

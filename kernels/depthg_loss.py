@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks, pair_pass_native, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import Scratch, Target
@@ -26,7 +28,6 @@ from depthg.kernels.terms_cpu import (
     run_pass,
     working_dtype,
 )
-from torch import Tensor
 
 SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
 

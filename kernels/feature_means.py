@@ -6,10 +6,11 @@ Processes that share a batch average theirs and hand them to ``depthg_loss(..., 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks
 from depthg.kernels.pair_pass import inverse_length
 from depthg.kernels.terms_cpu import mean_product, working_dtype
-from torch import Tensor
 
 
 def mean_vectors(x: Tensor) -> Tensor:  # [N, P, C] -> [N, C]

@@ -11,10 +11,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import reference
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA, missing, native
 from depthg.kernels.checks import HAS_TRITON, interpreting
-from torch import Tensor
 
 IMPLS = ("auto", "cpp", "cuda", "triton", "eager")
 MAX_DIMS = 8

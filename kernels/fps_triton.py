@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from depthg.kernels.fps_points_triton import (
     INFINITY,
     NO_INDEX,
@@ -33,7 +35,6 @@ from depthg.kernels.fps_points_triton import (
     unpack,
 )
 from depthg.kernels.launch_triton import on_device
-from torch import Tensor
 
 HELD_POINTS, HALVES_POINTS = 8192, 16384  # of which three coordinates and minima, or minima fit in the registers
 TILES_POINTS = 65536  # one multiprocessor takes about as long for these as a launch does

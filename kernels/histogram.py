@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks, reference
 from depthg.kernels.correlation import check_pair
 from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Vectors, chunks, row_blocks
 from depthg.kernels.terms_cpu import constants, working_dtype
-from torch import Tensor
 
 
 def _cpu(a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool, index: Tensor, cosine: bool) -> Tensor:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from depthg.kernels.launch_triton import cdiv, on_device, precision
 from depthg.kernels.packed_triton import load_block, pack, products
 from depthg.kernels.terms_cpu import mean_product
-from torch import Tensor
 
 COPIES = 32
 TILE = 64

@@ -7,8 +7,9 @@ from functools import lru_cache
 
 import torch
 import triton
-from depthg.kernels.checks import interpreting
 from torch import Tensor
+
+from depthg.kernels.checks import interpreting
 
 
 def cdiv(a: int, b: int) -> int:

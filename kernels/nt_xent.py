@@ -10,11 +10,12 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks, reference
 from depthg.kernels.code_gradient import code_gradient
 from depthg.kernels.pair_pass import CHUNK, inverse_length, row_blocks
 from depthg.kernels.terms_cpu import working_dtype
-from torch import Tensor
 
 
 def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | None]:

@@ -15,9 +15,10 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from depthg.kernels.launch_triton import architecture, cdiv, on_device, power_of_two, precision
 from depthg.kernels.packed_triton import load_block, pack, products
-from torch import Tensor
 
 PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 RAISE = 13  # weights times rest are at most 4: raised by 2^13 they stay below 65504

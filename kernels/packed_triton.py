@@ -11,9 +11,10 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from depthg.kernels.launch_triton import cdiv
 from depthg.kernels.prepare_triton import inverse_length
-from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["rows", "C"])

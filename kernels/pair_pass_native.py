@@ -10,9 +10,10 @@ import threading
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from depthg.kernels._extension import native
 from depthg.kernels.pair_pass import FeatureTarget, Pairs, Target, Vectors
-from torch import Tensor
 
 AVAILABLE = native is not None and hasattr(native, "pair_pass")
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from depthg.kernels import checks
 from torch import Tensor
+
+from depthg.kernels import checks
 
 TENSORS = 14  # of terms_triton.Inputs, the first arguments of the operator
 PLAN_NEEDS = slice(12, 16)  # of plan_triton.Sizes: which codes get gradients

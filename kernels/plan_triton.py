@@ -11,6 +11,8 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from depthg.kernels.launch_triton import cdiv
 from depthg.kernels.prepare_triton import BANKS
 from depthg.kernels.tiles_triton import (
@@ -24,7 +26,6 @@ from depthg.kernels.tiles_triton import (
     SAME,
     SEGMENTS,
 )
-from torch import Tensor
 
 SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
 HALF, TF32, TF32X3 = range(3)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import checks, reference
 from depthg.kernels._extension import native
-from torch import Tensor
 
 COMPILED = native is not None and hasattr(native, "sample_maps")
 

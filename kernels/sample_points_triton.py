@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from depthg.kernels.launch_triton import on_device
 from torch import Tensor
+
+from depthg.kernels.launch_triton import on_device
 
 BLOCK_C = 64  # a channel per thread: nothing is read in vectors, so no size or stride needs a kernel of its own
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import pair_pass_native, reference
 from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Target, Vectors, pair_pass
-from torch import Tensor
 
 
 class Bank(NamedTuple):

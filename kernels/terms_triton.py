@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from depthg.kernels import finish_triton, prepare_triton, tiles_triton
 from depthg.kernels.launch_triton import architecture, cdiv, on_device, power_of_two, precision
 from depthg.kernels.plan_triton import GRADIENT_ROWS, HALF, PREPARE_POINTS, TF32, TF32X3, Plan, Sizes, make_plan, tables
 from depthg.kernels.prepare_triton import BANK_FIELDS, BANKS, CELLS, COORDINATES, PLAIN, POSITIVE, ROWS_GIVEN, UNIT
 from depthg.kernels.reference import _scaled_deviation
 from depthg.kernels.tiles_triton import FIELDS, SEGMENTS
-from torch import Tensor
 
 
 class Inputs(NamedTuple):

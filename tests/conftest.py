@@ -20,7 +20,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 import pytest
 from hypothesis import settings
 
-from depthg.figures import svg_bytes
+from depthg.reporting.figures import svg_bytes
 
 settings.register_profile(  # a busy machine is no failure; examples are the same every time, unless more are asked for
     "patient", deadline=None, derandomize="DEPTHG_EXAMPLES" not in os.environ
@@ -51,14 +51,14 @@ def _seeded():
 def _plain_figures():
     """Figures of reports are built but not drawn, which would take most of a miniature run: see ``drawn_figures``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthg.report_page.svg_bytes", lambda figure: b"<svg/>")
+        patch.setattr("depthg.reporting.page.svg_bytes", lambda figure: b"<svg/>")
         yield
 
 
 @pytest.fixture
 def drawn_figures(monkeypatch):
     """Draws the figures of reports in this process."""
-    monkeypatch.setattr("depthg.report_page.svg_bytes", svg_bytes)
+    monkeypatch.setattr("depthg.reporting.page.svg_bytes", svg_bytes)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from depthg.backbone_vit import quiet
+from depthg.backbones.vit import quiet
 
 VIT = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2)
 NECK = dict(neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from depthg.depth_sources import FolderDepth
+from depthg.depth.sources import FolderDepth
 
 
 def folder_depth(root, name):

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from depthg.checkpoints import read_checkpoint
-from depthg.cli import load_config
-from depthg.config import Config
+from depthg.config.composing import load_config
+from depthg.config.schema import Config
+from depthg.model.checkpoints import read_checkpoint
 
 
 def write_camvid(root: Path, n_train: int = 6, n_val: int = 3, size: int = 64) -> Path:

@@ -7,11 +7,11 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
-from depthg.kernels.checks import HAS_TRITON
 
 import depthg
 from depthg import kernels
 from depthg.data.base import Split
+from depthg.kernels.checks import HAS_TRITON
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

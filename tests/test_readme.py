@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from depthg.cli import check_overrides
+from depthg.config.composing import check_overrides
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from depthg import report_page
-from depthg.cli import load_config
+from depthg.config.composing import load_config
+from depthg.reporting import page as report_page
 from depthg.train import train
 
 if __name__ == "__main__":

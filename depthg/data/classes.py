@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.colours import class_palette
+from depthg.data.colours import class_palette
 from depthg.data.files import DataError, label_table, show
 
 VOID_NAME, VOID_ID, LARGEST_ID = "void", 255, 65535

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from depthg.colours import class_palette
 from depthg.data.base import Dataset, Split
+from depthg.data.colours import class_palette
 from depthg.data.files import label_table, tree_error
 from depthg.data.pairing import (
     by_stem,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.colours import class_palette
 from depthg.data.base import Dataset, FileSplit, Split, drop_unreadable
+from depthg.data.colours import class_palette
 from depthg.data.files import DataError, label_table, map_ids, show, tree_error
 from depthg.data.matlab import read_mat
 from depthg.data.pairing import count_note

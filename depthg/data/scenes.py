@@ -26,9 +26,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from depthg.scenery.primitives import Camera
-from depthg.scenery.worker import scene_file, write_scene
-from depthg.whole_files import remove_partials
+from depthg.data.scenery.primitives import Camera
+from depthg.data.scenery.worker import scene_file, write_scene
+from depthg.runtime.worker_pool import available_cores
+from depthg.storage.whole_files import remove_partials
 
 CLASSES = ("sky", "road", "grass", "building", "tree", "car", "person", "pole")
 PALETTE = np.array(
@@ -146,8 +147,7 @@ class SceneDataset:
         self.folder = Path(cache_dir) / f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self.seed, self.size, self.n_test = seed, size, n_test
         self.workers, self.progress = (
-            workers
-            or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+            workers or min(8, available_cores()),
             progress,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def render_files(
 
 
 def _start_worker(folder: Path, seed: int, size: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "depthg.scenery.worker", str(folder.absolute()), str(seed), str(size)]
+    command = [sys.executable, "-m", "depthg.data.scenery.worker", str(folder.absolute()), str(seed), str(size)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = {**os.environ, **threads}
     home = Path(__file__).resolve().parents[2]

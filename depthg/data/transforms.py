@@ -141,7 +141,7 @@ class Views:
             },
         )
 
-    def _photo(self, index: int, parts: frozenset[str]) -> "_Photo":
+    def _photo(self, index: int, parts: frozenset[str]) -> "_Decoded":
         if self.per_photo == 1:
             return self._read(index, parts)
         with self._lock:
@@ -154,7 +154,7 @@ class Views:
                 recent.photo = self._read(index, parts)
             return recent.photo
 
-    def _read(self, index: int, parts: frozenset[str]) -> "_Photo":
+    def _read(self, index: int, parts: frozenset[str]) -> "_Decoded":
         name = self.split.names[index]
         image = self.split.image(index) if "image" in parts else None
         size = photo_size(self.split, index) if image is None else image.shape[:2]
@@ -164,7 +164,7 @@ class Views:
         maps = {}
         if "maps" in parts:
             maps = {key: _checked_map(function(index), size, name, key) for key, function in self.maps.items()}
-        return _Photo(size, image, label, maps)
+        return _Decoded(size, image, label, maps)
 
     def _window(self, photo: tuple[int, int], number: int, name: str) -> "Window":
         height, width = photo
@@ -202,7 +202,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class _Photo:
+class _Decoded:
     size: tuple[int, int]  # height, width
     image: np.ndarray | None  # uint8 [H, W, 3]
     label: np.ndarray | None  # int64 [H, W]

@@ -1,4 +1,4 @@
-// The CUDA code of farthest point sampling as a library for a CPU: what tests/test_fps_cuda_on_cpu.py loads.
+// The CUDA code of farthest point sampling as a library for a CPU: what tests/kernels/test_fps_cuda_on_cpu.py loads.
 #include <cuda_runtime.h>
 
 #include "fps_cuda.cu"

@@ -21,18 +21,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save
 
-from depthg.backbone_weights import read_state_dict
-from depthg.checkpoints import FILE, read_checkpoint
-from depthg.cli import stored_settings
-from depthg.config import Config
-from depthg.convert import plain_setting, read_stego
+from depthg.backbones.weights import read_state_dict
+from depthg.config.composing import stored_settings
+from depthg.config.schema import Config
 from depthg.data.classes import read_classes
 from depthg.data.files import label_table, read_image, read_label
 from depthg.data.matlab import read_mat
 from depthg.data.pairing import read_list
-from depthg.depth_sources import FolderDepth
-from depthg.report import read_run
-from depthg.run_folder import read_log
+from depthg.depth.sources import FolderDepth
+from depthg.model.checkpoints import FILE, read_checkpoint
+from depthg.model.converted import plain_setting, read_stego
+from depthg.model.run_folder import read_log
+from depthg.reporting.run_files import read_run
 from depthg.unpickle import read_pickle
 
 EXPECTED = (ValueError, FileNotFoundError)

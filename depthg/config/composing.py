@@ -1,0 +1,115 @@
+"""Settings from presets and ``key=value``, or from a run folder; errors name the nearest valid key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from depthg.config.schema import GROUPS, Config, nearest, options, validate
+from depthg.storage.safe_text import check_no_references, parse_yaml
+
+RESUME_KEYS = ("resume", "device", "cache.dir", "data.workers", "iterations")
+
+
+def group_choices(group: str) -> list[str]:
+    """Names of the presets of one config group, e.g. ``experiment``."""
+    files = (resources.files("depthg.config.conf") / group).iterdir()
+    return sorted(Path(item.name).stem for item in files if item.name.endswith(".yaml"))
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ValueError for an unknown key or preset, naming the nearest valid one."""
+    keys = [*options(), *GROUPS]
+    given = []
+    for before, override in zip(["", *overrides], overrides, strict=False):
+        if override.startswith("-") or (before.startswith("-") and "=" not in override):  # --cfg job
+            continue
+        key, equals, value = override.partition("=")
+        key = key.lstrip("+~")
+        if key.startswith("hydra"):
+            continue
+        if not equals:
+            raise ValueError(f"{override!r} is not of the form key=value{nearest(key, keys)}")
+        if key in GROUPS:
+            names = group_choices(key)
+            for choice in value.split(","):
+                if choice not in names:
+                    raise ValueError(
+                        f"unknown {key}={choice!r}; choose one of {', '.join(names)}{nearest(choice, names)}"
+                    )
+        elif key not in keys:
+            raise ValueError(f"unknown key {key!r}{nearest(key, keys)} (all keys: --help)")
+        given.append(key)
+    extra = [key for key in given if key not in RESUME_KEYS]
+    if "resume" in given and extra:
+        raise ValueError(f"resume continues with the run's own settings; drop {', '.join(extra)}")
+
+
+def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """Overrides with the values of text keys in quotes where Hydra would stumble, as over a path with ü or (1) in it.
+
+    Values that are quoted already stay, and so do interpolations and, with ``sweep``, lists of values to sweep over.
+    """
+    text_keys = {key for key, (item, _) in options().items() if str(item.type).startswith("str")}
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        swept = sweep and ("," in value or re.match(r"\w+\(", value))
+        plain = re.fullmatch(r"""[\w./+:%*@\\-]*|'([^'\\]|\\.)*'|"([^"\\]|\\.)*"|.*\$\{.*""", value, re.ASCII)
+        if key.lstrip("+~") in text_keys and equals and not (plain or swept):
+            escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
+            override = f"{key}='{escaped}'"
+        quoted.append(override)
+    return quoted
+
+
+def to_config(node) -> Config:
+    """The checked dataclass from Hydra's composed node (or a plain dict with the same keys)."""
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), node))
+    return validate(config)
+
+
+def load_config(overrides: Sequence[str] = ()) -> Config:
+    """The same settings from Python: ``load_config(["experiment=demo", "seed=1"])``.
+
+    ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir, data.workers and
+    iterations may be given anew.
+
+    Raises:
+        ValueError: an unknown key, an impossible value, or damaged stored settings.
+        FileNotFoundError: ``resume`` names no run folder.
+    """
+    check_overrides(overrides)
+    given = dict(override.split("=", 1) for override in overrides)
+    if given.get("resume", "null") not in ("null", ""):
+        stored = stored_settings(Path(given["resume"]).expanduser())
+        return to_config(OmegaConf.merge(stored, OmegaConf.from_dotlist(list(overrides))))
+    ConfigStore.instance().store(name="schema", node=Config)
+    with hydra.initialize_config_module("depthg.config.conf", version_base="1.3"):
+        try:
+            return to_config(hydra.compose("config", overrides=quote_text(overrides)))
+        except HydraException as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ValueError(f"cannot use {' '.join(overrides)}: {reason}") from error
+
+
+def stored_settings(run: Path) -> dict:
+    """Settings in a run folder's ``config.yaml``, read without running code."""
+    path = run / "config.yaml"
+    try:
+        stored = check_no_references(parse_yaml(path.read_text(encoding="utf-8")))
+        to_config(stored)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{run} is not a run folder: it has no config.yaml") from error
+    except (UnicodeDecodeError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return stored

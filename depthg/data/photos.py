@@ -1,0 +1,64 @@
+"""Photos that a command line names: files, folders and quoted patterns."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from depthg.data.files import IMAGE_SUFFIXES, list_files, show
+
+
+def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Photos of files, folders (with subfolders) and quoted patterns, with their paths relative to what was given.
+
+    Pictures below `out` are results of earlier runs where `out` lies inside a folder that is searched.
+
+    Returns:
+        the photos with their relative paths, each photo once, and a line for every input that is not there.
+
+    Raises:
+        DataError: a folder cannot be listed.
+        ValueError: `out` is one of the folders.
+    """
+    home, problems = real_path(out), []
+    found: dict[Path, tuple[Path, str]] = {}
+    for text in inputs:
+        if not text:  # most likely a variable that is not set; as a path it would be the working folder
+            problems.append("one of the inputs is empty text: give files, folders or patterns")
+            continue
+        path, searched = Path(text).expanduser(), True
+        if path.is_dir():
+            base, photos = path, list_files(path, recursive=True)
+        elif os.path.lexists(path) or not glob.has_magic(text):
+            base, photos, searched = path.parent, [path], False
+        else:
+            base, photos = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)), _matches(path)
+        if searched and real_path(base) == home:
+            raise ValueError(f"--out {show(out)} is the folder of the photos: choose a folder of its own")
+        if searched and home.is_relative_to(real_path(base)):
+            photos = [photo for photo in photos if not real_path(photo).is_relative_to(home)]
+        if not photos:
+            problems.append(f"{show(text)}: no photos there ({' '.join(IMAGE_SUFFIXES)})")
+        for photo in photos:
+            if os.path.lexists(photo):
+                found.setdefault(real_path(photo), (photo, photo.relative_to(base).as_posix()))
+            else:
+                problems.append(f"{show(photo)}: there is no such file or folder")
+    return list(found.values()), problems
+
+
+def real_path(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a link to itself before Python 3.13
+
+
+def _matches(pattern: Path) -> list[Path]:
+    photos = []
+    for match in sorted(map(Path, glob.glob(str(pattern), recursive=True))):
+        if match.is_dir():
+            photos += list_files(match, recursive=True)
+        elif match.name.lower().endswith(IMAGE_SUFFIXES):
+            photos.append(match)
+    return photos

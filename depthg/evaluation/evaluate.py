@@ -1,0 +1,187 @@
+"""Scores of a trained run under the paper's test-time protocol, and others."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import product
+
+import numpy as np
+
+from depthg.backbones import Backbone
+from depthg.config.composing import stored_settings, to_config
+from depthg.data.base import Split
+from depthg.evaluation.frames import FULL, Resolution
+from depthg.evaluation.kmeans_read_outs import kmeans_read_outs
+from depthg.evaluation.one_pass import FLIP, FLIP_CRF, PLAIN, EvaluationPass, Variant, probe_read_outs
+from depthg.evaluation.protocol import protocol
+from depthg.evaluation.results import (
+    Evaluation,
+    cluster_shares,
+    protocol_of,
+    score_all,
+)
+from depthg.features.preparation import Preparation
+from depthg.inference.crf_pool import CrfPool
+from depthg.inference.read_outs import READ_OUTS
+from depthg.model.loaded_run import LoadedRun
+from depthg.runtime import processes
+
+MAX_CLUSTERS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be evaluated; see the command's help."""
+
+    split: str = "val"
+    resolutions: tuple[Resolution, ...] = ()  # none: the run's data.eval_size
+    variants: tuple[Variant, ...] = (PLAIN,)
+    clusters: int | None = None
+    kmeans: bool = True
+    samples: int = 1000
+    workers: int | None = None
+
+
+def requested(
+    default: Sequence[int],
+    resolution: Resolution | None,
+    *,
+    everything: bool,
+    flip: bool | None,
+    crf: bool | None,
+    **rest,
+) -> Request:
+    """The request for one resolution and variant, or for all.
+
+    Args:
+        default: the run's ``data.eval_size``, for centre crops where ``resolution`` says nothing else.
+        everything: plain, flip and, unless ``crf`` is False, flip + CRF, on the centre crop and on full frames.
+        rest: other fields of :class:`Request`.
+    """
+    height, width = default
+    size: Resolution = resolution or (height, width)
+    if not everything:
+        return Request(resolutions=(size,), variants=(Variant(bool(flip), bool(crf)),), **rest)
+    variants = (PLAIN, FLIP) if crf is False else (PLAIN, FLIP, FLIP_CRF)
+    return Request(resolutions=((height, width) if size == FULL else size, FULL), variants=variants, **rest)
+
+
+def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
+    """Scores of a run, one :class:`Evaluation` per resolution and variant; nothing is written.
+
+    Of several processes (``runtime.processes``) each passes over a part of the photos; all but the first return nothing.
+
+    Raises:
+        ValueError: clusters out of range, a resolution that does not fit the backbone, other classes than the run's, an
+            unknown split, or no labelled pixel.
+        ImportError: a CRF is asked for and pydensecrf2 is missing.
+        DataError: a photo or label cannot be read.
+    """
+    config = run.config
+    if request.clusters is not None and not 2 <= request.clusters <= MAX_CLUSTERS:
+        raise ValueError(f"clusters={request.clusters} is out of range; it must be between 2 and {MAX_CLUSTERS}")
+    height, width = config.data.eval_size
+    resolutions: Sequence[Resolution] = request.resolutions or ((height, width),)
+    _check_resolutions(resolutions, run.backbone)
+    refined = any(variant.crf for variant in request.variants)
+    workers = processes.own_cores() if request.workers is None else request.workers
+    with CrfPool(workers) if refined else nullcontext() as pool:
+        preparation = Preparation(config, run.device)
+        preparation.backbone = run.backbone
+        split = _split(preparation, request.split)
+        classes = _classes(run, preparation)
+        read_outs = {name: read for name, read in probe_read_outs(run).items() if name == "cluster" or classes}
+        read_outs |= processes.from_main(
+            lambda: {
+                name: read.to("cpu")
+                for name, read in kmeans_read_outs(run, preparation, request.clusters, baselines=request.kmeans).items()
+            }
+        )
+        read_outs = {name: read.to(run.device) for name, read in read_outs.items()}
+        passing = EvaluationPass(run, read_outs, request.variants, len(classes), pool)
+        counts = passing.over(split, resolutions)
+    if not processes.is_main():
+        return []
+    found = []
+    for part in product(resolutions, request.variants):
+        own = {name: counts[(*part, name)] for name in READ_OUTS if (*part, name) in counts}
+        found.append(_evaluation(run, request, preparation.dataset.note, *part, own, classes))
+    skipped = tuple(getattr(split, "skipped", ()))
+    return [dataclasses.replace(evaluation, skipped=skipped) for evaluation in found]
+
+
+def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, variant: Variant) -> str:
+    """File name without ending; unlike protocols have unlike names.
+
+    Settings of the data and of the scores that are not the run's own stand in it: the matching and the count as words,
+    the others as a checksum, the root for folders of photos alone: other data sets are what they are wherever they lie.
+    """
+    size = FULL if resolution == FULL else "x".join(map(str, resolution))
+    clusters = "" if request.clusters is None else f"k{request.clusters}"
+    own, now = to_config(stored_settings(run.path)), run.config
+    words = [getattr(now.val, key) for key in ("matching", "count") if getattr(now.val, key) != getattr(own.val, key)]
+    keys = ("labels", "classes", "list_train", "list_val", "n_val", "n_test") + ("root",) * (now.data.name == "folder")
+    other = [(key, getattr(now.data, key)) for key in keys if getattr(now.data, key) != getattr(own.data, key)]
+    checksum = f"{zlib.crc32(repr(other).encode()):08x}" if other else ""
+    parts = (now.data.name, request.split, size, variant.name, run.checkpoint, clusters, *words, checksum)
+    return "-".join(filter(None, parts))
+
+
+def _evaluation(
+    run: LoadedRun,
+    request: Request,
+    note: str,
+    resolution: Resolution,
+    variant: Variant,
+    counts: dict[str, np.ndarray],
+    classes: tuple[str, ...],
+) -> Evaluation:
+    config, n = run.config, counts["cluster"].shape[2]
+    matching = config.val.matching if n == len(classes) else "many_to_one"
+    clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
+    base = protocol(config, note, config.depth.source != "none", run.header.get("shifts") or ())
+    base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
+    described = protocol_of(base, request.split, len(counts["cluster"]), resolution, variant, clusters, run.checkpoint)
+    results = score_all(counts, classes, matching, config.val.count, request.samples) if classes else {}
+    shares = {} if classes else cluster_shares(counts)
+    return Evaluation(evaluation_name(run, request, resolution, variant), variant, described, classes, results, shares)
+
+
+def _check_resolutions(resolutions: Sequence[Resolution], backbone: Backbone) -> None:
+    for size in resolutions:
+        if not isinstance(size, str) and any(side < 1 or side % backbone.multiple for side in size):
+            near = "x".join(str(max(1, round(side / backbone.multiple)) * backbone.multiple) for side in size)
+            raise ValueError(
+                f"resolution {'x'.join(map(str, size))} must be a multiple of {backbone.multiple} for {backbone.name}; "
+                f"nearest: {near}"
+            )
+
+
+def _split(preparation: Preparation, name: str) -> Split:
+    split = getattr(preparation.dataset, name, None)
+    if split is None:
+        raise ValueError(f"data={preparation.dataset.name} has no split {name!r}; use val or train")
+    return split
+
+
+def _classes(run: LoadedRun, preparation: Preparation) -> tuple[str, ...]:
+    """Classes of the labels: the run's own where it had labels; a run that only numbers its classes takes the names of
+    the data in their order."""
+    classes, data = tuple(preparation.dataset.classes), f"data={preparation.dataset.name}"
+    if not classes or not run.classes or classes == run.classes:
+        return classes
+    if len(classes) != len(run.classes):
+        raise ValueError(
+            f"the run was trained on {len(run.classes)} classes, {data} has {len(classes)}; scores need the same "
+            f"classes: give other labels, or number them as the run does (data=folder data.classes=FILE)"
+        )
+    if run.named:
+        own, other = next(pair for pair in zip(run.classes, classes, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"the run was trained on {len(run.classes)} classes, {data} has {len(classes)} (the first that differs: "
+            f"{own!r}, {other!r}); scores need the same classes"
+        )
+    return classes

@@ -1,0 +1,56 @@
+"""What a person looks at after a run: the scores and the protocol they were measured under."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from depthg.config.schema import Config
+from depthg.inference.read_outs import READ_OUTS
+
+
+def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float]) -> dict:
+    """What every number of a run depends on.
+
+    Args:
+        photos: which of the data set's photos and lists were found.
+        guided: whether the run had depth.
+        shifts: b of self, neighbour and negative pairs.
+    """
+    depth = config.loss.depth
+    term = f"{depth.relation}, weight {depth.weight:g}" if guided and depth.weight else "off"
+    return {
+        "data": config.data.name, "photos": photos or "all", "split": config.data.eval_split,
+        "resolution": list(config.data.eval_size),
+        "crop": "scaled to cover, centre crop", "flip": False, "crf": False,
+        "checkpoint": "best" if config.checkpoint.rule == "best" else "last",
+        "matching": config.val.matching, "count": config.val.count, "seed": config.seed, "mode": config.mode,
+        "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
+        "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,
+        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0,
+        "probe_cells": config.probe.cells or "all", "shifts": list(shifts),
+    }  # fmt: skip
+
+
+def print_metrics(metrics: dict, run: Path, console: Console) -> None:
+    """The read-outs with per-class IoU, the protocol they were measured under, and where the pictures are."""
+    classes = metrics["classes"]
+    if classes:
+        read_outs = [name for name in READ_OUTS if f"{name}.accuracy" in metrics]
+        table = Table("percent", *(READ_OUTS[name] for name in read_outs), title="scores")
+        for score, text in (("accuracy", "accuracy"), ("miou", "mIoU")):
+            table.add_row(text, *(f"{metrics[f'{name}.{score}']:.1f}" for name in read_outs), style="bold")
+        table.add_section()
+        for label in classes:
+            values = [metrics["per_class"][name][label] for name in read_outs]
+            table.add_row(f"IoU {label}", *("-" if value is None else f"{value:.1f}" for value in values))
+        console.print(table)
+    else:
+        console.print("no labels: clusters and pictures only")
+    console.print("protocol: " + json.dumps(metrics["protocol"])[1:-1].replace('"', ""), highlight=False)
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
+    console.print(f"time: {seconds}\npictures: {run / 'panels'}\nreport: {run / 'report.html'}", highlight=False)

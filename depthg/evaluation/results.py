@@ -1,0 +1,234 @@
+"""What an evaluation says and where it is kept: scores with intervals and the protocol that they depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from depthg.evaluation.frames import FULL, Resolution
+from depthg.evaluation.metrics import bootstrap_intervals, matched_confusion, scores
+from depthg.evaluation.one_pass import Variant
+from depthg.evaluation.scoring import MATCHINGS, counting
+from depthg.inference.crf import CrfSettings
+from depthg.inference.read_outs import READ_OUTS
+from depthg.storage.whole_files import write_text
+
+FOLDER = "evaluations"
+HUNGARIAN = "_hungarian"  # ending of a clustering's second entry, where it has more or fewer clusters than classes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One resolution and variant: ``results`` by read-out; ``shares`` of every cluster in percent without labels."""
+
+    name: str  # of its files
+    variant: Variant
+    protocol: dict
+    classes: tuple[str, ...]
+    results: dict[str, dict]
+    shares: dict[str, list[float]]
+    skipped: tuple[str, ...] = ()  # what data.on_error=skip left out, a line per photo
+
+
+def protocol_of(
+    base: Mapping, split: str, images: int, resolution: Resolution, variant: Variant, clusters: dict, checkpoint: str
+) -> dict:
+    """The protocol of a run with what this evaluation did differently."""
+    full = resolution == FULL
+    return {
+        **base, "split": split, "images": images, "resolution": "photo size" if full else list(resolution),
+        "crop": "none" if full else "scaled to cover, centre crop", "flip": variant.flip,
+        "crf": asdict(CrfSettings()) if variant.crf else False, "checkpoint": checkpoint, "clusters": clusters,
+        "intervals": "95%, bootstrap over images, clusters matched anew",
+    }  # fmt: skip
+
+
+def protocol_line(protocol: Mapping) -> str:
+    """The protocol of :func:`protocol_of` in one line, without the parameters of the CRF."""
+    return "; ".join(protocol_parts(protocol))
+
+
+def protocol_parts(protocol: Mapping) -> list[str]:
+    """The parts of :func:`protocol_line`."""
+    size, clusters = protocol["resolution"], protocol["clusters"]
+    size = size if isinstance(size, str) else f"{size[0]} x {size[1]} centre crop"
+    given = f"{clusters['number']} clusters by {clusters['by']}"
+    pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
+    scored = [f"{given}, {protocol['matching'].replace('_', ' ')}", pixels] if protocol["matching"] else [given]
+    restart = protocol["probe_reinit"]
+    return [
+        f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
+        *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
+        "flip" if protocol["flip"] else "no flip", "CRF" if protocol["crf"] else "no CRF",
+        f"{protocol['checkpoint']} checkpoint", *scored, f"{protocol['backbone']}, mode {protocol['mode']}",
+        f"{protocol['iterations']} iterations, seed {protocol['seed']}",
+        f"sampling {protocol['sampling']}, depth {protocol['depth']}, depth term {protocol['depth_term']}",
+        *([f"cluster probe restarted at {restart}"] if restart else []),
+    ]  # fmt: skip
+
+
+def score(
+    per_image: np.ndarray,  # int64 [V, n_classes, n]
+    classes: Sequence[str],
+    *,
+    matching: str | None,
+    count: str,
+    samples: int,
+) -> dict:
+    """Scores in percent of one read-out over a split; ``matching`` None: ids are classes already."""
+    total, match = per_image.sum(0), MATCHINGS[matching] if matching else None
+    assignment = match(total) if match else None
+    found = scores(total, assignment, **counting(count))
+    intervals = bootstrap_intervals(per_image, match, samples=samples, **counting(count))
+    kinds = {"iou": found.iou, "precision": found.precision, "recall": found.recall}
+    return {
+        "accuracy": _percent(found.accuracy), "miou": _percent(found.miou), "matching": matching,
+        "intervals": {k: list(map(_percent, ends)) for k, ends in intervals._asdict().items()} if intervals else None,
+        "per_class": {
+            name: {kind: _percent(values[i]) for kind, values in kinds.items()} for i, name in enumerate(classes)
+        },
+        "assignment": None if assignment is None else assignment.tolist(),
+        "confusion": matched_confusion(total, assignment).tolist(),
+    }  # fmt: skip
+
+
+def score_all(
+    per_image: Mapping[str, np.ndarray], classes: Sequence[str], matching: str, count: str, samples: int
+) -> dict[str, dict]:
+    """Scores of every read-out.
+
+    A clustering with as many clusters as classes is matched by ``matching``; any other one many to one, so that every
+    cluster has a class, and a second time, under its name and ``_hungarian``, one to one.
+    """
+    found = {}
+    for name, counts in per_image.items():
+        even = counts.shape[1] == counts.shape[2]
+        first = None if name == "linear" else matching if even else "many_to_one"
+        found[name] = score(counts, classes, matching=first, count=count, samples=samples)
+        if name != "linear" and not even:
+            found[name + HUNGARIAN] = score(counts, classes, matching="hungarian", count=count, samples=samples)
+    return found
+
+
+def cluster_shares(per_image: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """Percent of all pixels in every cluster, for data without labels."""
+    totals = {name: counts.sum((0, 1)) for name, counts in per_image.items()}
+    return {name: [_percent(100 * share) for share in total / total.sum()] for name, total in totals.items()}
+
+
+def _percent(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 3)
+
+
+# ---- files
+
+
+def write_evaluation(folder: Path, found: Evaluation, environment: Mapping, seconds: float) -> Path:
+    """``NAME.json``; returns its path."""
+    path = folder / f"{found.name}.json"
+    content = {
+        "protocol": found.protocol, "protocol_line": protocol_line(found.protocol), "classes": list(found.classes),
+        "results": found.results, "shares": found.shares, "environment": dict(environment),
+        "seconds": round(seconds, 2), "skipped": list(found.skipped),
+    }  # fmt: skip
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
+    return path
+
+
+def read_metrics(run: Path) -> dict:
+    """``metrics.json`` of a run with its list ``evaluations``; a new one when there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        noted = metrics.setdefault("evaluations", [])
+        if not all(isinstance(entry["file"], str) for entry in noted):
+            raise ValueError("an evaluation names no file")
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); move it away, then evaluate again") from error
+    return metrics
+
+
+def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
+    """Adds the evaluations to the list ``evaluations`` of the run's ``metrics.json``; nothing else in it changes.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    metrics = read_metrics(run)
+    kept = [entry for entry in metrics["evaluations"] if run / entry["file"] not in files]
+    for file, found in files.items():
+        metrics.setdefault("classes", list(found.classes))
+        entry = {
+            "file": file.relative_to(run).as_posix(), "protocol": protocol_line(found.protocol),
+            "checkpoint": found.protocol["checkpoint"], "clusters": found.protocol["clusters"], "shares": found.shares,
+        }  # fmt: skip
+        for name, result in found.results.items():
+            entry |= {f"{name}.{kind}": result[kind] for kind in ("accuracy", "miou", "intervals", "assignment")}
+        kept.append({key: value for key, value in entry.items() if value})
+    write_text(run / "metrics.json", json.dumps({**metrics, "evaluations": kept}, indent=1, allow_nan=False))
+
+
+# ---- screen
+
+
+def print_evaluations(found: Sequence[Evaluation], console: Console) -> None:
+    """A line per read-out with 95% intervals, classes when there is one evaluation, and the protocol."""
+    table = Table("frames", "test time", "read-out", "accuracy %", "mIoU %", title="scores with 95% intervals")
+    for evaluation in found:
+        for name, result in evaluation.results.items():
+            values = [_with_interval(result, kind) for kind in ("accuracy", "miou")]
+            size = evaluation.protocol["resolution"]
+            size = size if isinstance(size, str) else f"{size[0]} x {size[1]}"
+            table.add_row(size, evaluation.variant.name.replace("-", " + "), _read_out_name(name, result), *values)
+        table.add_section()
+    if table.row_count:
+        console.print(table)
+    if len(found) == 1 and found[0].results:
+        console.print(_class_table(found[0]))
+    for evaluation in found:
+        for name, shares in evaluation.shares.items():
+            listed = ", ".join(f"{number}: {share:.1f}" for number, share in enumerate(shares))
+            console.print(
+                f"{READ_OUTS[name]}, percent of pixels by cluster: {listed}".replace("\n", " "), highlight=False
+            )
+    parts = [protocol_parts(evaluation.protocol) for evaluation in found]
+    common = [part for part in parts[0] if all(part in others for others in parts)]  # the rest stands in the rows
+    console.print(f"protocol: {'; '.join(common)}", highlight=False)
+    if not table.row_count:
+        console.print("no labels: clusters alone, nothing is scored")
+
+
+def _with_interval(result: Mapping, kind: str) -> str:
+    ends = (result["intervals"] or {}).get(kind)
+    return f"{result[kind]:.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "").replace("[", "\\[")
+
+
+def _read_out_name(name: str, result: Mapping) -> str:
+    plain = READ_OUTS[name.removesuffix(HUNGARIAN)].replace("\n", " ")
+    return plain if result["matching"] in (None, "hungarian") and HUNGARIAN not in name else (
+        f"{plain}, {result['matching'].replace('_', ' ')}"
+    )  # fmt: skip
+
+
+def _class_table(evaluation: Evaluation) -> Table:
+    """IoU, precision and recall of the probes for every class."""
+    probes = [name for name in ("cluster", "linear") if name in evaluation.results]
+    titles = [
+        f"{READ_OUTS[name].splitlines()[0]}\n{kind}" for name in probes for kind in ("IoU", "precision", "recall")
+    ]
+    table = Table("percent", *titles, title="classes")
+    for label in evaluation.classes:
+        values = [evaluation.results[name]["per_class"][label] for name in probes]
+        cells = [row[kind] for row in values for kind in ("iou", "precision", "recall")]
+        table.add_row(label, *("-" if value is None else f"{value:.1f}" for value in cells))
+    return table

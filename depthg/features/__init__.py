@@ -1,0 +1,1 @@
+"""What is computed once before training: features, nearest neighbours, labels and depth of every view."""

@@ -1,0 +1,233 @@
+"""What is computed once before training: depth, labels, features, neighbours.
+
+Every stage is a cache of its own (see ``cache.py``): found when nothing that it depends on has changed, and else built
+in shards, so that a killed preparation goes on where it was and several processes share the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from depthg.data.base import Split
+from depthg.data.loading import Loader, write_views
+from depthg.data.transforms import FloatMap, View, Views
+from depthg.depth.cache import Crops
+from depthg.depth.maps import MappedDepth, Normals
+from depthg.depth.sources import DepthSource, depth_source
+from depthg.depth.units import check_unit
+from depthg.features.cache import TRANSFORM, FeatureWriter
+from depthg.features.caches import CachePlan, Caches
+from depthg.features.knn import allowed_k
+from depthg.features.knn_cache import NeighbourWriter
+from depthg.features.prepared import EvaluationSet, Prepared
+from depthg.features.reading import Features, StoredFeatures, StreamedFeatures
+from depthg.features.transform import DTYPES, FeatureTransform
+from depthg.storage.cache import Build, cache_key
+
+
+class Preparation(Caches):
+    """Builds or finds the caches of one configuration."""
+
+    @cached_property
+    def feature_settings(self) -> dict:
+        """What the features of the training views depend on; those of other views also depend on these views."""
+        part, network = self.config.backbone, self.backbone
+        return {
+            "device": self.device.type, "backbone": part.name, "weights": network.weights_hash,
+            "input": [network.mean.flatten().tolist(), network.std.flatten().tolist()],
+            "standardize": part.standardize, "pca": part.pca, "dtype": self.config.features.dtype,
+            "train": self.describe(self.train_views),
+        }  # fmt: skip
+
+    def features(self) -> tuple[FeatureTransform, Features, Features, Path]:
+        """The fitted transform, training features, evaluation features, and the folder of the training features."""
+        folders = [self._write_features(*part) for part in self.feature_plans]
+        both = (self.train_views, folders[0]), (self.evaluation_views, folders[-1])
+        training, evaluation = (self._open_features(*part) for part in both)
+        return self.transform, training, evaluation, folders[0]
+
+    @cached_property
+    def transform(self) -> FeatureTransform:
+        """What follows the backbone; fitted when the features are there."""
+        part = self.config.backbone
+        return FeatureTransform(self.backbone.stages, part.pca, part.standardize).to(self.device)
+
+    @cached_property
+    def feature_plans(self) -> list[tuple[CachePlan, Views, FeatureWriter]]:
+        """Features of training and evaluation, or the means alone (``features.cache=off``)."""
+        keep, settings = self.config.features.cache == "on", self.feature_settings
+        kind = "features" if keep else "means"
+        parts = [("training", self.train_views, settings)]
+        if keep:
+            evaluation = {**settings, "evaluation": self.describe(self.evaluation_views)}
+            parts.append(("evaluation", self.evaluation_views, evaluation))
+        found = []
+        for name, views, described in parts:
+            h, w = self.grid(views)
+            writer = FeatureWriter(
+                len(views), h * w, self.transform, DTYPES[self.config.features.dtype], keep=keep,
+                fit=name == "training" and not self.transform.is_identity,
+                batch=self.config.backbone.batch_size, shard_mb=self.config.cache.shard_mb,
+            )  # fmt: skip
+            plan = CachePlan(f"{kind}, {name}", kind, described, writer.arrays, writer.temporary)
+            found.append((plan, views, writer))
+        return found
+
+    def _write_features(self, plan: CachePlan, views: Views, writer: FeatureWriter) -> Path:
+        folder = self.make(plan, lambda build: writer.write(build, self.maps(views), plan.name))
+        if writer.fit:  # for the evaluation views, and for whoever found the features made
+            self.transform.load_state_dict(load_file(folder / TRANSFORM))
+        return folder
+
+    def _open_features(self, views: Views, folder: Path) -> Features:
+        dtype = DTYPES[self.config.features.dtype]
+        if self.config.features.cache == "on":
+            return StoredFeatures(folder / "features.npy", dtype)
+        h, w = self.grid(views)
+        shape = (len(views), h * w, self.transform.channels)
+        return StreamedFeatures(shape, dtype, self.transform, self.maps(views), self.config.backbone.batch_size)
+
+    def label_plan(self, views: Views) -> CachePlan:
+        """Labels of training or evaluation views."""
+        table = getattr(views.split, "table", None)
+        settings = {
+            **self.describe(views), "classes": list(self.dataset.classes),
+            "table": None if table is None else table.tolist(),
+        }  # fmt: skip
+        name = "labels, evaluation" if views is self.evaluation_views else "labels, training"
+        return CachePlan(name, "labels", settings, {"labels": ((len(views), *views.size), np.int16)})
+
+    def labels(self, views: Views) -> np.ndarray | None:
+        """Labels of every view, or None when the data set has none."""
+        if not self.dataset.classes:
+            return None
+
+        def row(view: View) -> dict[str, np.ndarray]:
+            return {"labels": view.label.numpy().astype(np.int16)}
+
+        plan, shard = self.label_plan(views), self.rows_per_shard(2 * views.size[0] * views.size[1])
+        folder = self.make(plan, lambda build: write_views(build, plan.name, views, "label", row, shard, self.loader))
+        array = _map(folder / "labels.npy")
+        if views is self.evaluation_views and not any((array[i : i + 64] >= 0).any() for i in range(0, len(array), 64)):
+            raise ValueError(f"no pixel of the {len(views)} evaluation images has a label; nothing can be scored")
+        return array
+
+    @cached_property
+    def depth_source(self) -> DepthSource | None:
+        part, term = self.config.depth, self.config.loss.depth
+        source = depth_source(
+            part.source, root=part.root, metres_per_unit=part.metres_per_unit, mapping=part.mapping,
+            camera_height=part.camera_height, horizon=part.horizon, fov_deg=part.fov_deg, model=part.model,
+            flip=part.flip, output=part.output, batch_size=part.batch_size, cache=self.root, device=self.device,
+        )  # fmt: skip
+        if source is not None:
+            check_unit(source, part.mapping, term.relation if term.weight else "product")
+        return source
+
+    def mapped_depth(self, split: Split, source: DepthSource) -> MappedDepth:
+        part = self.config.depth
+        truncate = part.truncate in ("all", self.dataset.name)
+        return MappedDepth(split, source, part.mapping, part.scale, part.far, truncate)
+
+    def example(self, view: int) -> View:
+        """An evaluation view for pictures, with ``maps["depth"]`` ``[1, H, W]`` when depth is used."""
+        maps = {}
+        if self.depth_source is not None:
+            maps["depth"] = self.mapped_depth(self.evaluation_split, self.depth_source)
+        return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
+
+    def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Mapped depth and, where the relation compares surfaces, normals, both averaged over each cell of ``grid``."""
+        part, source = self.config.depth, self.depth_source
+        if source is None:
+            return None, None
+        split, crop = (Crops(views), "none") if part.on == "crop" else (views.split, views.crop)
+        surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
+        maps: dict[str, FloatMap] = {"depth": self.mapped_depth(split, source)}
+        maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
+        with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
+
+        cells = grid[0] * grid[1]
+        loader = Loader() if part.source == "model" else self.loader  # a network stays in this process
+
+        def row(view: View) -> dict[str, np.ndarray]:
+            found = {"depth": view.maps["depth"].flatten()}
+            found |= {"normals": view.maps["normals"].flatten(1).T} if surfaces else {}
+            return {field: values.numpy().astype(np.float16) for field, values in found.items()}
+
+        def build(build: Build) -> None:
+            source.prepare(split)
+            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells), loader)
+
+        settings = {
+            "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},
+            "grid": list(grid), "views": self.describe(views), "source": source.describe(split), "normals": surfaces,
+        }  # fmt: skip
+        arrays: dict[str, tuple[tuple[int, ...], type]] = {"depth": ((len(views), cells), np.float16)}
+        arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}
+        folder = self.make(CachePlan("depth", "depth", settings, arrays), build)
+        return _map(folder / "depth.npy"), _map(folder / "normals.npy") if surfaces else None
+
+    def neighbours(self, means: Path) -> np.ndarray:  # int32 [V, k]
+        """The nearest neighbours of every training view by its mean features in ``means``."""
+        knn, dropout = self.config.knn, self.config.head.dropout if self.config.knn.dropout else 0.0
+        photos, k = self.pairing
+        writer = NeighbourWriter(
+            means, photos, k, dropout=dropout, seed=self.config.seed, dtype=knn.dtype, device=self.device
+        )
+        settings = {
+            "features": self.feature_settings, "k": k, "exclude_same_photo": knn.exclude_same_photo,
+            "dropout": dropout, "seed": self.config.seed if dropout else None, "dtype": knn.dtype,
+        }  # fmt: skip
+        folder = self.make(
+            CachePlan("neighbours", "neighbours", settings, writer.arrays, writer.temporary), writer.write
+        )
+        return _map(folder / "neighbours.npy")
+
+    @property
+    def photos(self) -> np.ndarray:  # int64 [V]
+        """The photo of each training view."""
+        return np.arange(len(self.train_views)) // self.train_views.per_photo
+
+    @property
+    def pairing(self) -> tuple[np.ndarray, int]:
+        """What views of one photo have in common where they are not to be paired, and neighbours of each view."""
+        photos = self.photos if self.config.knn.exclude_same_photo else np.arange(len(self.photos))
+        return photos, allowed_k(self.config.knn.k, torch.from_numpy(photos))
+
+    def run(self) -> Prepared:
+        """Finds or builds everything."""
+        self.depth_source, self.pairing  # noqa: B018 (their errors before the long work)
+        grid, views = self.grid(self.train_views), self.evaluation_views
+        labelled = (self.train_views, views) if self.dataset.classes else ()
+        self.check_room([*(plan for plan, *_ in self.feature_plans), *map(self.label_plan, labelled)])
+        depth, normals = self.depth(self.train_views, grid)
+        labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
+        transform, features, evaluation, folder = self.features()
+        if self.config.features.cache == "on":  # or training goes on reading photos
+            self.loader.close()
+        return Prepared(
+            dataset=self.dataset,
+            features_key=cache_key(self.feature_settings),
+            transform=transform,
+            grid=grid,
+            features=features,
+            labels=labels,
+            depth=depth,
+            normals=normals,
+            photos=self.photos,
+            neighbours=self.neighbours(folder / "means.npy"),
+            evaluation=EvaluationSet(evaluation, evaluation_labels, self.grid(views), views.size),
+            evaluation_split=self.evaluation_split,
+            example=self.example,
+        )
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,42 @@
+"""What training and evaluation read once everything is prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from depthg.data.base import Dataset, Split
+from depthg.data.transforms import View
+from depthg.features.reading import Features
+from depthg.features.transform import FeatureTransform
+
+
+@dataclass
+class EvaluationSet:
+    """Cached features ``[V, h*w, C]``, labels ``[V, H, W]`` (None: none), grid (h, w) and size (H, W) of a split."""
+
+    features: Features | np.ndarray
+    labels: np.ndarray | None
+    grid: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass
+class Prepared:
+    """What training and evaluation read; arrays are memory-mapped, rows are views (photos or crops)."""
+
+    dataset: Dataset
+    features_key: str  # changes with the photos, the backbone and whatever else the features depend on
+    transform: FeatureTransform
+    grid: tuple[int, int]  # cells (h, w) of a training view
+    features: Features  # [V, h*w, C]
+    labels: np.ndarray | None  # int16 [V, H, W], -1 = void
+    depth: np.ndarray | None  # float16 [V, h*w] in [0, 1]
+    normals: np.ndarray | None  # float16 [V, h*w, 4]
+    photos: np.ndarray  # int64 [V], photo of each view
+    neighbours: np.ndarray  # int32 [V, k]
+    evaluation: EvaluationSet
+    evaluation_split: Split
+    example: Callable[[int], View]  # an evaluation view with image, label and, when there is depth, maps["depth"]

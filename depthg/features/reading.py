@@ -1,0 +1,144 @@
+"""Reading features: from the cache as stored, or computed anew from the photos (``features.cache=off``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthg.features.transform import CACHED_ROWS, FeatureTransform, Maps, from_disk, stored
+from depthg.runtime.device import host_memory, to_device
+from depthg.runtime.read_ahead import read_ahead
+
+
+class Features:
+    """Feature maps of views ``[V, h*w, D]``, read by views; like an array it has a length, a shape and ``[...]``.
+
+    Args:
+        shape: (V, h*w, D).
+        dtype: what they are rounded to.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype):
+        self.shape, self.dtype = tuple(shape), dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, views: np.ndarray) -> Tensor:  # int [N] -> dtype [N, h*w, D]
+        """Maps of some views, rounded to ``dtype``, on the CPU."""
+        raise NotImplementedError
+
+    def announce(self, views: np.ndarray) -> None:
+        """Brings views that are read next from the disk into memory."""
+
+    def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
+        """Maps of some views in float32 ``[N, h*w, D]`` on a device.
+
+        Args:
+            views: int [N].
+            device: where to.
+            out: float32 [N, h*w, D] on the CPU, filled and returned when ``device`` is the CPU; fresh memory of that
+                size may cost more than the reading.
+        """
+        maps = self.read(views)
+        if torch.device(device).type == "cpu" and out is not None:
+            return out.copy_(maps)
+        return to_device(maps, device).float()
+
+    def at(
+        self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu", out: Tensor | None = None
+    ) -> Tensor:
+        """Vectors of some views at their own cells, int64 ``[N, P]``, in float32 ``[N, P, D]`` on a device.
+
+        ``cells`` lie on the CPU, where features are read; those of a device would make the host wait. ``out``: float32
+        ``[N, P, D]`` on the CPU, filled and returned when ``device`` is the CPU.
+        """
+        index = cells.cpu()[..., None].expand(-1, -1, self.shape[2])
+        found = self.read(views).gather(1, index)
+        if out is not None and torch.device(device).type == "cpu":
+            return out.copy_(found)
+        return to_device(found, device).float()
+
+    def __getitem__(self, index) -> np.ndarray:
+        """As an array of float16, or float32 for bfloat16; the first index chooses views, further ones inside them."""
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        views = np.arange(len(self))[first]
+        maps = self.read(np.atleast_1d(views))
+        array = (maps.float() if self.dtype == torch.bfloat16 else maps).numpy()
+        return array[(0 if np.ndim(views) == 0 else slice(None), *rest)]
+
+
+class StoredFeatures(Features):
+    """Features in a cache, memory-mapped: only what is read leaves the disk.
+
+    Args:
+        path: ``features.npy``.
+        dtype: torch dtype that its bits mean.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype):
+        self.array = np.load(path, mmap_mode="r")  # a writable map, even a private one, may not exceed the memory
+        self.maps = from_disk(self.array, dtype)
+        images, cells, channels = self.maps.shape
+        super().__init__((images, cells, channels), dtype)
+
+    def read(self, views: np.ndarray) -> Tensor:
+        return self.maps[torch.from_numpy(np.asarray(views, np.int64))]
+
+    def announce(self, views: np.ndarray) -> None:
+        read_ahead(self.array, views)
+
+    def __getitem__(self, index) -> np.ndarray:
+        found = np.asarray(self.array[index])  # only what the index asks for
+        return from_disk(found, self.dtype).float().numpy() if self.dtype == torch.bfloat16 else found
+
+    def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
+        if torch.device(device).type != "cpu":
+            index = torch.from_numpy(np.asarray(views, np.int64))
+            sent = host_memory(len(views), *self.shape[1:], dtype=self.dtype, device=device)
+            return to_device(torch.index_select(self.maps, 0, index, out=sent), device).float()
+        out = torch.empty(len(views), *self.shape[1:]) if out is None else out
+        for row, view in zip(out, np.asarray(views), strict=True):  # converts on the way: no copy in between
+            row.copy_(self.maps[int(view)])
+        return out
+
+    def at(
+        self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu", out: Tensor | None = None
+    ) -> Tensor:
+        first = torch.from_numpy(np.asarray(views, np.int64))[:, None] * self.shape[1]
+        index, rows = (first + cells.cpu()).flatten(), self.maps.flatten(0, 1)
+        if torch.device(device).type != "cpu":
+            sent = host_memory(len(index), rows.shape[1], dtype=self.dtype, device=device)
+            return to_device(torch.index_select(rows, 0, index, out=sent).view(*cells.shape, -1), device).float()
+        out = torch.empty(*cells.shape, rows.shape[1]) if out is None else out
+        flat = out.view(-1, rows.shape[1])
+        for start in range(0, len(index), CACHED_ROWS):  # what lies in between stays in the cache
+            part = slice(start, start + CACHED_ROWS)
+            flat[part] = rows.index_select(0, index[part])
+        return out
+
+
+class StreamedFeatures(Features):
+    """Features that are computed whenever they are read (``features.cache=off``).
+
+    Args:
+        maps: ``maps(views, batch)`` yields the backbone's output [batch, C, h, w] for views in order.
+        batch: views per forward pass.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        transform: FeatureTransform,
+        maps: Maps,
+        batch: int,
+    ):
+        super().__init__(shape, dtype)
+        self.transform, self.maps, self.batch = transform, maps, batch
+
+    def read(self, views: np.ndarray) -> Tensor:
+        return torch.cat([stored(part, self.transform, self.dtype) for part in self.maps(views, self.batch)])

@@ -1,0 +1,167 @@
+"""Files of segmented photos: ids, overlays, probabilities, and a legend of what the ids mean."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from depthg.data.base import unique_names
+from depthg.data.files import DataError, show, without_setting
+from depthg.inference.crf_pool import CrfPool
+from depthg.inference.segmenter import Maps, Segmenter
+from depthg.inference.windows import NetworkPhoto
+from depthg.storage.whole_files import write_whole
+
+LEGEND = "legend.json"
+RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times as fast as the default, files are a quarter larger
+OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A photo and the files that are made of it; None where they are not asked for."""
+
+    photo: Path
+    name: str
+    ids: Path
+    overlay: Path | None
+    probabilities: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.ids, self.overlay, self.probabilities) if path is not None]
+
+
+def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilities: bool) -> list[Target]:
+    """Names of the outputs: those of the photos below what was given, with the folders where two would be equal.
+
+    Raises:
+        ValueError: an output would replace one of the photos.
+    """
+    counts = Counter(os.path.splitext(relative)[0].casefold() for _, relative in photos)
+    clashing = [path for path, relative in photos if counts[os.path.splitext(relative)[0].casefold()] > 1]
+    base = os.path.commonpath([path.absolute().parent for path in clashing]) if clashing else ""
+    relative = [os.path.relpath(p.absolute(), base) if p in clashing else r for p, r in photos]
+    targets = [
+        Target(
+            path,
+            name,
+            out / "ids" / f"{name}.png",
+            None if OVERLAYS[overlay] is None else out / "overlay" / f"{name}.{overlay}",
+            out / "probabilities" / f"{name}.npz" if probabilities else None,
+        )
+        for (path, _), name in zip(photos, unique_names(relative), strict=True)
+    ]
+    inputs = {os.path.realpath(path) for path, _ in photos}  # Path.resolve raises on a link to itself
+    for file in (file for target in targets for file in target.files):
+        if os.path.realpath(file) in inputs:
+            raise ValueError(f"{show(file)} is one of the photos and would be replaced; choose another --out")
+    return targets
+
+
+def write_outputs(
+    segmenter: Segmenter, target: Target, photo: NetworkPhoto, ids: np.ndarray, probabilities: np.ndarray | None
+) -> None:
+    """Writes the files of one photo, each whole or not at all."""
+    image = with_palette(ids, segmenter.colours)
+    write_whole(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
+    if target.overlay is not None:
+        kind = OVERLAYS[target.overlay.suffix[1:]]
+        drawn = Image.fromarray(overlay(photo.image, ids, segmenter.colours))
+        write_whole(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90), flush=False)
+    if target.probabilities is not None:
+        half, names = probabilities.astype(np.float16), np.array(segmenter.names)
+        write_whole(
+            target.probabilities, lambda partial: _save_npz(partial, probabilities=half, names=names), flush=False
+        )
+
+
+def with_palette(ids: np.ndarray, colours: np.ndarray) -> Image.Image:  # [H, W] below 256, uint8 [n, 3]
+    """Ids as a Pillow image that shows their colours."""
+    image = Image.fromarray(ids.astype(np.uint8, copy=False))
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:  # uint8 [H, W, 3]
+    """Mean of the photo and the colours of its clusters."""
+    drawn = np.array(with_palette(ids, colours >> 1).convert("RGB"))
+    drawn += image >> 1
+    return drawn
+
+
+def _save_npz(path: Path, **arrays: Any) -> None:
+    with open(path, "wb") as file:  # numpy.savez adds a suffix to names
+        np.savez(file, **arrays)
+
+
+def predict_files(
+    segmenter: Segmenter, targets: Sequence[Target], crf: bool = False, advance: Callable[[], None] = lambda: None
+) -> tuple[dict[Target, np.ndarray], list[str]]:
+    """Segments photos and writes their files.
+
+    Returns:
+        Pixels per cluster of every photo, and a line for each photo that cannot be read.
+
+    Raises:
+        OSError: an output cannot be written.
+        ImportError: the CRF needs pydensecrf2.
+    """
+    counts: dict[Target, np.ndarray] = {}
+    failed: list[str] = []
+    by_photo: dict[object, Target] = {target.photo: target for target in targets}
+    with CrfPool() if crf else nullcontext() as pool:
+
+        def finish(photo: NetworkPhoto, maps: Maps) -> tuple[Target, np.ndarray]:
+            target = by_photo[photo.source]
+            if pool is not None:
+                ids = segmenter.refined(photo, maps, lambda image, unary: pool.submit(image, unary).result())
+            else:
+                ids = segmenter.ids(photo, maps)
+            probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
+            write_outputs(segmenter, target, photo, ids, probabilities)
+            pixels = Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()
+            return target, np.array(pixels[: segmenter.run.n_clusters])
+
+        for found in segmenter.stream(by_photo, finish):
+            if isinstance(found, DataError):
+                failed.append(without_setting(found))
+            else:
+                counts[found[0]] = found[1]
+            advance()
+    return counts, failed
+
+
+def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, failed: Sequence[str], **options) -> dict:
+    """What the ids mean, and each one's share of the pixels of all photos and of each."""
+    run, assigned = segmenter.run, segmenter.run.assignment
+    classes = [None] * run.n_clusters if assigned is None else [int(c) if c >= 0 else None for c in assigned]
+    total = _shares(sum(counts.values(), np.zeros(run.n_clusters, np.int64)))
+    ids = [
+        {"id": i, "name": name, "class": c, "colour": "#" + bytes(colour).hex(), "share": total[i]}
+        for i, (name, c, colour) in enumerate(zip(segmenter.names, classes, segmenter.colours, strict=True))
+    ]
+    photos = [
+        {
+            "photo": show(target.photo), "files": [file.relative_to(out).as_posix() for file in target.files],
+            "share": {str(i): share for i, share in enumerate(_shares(pixels)) if share},
+        }
+        for target, pixels in counts.items()
+    ]  # fmt: skip
+    return {
+        "run": show(run.path), "checkpoint": run.checkpoint, "iteration": run.header.get("iteration"), **options,
+        "named": assigned is not None, "ids": ids, "photos": photos, "failed": list(failed),
+    }  # fmt: skip
+
+
+def _shares(pixels: np.ndarray) -> list[float]:
+    return [round(float(x), 6) for x in pixels / max(1, pixels.sum())]

@@ -1,0 +1,27 @@
+"""Read-outs of a model: their names, and ids at the size of a label from scores at feature resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depthg.kernels.upsampling import device_ids, up_sampled_ids
+
+READ_OUTS = {  # names in files -> on the screen; a line break where a table's head wants one
+    "cluster": "clusters", "linear": "linear probe\n(uses labels)",
+    "kmeans_codes": "k-means\non codes", "kmeans_features": "k-means\non features",
+}  # fmt: skip
+
+
+def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Arg-max over the last axis of ``[B, h*w, n]`` after bilinear up-sampling to ``size``; int64 ``[B, H, W]``.
+
+    Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
+    of a code does not change which centroid is nearest. Images are done one by one, on the CPU without up-sampled
+    scores, on a device with those of some rows; the ids are the same.
+    """
+    images = scores_map.detach().transpose(1, 2).unflatten(2, grid)
+    found = torch.empty(len(images), *size, dtype=torch.int64, device=images.device)
+    for image, ids in zip(images, found, strict=True):
+        ids.copy_(torch.from_numpy(up_sampled_ids(image.numpy(), size)) if image.is_cpu else device_ids(image, size))
+    return found

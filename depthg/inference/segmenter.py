@@ -1,0 +1,312 @@
+"""A trained run as a function from photos to segmentations, of any size and in any number."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from depthg.data.colours import class_palette
+from depthg.data.files import DataError
+from depthg.data.transforms import to_float
+from depthg.inference.crf import ALPHA, check_available, cosines, crf_ids, log_softmax
+from depthg.inference.read_outs import predict_ids
+from depthg.inference.windows import NetworkPhoto, as_rgb, blend, cut, layout, scaled
+from depthg.kernels.upsampling import up_sampled_ids
+from depthg.model.loaded_run import LoadedRun, load_run
+from depthg.runtime.device import pick_device, to_device
+
+RESIZE = "resize"
+READERS, WRITERS = 4, 4  # threads beside a GPU
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The segments of one photo, at its size.
+
+    Attributes:
+        ids: cluster of every pixel, uint8 [H, W] (uint16 for more than 255 clusters).
+        probabilities: float32 [n_clusters, H, W], softmax of twice the cosines; None unless asked for.
+        names: of every cluster: its class where the run was scored with labels, else its number.
+    """
+
+    ids: np.ndarray
+    probabilities: np.ndarray | None
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the network found, at feature resolution; on a GPU also the ids at full size."""
+
+    codes: np.ndarray  # float32 [K, h, w]
+    scores: np.ndarray  # float32 [n_clusters, h, w]
+    ids: np.ndarray | None
+
+
+class Segmenter:
+    """Segments photos with a trained run.
+
+    Args:
+        run: from ``load_run``.
+        window: ``"resize"`` scales a photo to the resolution of the run's evaluation (panoramas are cut along their
+            length); a number cuts it, at its own resolution, into overlapping square windows of so many pixels
+            (rounded to a multiple of the backbone's), whose codes are blended.
+        batch: windows per forward pass.
+
+    Raises:
+        ValueError: an impossible window or batch.
+    """
+
+    def __init__(self, run: LoadedRun, window: int | str = RESIZE, batch: int = 8):
+        smallest = run.backbone.multiple  # loads the backbone: what is wrong with it shows here
+        if window != RESIZE and (not isinstance(window, int) or window < smallest):
+            raise ValueError(f"window={window!r} is not possible; use {RESIZE!r} or at least {smallest} pixels")
+        if batch < 1:
+            raise ValueError(f"batch={batch} must be at least 1")
+        self.run, self.batch = run, batch
+        self.window = window if isinstance(window, int) else None
+
+    @classmethod
+    def load(
+        cls,
+        run: str | PathLike,
+        *,
+        checkpoint: str = "last",
+        device: str = "auto",
+        window: int | str = RESIZE,
+        batch: int = 8,
+        weights: str | PathLike | None = None,
+    ) -> Segmenter:
+        """Reads a run folder and its backbone.
+
+        Args:
+            run: folder of ``depthg.train`` or ``depthg.convert``.
+            checkpoint: ``last`` or ``best``.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            window, batch: see the class.
+            weights: the backbone's weights, where they lie elsewhere than in training.
+
+        Raises:
+            FileNotFoundError: no run folder, no checkpoint, or no weights of the backbone.
+            ValueError: damaged, or parts that do not belong together.
+        """
+        moved = [] if weights is None else [f"backbone.weights={weights}"]
+        return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """A name per cluster."""
+        assigned = self.run.assignment if self.run.assignment is not None else [-1] * self.run.n_clusters
+        return tuple(self.run.class_names[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
+
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """A colour per cluster, uint8 [n_clusters, 3]: that of its class, or one that no class has."""
+        n, assigned = len(self.run.class_names), self.run.assignment
+        if assigned is None:
+            return class_palette(self.run.n_clusters)
+        alone = np.cumsum(assigned < 0) - 1 + n
+        palette = np.array(class_palette(n + self.run.n_clusters))
+        stored = self._stored_palette()
+        palette[:n] = palette[:n] if stored is None else stored
+        return palette[np.where(assigned < 0, alone, assigned)]
+
+    def _stored_palette(self) -> np.ndarray | None:
+        """The data set's colours, where ``metrics.json`` has them."""
+        try:
+            stored = json.loads((self.run.path / "metrics.json").read_text(encoding="utf-8"))["palette"]
+            found = np.array(stored, dtype=np.uint8)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return None
+        return found if found.shape == (len(self.run.class_names), 3) else None
+
+    def predict(self, image, *, probabilities: bool = False, crf: bool = False) -> Segmentation:
+        """Segments one photo.
+
+        Args:
+            image: a path, a Pillow image, an array uint8 [H, W, 3], or a tensor [3, H, W], uint8 or floating point in
+                [0, 1]; RGB. Files may be grey, transparent, 16 bits deep or rotated by EXIF.
+            probabilities: also return those of every cluster at full size (before any CRF).
+            crf: refine the ids with a dense CRF (needs the extra ``crf``).
+
+        Raises:
+            DataError: a ValueError; the file cannot be read.
+            TypeError, ValueError: neither of the kinds above, or values out of range.
+        """
+        return next(iter(self.predict_many([image], probabilities=probabilities, crf=crf)))
+
+    def predict_many(
+        self, images: Iterable, *, probabilities: bool = False, crf: bool = False
+    ) -> Iterator[Segmentation]:
+        """Segments photos in order, decoding ahead and up-sampling behind the network; arguments as ``predict``."""
+        if crf:
+            check_available()
+
+        def finish(photo: NetworkPhoto, maps: Maps) -> Segmentation:
+            ids = self.refined(photo, maps) if crf else self.ids(photo, maps)
+            return Segmentation(ids, self.probabilities(photo, maps) if probabilities else None, self.names)
+
+        for found in self.stream(images, finish):
+            if isinstance(found, DataError):
+                raise found
+            yield found
+
+    def stream(self, images: Iterable, finish: Callable[[NetworkPhoto, Maps], T]) -> Iterator[T | DataError]:
+        """``finish(photo, maps)`` of every image in order, or the error of one that cannot be read."""
+        return (self._side_by_side if self.run.device.type == "cpu" else self._pipelined)(images, finish)
+
+    def _side_by_side(self, images: Iterable, finish: Callable) -> Iterator:
+        """A thread per core, each with a photo of its own: nothing waits for the slowest part of a layer."""
+        total = torch.get_num_threads()
+        workers = max(1, min(total, len(images) if isinstance(images, Sized) else total))
+
+        def whole(image):
+            photo = self.prepare(image)
+            return finish(photo, *self.maps([photo]))
+
+        if workers == 1:  # all threads work on it
+            for image in images:
+                try:
+                    result = whole(image)
+                except DataError as error:
+                    result = error
+                yield result
+            return
+        try:
+            with ThreadPoolExecutor(workers, "photo", torch.set_num_threads, (total // workers,)) as pool:
+                yield from _ahead(whole, images, pool, workers + 1)
+        finally:
+            torch.set_num_threads(total)  # threads also left their number as the default of later ones
+
+    def _pipelined(self, images: Iterable, finish: Callable) -> Iterator:
+        """Batches through the network here, while threads decode and scale ahead, and others run `finish`."""
+        with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+            pending: deque[Future] = deque()
+            for group in self._groups(_ahead(self.prepare, images, readers, self.batch + READERS)):
+                if isinstance(group, DataError):
+                    pending.append(writers.submit(lambda error: error, group))
+                else:
+                    pairs = zip(group, self.maps(group), strict=True)
+                    pending.extend(writers.submit(finish, photo, maps) for photo, maps in pairs)
+                while len(pending) > 2 * self.batch:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def prepare(self, image) -> NetworkPhoto:
+        """A photo, decoded and scaled."""
+        array, data, backbone = as_rgb(image), self.run.config.data, self.run.backbone
+        plan = layout(array.shape[:2], data.eval_size, self.window, backbone.stride, backbone.multiple)
+        return NetworkPhoto(image, array, scaled(array, plan.size, data.interpolation), plan)
+
+    def _groups(self, photos: Iterable[NetworkPhoto | DataError]) -> Iterator[list[NetworkPhoto] | DataError]:
+        """Photos with equal windows that fit into one batch, or an error."""
+        group: list[NetworkPhoto] = []
+        count = 0
+        for photo in photos:
+            if isinstance(photo, DataError):
+                yield from [group] if group else []
+                yield photo
+                group, count = [], 0
+                continue
+            new = len(photo.plan.corners)
+            if group and (count + new > self.batch or photo.plan.window != group[0].plan.window):
+                yield group
+                group, count = [], 0
+            group.append(photo)
+            count += new
+        if group:
+            yield group
+
+    @torch.no_grad()
+    def maps(self, photos: list[NetworkPhoto]) -> list[Maps]:
+        """Codes and scores of photos with equal windows."""
+        run, stride = self.run, self.run.backbone.stride
+        windows = [window for photo in photos for window in cut(photo.pixels, photo.plan)]
+        codes = torch.cat([self._codes(windows[i : i + self.batch]) for i in range(0, len(windows), self.batch)])
+        codes = codes.transpose(1, 2).unflatten(2, tuple(n // stride for n in photos[0].plan.window))
+        found = []
+        for photo, parts in zip(photos, codes.split([len(photo.plan.corners) for photo in photos]), strict=True):
+            corners = [(top // stride, left // stride) for top, left in photo.plan.corners]
+            grid = (photo.plan.size[0] // stride, photo.plan.size[1] // stride)
+            whole = blend(parts, corners, grid)  # [K, h, w]
+            scores = run.cluster(whole.flatten(1).T)  # [h*w, n]
+            ids = None
+            if scores.is_cuda:
+                ids = predict_ids(scores[None], grid, photo.image.shape[:2])[0].to(self._dtype).cpu().numpy()
+            found.append(Maps(whole.cpu().numpy(), scores.T.unflatten(1, grid).cpu().numpy(), ids))
+        return found
+
+    def _codes(self, windows: list[np.ndarray]) -> Tensor:  # [B, h*w, K]
+        pixels = to_device(torch.from_numpy(np.stack(windows)), self.run.device).permute(0, 3, 1, 2)
+        size = (pixels.shape[2] // self.run.backbone.stride, pixels.shape[3] // self.run.backbone.stride)
+        maps = self.run.backbone.stage_maps(to_float(pixels))
+        step = 1 if pixels.is_cpu else len(pixels)  # what lies between the layers is as large as the features
+        parts = ([m[i : i + step] for m in maps] for i in range(0, len(pixels), step))
+        return torch.cat([self.run.codes(self.run.transform.of_stages(part, size)) for part in parts])  # not rounded
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.uint8 if self.run.n_clusters < 256 else torch.uint16
+
+    @cached_property
+    def _centroids(self) -> np.ndarray:
+        return F.normalize(self.run.cluster.centroids.detach(), dim=-1).cpu().numpy()
+
+    def ids(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
+        """Cluster of every pixel."""
+        return up_sampled_ids(maps.scores, photo.image.shape[:2]) if maps.ids is None else maps.ids
+
+    def unary(self, maps: Maps) -> dict[str, np.ndarray]:
+        """What ``depthg.inference.crf.crf_ids`` takes."""
+        return {"cluster.codes": maps.codes, "cluster.centroids": self._centroids}
+
+    def refined(self, photo: NetworkPhoto, maps: Maps, refine: Callable[..., dict] = crf_ids) -> np.ndarray:
+        """Cluster of every pixel after the CRF."""
+        return refine(photo.image, self.unary(maps))["cluster"].astype(
+            np.uint8 if self.run.n_clusters < 256 else np.uint16
+        )
+
+    def probabilities(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
+        """Softmax of twice the cosines to the centroids, float32 [n_clusters, H, W]."""
+        logs = log_softmax(ALPHA * cosines(maps.codes, self._centroids, photo.image.shape[:2]))
+        return np.exp(logs, out=logs)
+
+
+def _ahead(function: Callable, items: Iterable, pool: ThreadPoolExecutor, ahead: int) -> Iterator:
+    """Results of ``function`` in order, or its DataError, computed up to so many items ahead."""
+    futures: deque[Future] = deque()
+
+    def outcome(future: Future):
+        try:
+            return future.result()
+        except DataError as error:
+            return error
+
+    for item in items:
+        futures.append(pool.submit(function, item))
+        if len(futures) > ahead:
+            yield outcome(futures.popleft())
+    while futures:
+        yield outcome(futures.popleft())
+
+
+def window_of(text: str) -> int | str:
+    """``resize``, or a number of pixels."""
+    if text == RESIZE:
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is neither {RESIZE} nor a number of pixels")
+    return int(text)

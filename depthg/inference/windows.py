@@ -1,0 +1,137 @@
+"""How a photo of any size goes through a network: its size there, overlapping windows, and their blending."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from depthg.data.files import read_image, rgb_array
+
+OVERLAP = 0.25  # least share of a window that its neighbour sees too
+LONGEST = 3  # a photo that is not cut is at most so many times as long as the longer evaluation side ...
+NARROWEST = 32  # ... and, cut or not, at most so many times as long as that when its shorter side is scaled to fit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes are (height, width) in pixels at network resolution, ``corners`` the (top, left) of every window."""
+
+    size: tuple[int, int]
+    window: tuple[int, int]
+    corners: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class NetworkPhoto:
+    """A photo on its way to the network; ``source`` is what the caller gave."""
+
+    source: object
+    image: np.ndarray  # uint8 [H, W, 3]
+    pixels: np.ndarray  # uint8 [h, w, 3], at network resolution
+    plan: Layout
+
+
+def layout(photo: tuple[int, int], evaluation: Sequence[int], window: int | None, stride: int, multiple: int) -> Layout:
+    """Where the windows of a photo lie.
+
+    Args:
+        photo: height and width of the photo.
+        evaluation: height and width of evaluation views; without `window`, photos are scaled to cover them.
+        window: side of the windows, in pixels of the photo, which then keeps its size; None: the whole photo at once,
+            and windows only along the length of a panorama.
+        stride: pixels per feature cell. Windows start at cells, so that blending them is a mean over cells.
+        multiple: sides of windows are multiples of this.
+    """
+    if window is None:
+        scale = max(n / side for n, side in zip(evaluation, photo, strict=True))
+        scale = min(scale, NARROWEST * max(evaluation) / max(photo))
+        limit = -(-LONGEST * max(evaluation) // multiple) * multiple
+    else:
+        scale, limit = 1.0, max(multiple, round(window / multiple) * multiple)
+    sizes, windows, starts = zip(*(_axis(side * scale, limit, stride, multiple) for side in photo), strict=True)
+    return Layout(sizes, windows, tuple((top, left) for top in starts[0] for left in starts[1]))
+
+
+def _axis(length: float, limit: int, stride: int, multiple: int) -> tuple[int, int, list[int]]:
+    """Size, window and starts along one axis."""
+    if length <= limit:
+        size = max(multiple, round(length / multiple) * multiple)
+        return size, size, [0]
+    size = max(limit, round(length / stride) * stride)
+    steps = math.ceil((size - limit) / (limit * (1 - OVERLAP)))
+    return size, limit, sorted({round(i * (size - limit) / max(1, steps) / stride) * stride for i in range(steps + 1)})
+
+
+def blend(parts: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:  # -> [K, h, w]
+    """Weighted mean of overlapping maps; weights fall off linearly towards the edges of a window.
+
+    Args:
+        parts: ``[windows, K, h', w']``.
+        corners: (top, left) of every window in cells.
+        size: height and width of the result in cells.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    weight = torch.outer(*(_ramp(n, parts.device) for n in parts.shape[2:]))
+    total, weights = parts.new_zeros(parts.shape[1], *size), parts.new_zeros(size)
+    for part, (top, left) in zip(parts, corners, strict=True):
+        rows, columns = slice(top, top + part.shape[1]), slice(left, left + part.shape[2])
+        total[:, rows, columns] += part * weight
+        weights[rows, columns] += weight
+    return total / weights
+
+
+def _ramp(n: int, device: torch.device) -> Tensor:
+    at = torch.arange(n, device=device, dtype=torch.float32)
+    return torch.minimum(at + 1, n - at)
+
+
+def cut(image: np.ndarray, plan: Layout) -> list[np.ndarray]:
+    """The windows of an image ``[h, w, 3]`` of the plan's size, as views."""
+    return [image[top : top + plan.window[0], left : left + plan.window[1]] for top, left in plan.corners]
+
+
+def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:  # uint8 [h, w, 3]
+    """An image at another size: bilinear with antialias, or the pixel at the centre (``nearest``).
+
+    The first is torch's, several times as fast as Pillow's, which training uses; they differ by at most one level.
+    """
+    if image.shape[:2] == size:
+        return image
+    if interpolation == "nearest":
+        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def as_rgb(image) -> np.ndarray:
+    """Any kind of image that ``Segmenter.predict`` takes, as uint8 [H, W, 3]."""
+    if isinstance(image, (str, PathLike)):
+        return read_image(Path(image).expanduser())
+    if isinstance(image, Image.Image):
+        return rgb_array(image)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise ValueError(f"an image tensor must be [3, H, W], got {list(image.shape)}")
+        if image.is_floating_point():
+            low, high = (float(x) for x in image.detach().aminmax())
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"a floating-point image must lie in [0, 1], found {low:g} to {high:g}")
+            image = (image * 255).round().to(torch.uint8)
+        image = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise TypeError(f"an image array must be uint8 (0 to 255), got {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an image array must be [H, W, 3], got {list(image.shape)}")
+    return image

@@ -1,0 +1,1 @@
+"""Pages and pictures: the report of a run, comparisons and diagnoses."""

@@ -1,0 +1,92 @@
+"""Images that gained and lost most from one run to another, segmented by both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from depthg.features.preparation import Preparation
+from depthg.model.loaded_run import load_run
+from depthg.reporting.page import SWIPE, sheet_of
+from depthg.reporting.panels import ranked_views, segment
+from depthg.reporting.pictures import Example, panel_sheet
+from depthg.runtime.command import USER_ERRORS
+
+RANKS = {"best": "Gained most", "median": "Around the median change", "worst": "Lost most, or gained least"}
+PICTURES = 6
+
+
+class Reader:
+    """Segmentations of a run's evaluation images as classes, from its kept features.
+
+    Raises:
+        ValueError, OSError, DataError: checkpoint or photos are missing, or are not those of the training.
+    """
+
+    def __init__(self, run: Path, checkpoint: str):
+        self.run = load_run(run, checkpoint)
+        self.data = Preparation(self.run.config, self.run.device).run()
+        if self.run.header.get("features") != self.data.features_key:
+            raise ValueError(f"{run} was trained on other photos, weights or settings than are found now")
+        self.assignment = self.run.assignment
+        if self.assignment is None:
+            raise ValueError(f"{run} does not say which cluster is which class")
+
+    def classes_of(self, view: int) -> np.ndarray:  # int [H, W], -1 = cluster without a class
+        ids = segment(self.data, self.run.head, {"cluster": (True, self.run.cluster)}, [view])["cluster"][0]
+        return self.assignment[ids]
+
+
+def picture_section(
+    runs: Sequence[tuple[Path, str]], labels: Sequence[str], images: Sequence[Mapping[str, tuple[float, float]]]
+) -> str:
+    """Sheets of the images whose mIoU changed most, or a sentence about what is missing.
+
+    Args:
+        runs: folder and checkpoint of both.
+        labels: what they are called.
+        images: accuracy and mIoU by image name, of both.
+    """
+    names = [name for name in images[0] if name in images[1]]
+    if not names:
+        return '<p class="hint">No pictures: images.csv is missing in one of the runs (val.panels=0).</p>'
+    before, after = (np.array([found[name][1] for name in names]) for found in images)
+    try:
+        readers = [Reader(*run) for run in runs]
+        groups = ranked_views(after - before, PICTURES)
+        sheets = "".join(
+            _sheet(readers, labels, RANKS[rank], [(names[view], before[view], after[view]) for view in views])
+            for rank, views in groups.items()
+        )
+        return sheets + SWIPE
+    except USER_ERRORS as error:
+        return f'<p class="hint">No pictures: {escape(str(error))}</p>'
+
+
+def _sheet(
+    readers: Sequence[Reader], labels: Sequence[str], title: str, chosen: Sequence[tuple[str, float, float]]
+) -> str:
+    first, second = readers
+    data, rows = second.data, []
+    for name, before, after in chosen:
+        view = data.evaluation_split.names.index(name)
+        photo = data.example(view)
+        rows.append(
+            Example(
+                image=photo.image.permute(1, 2, 0).numpy(),
+                clusters=first.classes_of(view),
+                depth=photo.maps["depth"][0].numpy() if photo.maps else None,
+                label=None if photo.label is None else photo.label.numpy(),
+                linear=second.classes_of(view),
+                name=f"{name} · mIoU {before:.0f} to {after:.0f}",
+            )
+        )
+    titles = {field: label[0].upper() + label[1:] for field, label in zip(("clusters", "linear"), labels, strict=True)}
+    picture = panel_sheet(rows, classes=data.dataset.classes, palette=data.dataset.palette, titles=titles)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return sheet_of(buffer.getvalue(), picture.width, f"{title}: photo, label and both segmentations", title)

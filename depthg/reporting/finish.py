@@ -1,0 +1,61 @@
+"""What a training leaves behind at its end: final scores, pictures, the confusion matrix and the report."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from depthg.evaluation.metrics import matched_confusion
+from depthg.evaluation.protocol import protocol
+from depthg.evaluation.training_scores import TrainingScores
+from depthg.model.checkpoints import load_modules, read_checkpoint
+from depthg.model.run_folder import environment, peak_memory
+from depthg.reporting.figures import confusion_figure, save_figure
+from depthg.reporting.panels import write_panels
+from depthg.reporting.report import write_report
+from depthg.runtime import processes
+from depthg.storage.whole_files import write_text
+from depthg.training.trainer import Trainer
+
+
+def finish(trainer: Trainer, scores: TrainingScores) -> dict:
+    """Scores the checkpoint that the settings choose and writes the run's results.
+
+    Returns:
+        What ``metrics.json`` holds; nothing in processes other than the first.
+    """
+    started, best = time.perf_counter(), trainer.run / "checkpoints" / "best"
+    config, data = trainer.config, trainer.data
+    if config.checkpoint.rule == "best":
+        found = processes.from_main(lambda: read_checkpoint(best) if best.is_dir() else None)
+        if found is not None:
+            load_modules(found[0], trainer.modules(), best)
+    metrics, assignments, counts = scores.all()
+    if not processes.is_main():
+        return {}
+    if metrics:
+        matched = matched_confusion(counts["cluster"], assignments["cluster"])
+        metrics["confusion"] = matched.tolist()
+        metrics["assignment"] = {name: found.tolist() for name, found in assignments.items()}
+        save_figure(confusion_figure(matched, data.dataset.classes), trainer.run / "confusion.png")
+    metrics["classes"] = list(data.dataset.classes)
+    metrics["palette"] = data.dataset.palette.tolist()
+    metrics["protocol"] = protocol(config, data.dataset.note, data.depth is not None, trainer.step.shifts)
+    metrics["environment"] = environment() | {"processes": str(processes.count())}
+    metrics["skipped_iterations"] = trainer.guard.skipped
+    metrics["skipped"] = [*skipped(data.dataset.train), *skipped(data.evaluation_split)]
+    if config.val.panels:
+        matching, count = assignments.get("cluster"), config.val.panels
+        write_panels(trainer.run, data, scores.probes(), trainer.model.head, matching, count)
+    trainer.seconds["evaluate"] += time.perf_counter() - started
+    seconds = {**trainer.seconds, "total": sum(trainer.seconds.values())}
+    metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+    metrics["memory"] = peak_memory()
+    write_text(trainer.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+    write_report(trainer.run)
+    return metrics
+
+
+def skipped(split) -> list[str]:
+    """What ``data.on_error=skip`` left out, a line per photo."""
+    return list(getattr(split, "skipped", []))

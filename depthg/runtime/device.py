@@ -1,0 +1,74 @@
+"""Which device a command runs on, and the ways to it and back, on which the host does not wait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depthg.runtime.processes import announced
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes a GPU when there is one. Of several processes on a machine each takes a GPU of its own.
+
+    Raises:
+        ValueError: no such device, no GPU that PyTorch sees, or more processes than GPUs.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r} is not possible; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: PyTorch sees no GPU here; use device=cpu")
+    if device.type == "cuda" and announced("WORLD_SIZE", 1) > 1:
+        return _own_gpu(name, device)
+    return device
+
+
+def _own_gpu(name: str, device: torch.device) -> torch.device:
+    """The GPU of this process on its machine."""
+    number, gpus = announced("LOCAL_RANK"), torch.cuda.device_count()
+    if device.index is not None:
+        raise ValueError(f"device={name} is one GPU, but there are several processes; use device=cuda")
+    if number >= gpus:
+        raise ValueError(f"process {number + 1} of this machine has no GPU ({gpus} here); start at most {gpus}")
+    return torch.device("cuda", number)
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """``x`` on a device, in its dtype. A GPU gets it from pinned memory, and the host goes on meanwhile."""
+    device = torch.device(device)
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    x = x.contiguous()  # else the copy goes through memory that is not pinned
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+
+
+def host_memory(*shape: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Memory on the CPU, to be filled and sent to a device without another copy: pinned for a GPU."""
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
+
+
+class Later:
+    """The values of a tensor on their way to the host; the device goes on meanwhile.
+
+    Args:
+        x: small, on any device.
+    """
+
+    def __init__(self, x: Tensor):
+        self._event: torch.cuda.Event | None = None
+        self._values = x.detach().to("cpu", non_blocking=x.is_cuda)
+        if x.is_cuda:
+            with torch.cuda.device(x.device):
+                self._event = torch.cuda.Event()
+                self._event.record()
+
+    def values(self) -> Tensor:
+        """On the CPU; waits for the device where it has not come so far."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return self._values

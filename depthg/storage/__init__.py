@@ -1,0 +1,1 @@
+"""Files that are written whole or not at all: caches, arrays, text. It knows no settings."""

@@ -1,0 +1,1 @@
+"""Training: the loop, one step, batches, points, the depth term and schedules."""

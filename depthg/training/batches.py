@@ -1,0 +1,80 @@
+"""Which views a step compares: anchors, neighbours, negatives. Pure functions of the seed and the iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthg.config.schema import Config
+from depthg.features.prepared import Prepared
+from depthg.runtime.processes import BatchShare
+from depthg.runtime.read_ahead import read_ahead
+from depthg.runtime.seeds import seed_of
+
+
+def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]
+    """Which image is whose negative: derangements, or STEGO's permutations with fixed points moved on by one."""
+    rows: list[Tensor] = []
+    while len(rows) < draws:
+        row = torch.randperm(batch, generator=generator)
+        fixed = row == torch.arange(batch)
+        if pairing == "released":
+            row[fixed] += 1
+            rows.append(row % batch)
+        elif not fixed.any():
+            rows.append(row)
+    return torch.stack(rows)
+
+
+@dataclass
+class Batch:
+    """The views of one step: anchors, one neighbour each, and for ``pair=crop`` another crop of the same photo."""
+
+    anchors: np.ndarray
+    neighbours: np.ndarray
+    others: np.ndarray | None
+
+    def part(self, share: BatchShare | None) -> Batch:
+        """The rows of one process."""
+        if share is None:
+            return self
+        others = None if self.others is None else self.others[share.rows]
+        return Batch(self.anchors[share.rows], self.neighbours[share.rows], others)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """All views in the order of an epoch; not to be changed."""
+    return np.random.default_rng(seed_of(seed, "order", epoch)).permutation(count)
+
+
+def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
+    """Anchors by shuffled epochs (the last partial batch is dropped), one of the first k neighbours each."""
+    size, count = config.batch_size, len(data.features)
+    if size > count:
+        raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
+    epoch, position = divmod(iteration, count // size)
+    order = epoch_order(config.seed, epoch, count)
+    anchors = np.sort(order[position * size : (position + 1) * size])
+    rng = np.random.default_rng(seed_of(config.seed, "pairs", iteration))
+    choices = min(config.knn.draw, data.neighbours.shape[1])
+    neighbours = data.neighbours[anchors, rng.integers(choices, size=size)]
+    others = None
+    if config.loss.depth.pair == "crop":
+        first, stop = (np.searchsorted(data.photos, data.photos[anchors], side) for side in ("left", "right"))
+        same = [np.arange(*ends) for ends in zip(first, stop, strict=True)]  # the views of a photo follow one another
+        others = np.array([rng.choice(views[views != view]) for views, view in zip(same, anchors, strict=True)])
+    return Batch(anchors, neighbours, others)
+
+
+def announce(batch: Batch, data: Prepared) -> None:
+    """Reads what a later step needs from the disk into memory."""
+    views = np.concatenate([part for part in (batch.anchors, batch.neighbours, batch.others) if part is not None])
+    data.features.announce(views)
+    for array in (data.depth, data.normals):
+        read_ahead(array, views)
+    read_ahead(data.labels, batch.anchors)

@@ -1,0 +1,93 @@
+"""Which points of an image are compared: integer cells (paper) or coordinates in [-1, 1] (released code)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from depthg.config.schema import SamplingConfig
+from depthg.kernels import farthest_point_sample, farthest_point_sample_depth
+from depthg.runtime.processes import BatchShare
+
+RELEASED_FAR = 5.0  # the released code stretches depth in [0, 1] by this
+
+
+def random_cells(
+    share: BatchShare | int, n_cells: int, points: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Distinct random cells of each image, int64 ``[images, points]``, of some images or of a share of them."""
+    share = BatchShare(0, share, share) if isinstance(share, int) else share
+    if points > n_cells:
+        raise ValueError(f"{points} points do not fit a feature map of {n_cells} cells; lower sampling.points")
+    return torch.rand(share.total, n_cells, generator=generator)[share.rows].topk(points, dim=1).indices
+
+
+def released_cloud(depth: Tensor) -> Tensor:  # [N, H, W] in [0, 1] -> [N, H*W, 3]
+    """The point cloud of the released code: tan of degrees taken as radians, depth times 5, no half cell, no aspect."""
+    n, height, width = depth.shape
+    factor = 2 * math.tan(90 / 2)  # 3.24: the angle is in degrees, tan takes radians
+    z = depth * RELEASED_FAR
+    rows = (torch.arange(height, device=depth.device) / height - 0.5)[:, None].expand(height, width)
+    columns = (torch.arange(width, device=depth.device) / width - 0.5).expand(height, width)
+    return torch.stack([columns * factor * z, rows * factor * z, z], dim=-1).reshape(n, height * width, 3)
+
+
+def farthest_cells(
+    depth: Tensor,
+    points: int,
+    settings: SamplingConfig,
+    generator: torch.Generator | None,
+    share: BatchShare | None = None,
+) -> Tensor:
+    """Farthest point sampling in the unprojected depth ``[N, H, W]``; int64 ``[N, points]``, in picking order."""
+    n, height, width = depth.shape
+    if points > height * width:
+        raise ValueError(f"{points} points do not fit a feature map of {height} x {width}; lower sampling.points")
+    start: int | Tensor = 0
+    if settings.start == "random":
+        share = BatchShare(0, n, n) if share is None else share
+        start = torch.randint(height * width, (share.total,), generator=generator)[share.rows].to(depth.device)
+    if settings.unprojection == "released":
+        return farthest_point_sample(released_cloud(depth), points, start=start)
+    return farthest_point_sample_depth(depth, points, fov_deg=settings.fov_deg, start=start)
+
+
+def sample(
+    depth: Tensor | None,  # [N, H, W] in [0, 1]; None: random points
+    shape: tuple[int, int, int],  # N, H, W
+    points: int,  # points per image
+    settings: SamplingConfig,
+    generator: torch.Generator | None = None,
+    share: BatchShare | None = None,
+) -> Tensor:
+    """Points of every image: int64 cells ``[N, points]``, or with ``read=bilinear`` float (x, y) ``[N, points, 2]``.
+
+    ``share``: the images are these rows of a larger batch, which everything random is drawn for.
+    """
+    n, height, width = shape
+    share = BatchShare(0, n, n) if share is None else share
+    if settings.method == "random" or depth is None:
+        if settings.read == "bilinear":
+            return torch.rand(share.total, points, 2, generator=generator)[share.rows] * 2 - 1
+        return random_cells(share, height * width, points, generator)
+    return as_read(farthest_cells(depth, points, settings, generator, share), (height, width), settings)
+
+
+def as_read(cells: Tensor, grid: tuple[int, int], settings: SamplingConfig) -> Tensor:  # [N, P] -> [N, P] or [N, P, 2]
+    """Sampled cells as features are read at them: as they are, or as coordinates with ``read=bilinear``."""
+    return cells if settings.read == "cells" else released_coordinates(cells, *grid, settings.transpose)
+
+
+def released_coordinates(cells: Tensor, height: int, width: int, transpose: bool) -> Tensor:  # [N, P] -> [N, P, 2]
+    """Cells as coordinates divided by the size, not by size - 1; ``transpose`` hands (row, col) over as (x, y)."""
+    row = (cells // width) / height * 2 - 1
+    column = (cells % width) / width * 2 - 1
+    return torch.stack([row, column] if transpose else [column, row], dim=-1)
+
+
+def regular_grid(depth: Tensor, side: int) -> Tensor:  # [N, H, W] -> [N, side * side]
+    """Depth resized to a regular grid that knows nothing of the sampled points (``loss.depth.at=grid``)."""
+    return F.interpolate(depth[:, None], (side, side), mode="bilinear", align_corners=False).flatten(1)

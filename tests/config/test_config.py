@@ -1,0 +1,245 @@
+"""Settings: composition, modes, presets, help, and errors that name the nearest valid key or value."""
+
+import re
+from importlib import resources
+
+import pytest
+
+from depthg.config.command import print_help
+from depthg.config.composing import check_overrides, group_choices, load_config
+from depthg.config.schema import Config, options
+from depthg.paper.tables import paper_tables
+
+RELEASED = {
+    "data.interpolation": "nearest",
+    "depth.truncate": "potsdam3",
+    "sampling.unprojection": "released",
+    "sampling.read": "bilinear",
+    "sampling.transpose": True,
+    "sampling.negatives": "neighbour",
+    "loss.negative.pairing": "released",
+    "loss.depth.relation": "unit",
+    "loss.depth.at": "grid",
+    "knn.dropout": True,
+    "knn.exclude_same_photo": False,
+    "val.count": "released",
+}
+
+
+def value_of(config: Config, key: str):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_every_option_is_documented():
+    for key, (item, _) in options().items():
+        assert item.metadata.get("help") or item.name in ("weight", "shift"), key
+
+
+def test_mode_paper_keeps_the_defaults_and_released_switches_all_of_them():
+    plain, released = Config(), load_config(["mode=released"])
+    paper = load_config(["mode=paper", "loss.depth.relation=product"])
+    for key, value in RELEASED.items():
+        assert value_of(released, key) == value != value_of(plain, key), key
+        assert value_of(paper, key) == value_of(plain, key), key
+    assert (paper.mode, released.mode) == ("paper", "released")
+
+
+# Protocol, section 3: batch, code dim; weight, shift of self, neighbour, negative, depth; factor, every; centring.
+RUNS = {
+    "cocostuff27_vits8": (
+        (32, 70), (0.58, 0.07), (0.36, 0.025), (0.70, 0.761), (0.19, 0.03), (0.6, 250), True,
+        "cocostuff27", "dino_vits8",
+    ),
+    "cocostuff27_vitb8": (
+        (32, 90), (0.23052367315917113, 0.12326312284078644), (1.0500945312858674, 0.21028290947990444),
+        (0.2485038032028848, 0.9748103425096648), (0.16026274975444096, 0.035909146298813595), (0.64, 100), True,
+        "cocostuff27", "dino_vitb8",
+    ),
+    "cityscapes_vitb8": (
+        (32, 100), (0.95, 0.39), (1.02, 0.25), (0.57, 0.26), (0.09, 0.03), (0.8, 400), False,
+        "cityscapes", "dino_vitb8",
+    ),
+    "potsdam3_vits8": (
+        (16, 90), (0.61, 0.20), (0.34, 0.09), (0.72, 0.63), (0.13, 0.14), (1.0, 0), True, "potsdam3", "dino_vits8",
+    ),
+}  # fmt: skip
+# Points per side with their schedule, and sampling: mode paper, mode released.
+POINTS = {
+    "cocostuff27_vits8": ((9, [], "fps"), (11, [[1, 9], [1000, 8], [2000, 7]], "fps")),
+    "cocostuff27_vitb8": ((12, [], "fps"),) * 2,
+    "cityscapes_vitb8": ((11, [], "fps"), (11, [], "random")),
+    "potsdam3_vits8": ((11, [], "fps"),) * 2,
+}
+STEGO = {
+    "stego_cocostuff27_vits8": ((16, 70), (0.67, 0.08), (0.25, 0.02), (0.63, 0.66), True),
+    "stego_cocostuff27_vitb8": ((16, 90), (0.1, 0.12), (1.0, 0.2), (0.1538476246415498, 1.0), True),
+    "stego_cityscapes_vitb8": (
+        (16, 100), (1.0, 0.45828472207), (0.577453483136995, 0.1754346515479633),
+        (0.9058762625226623, 0.31361241889448443), False,
+    ),
+    "stego_potsdam3_vits8": ((16, 70), (0.67, 0.08), (0.25, 0.02), (0.63, 0.46), True),
+}  # fmt: skip
+
+
+def terms(config: Config) -> tuple:
+    loss = config.loss
+    return tuple((term.weight, term.shift) for term in (loss.self, loss.neighbour, loss.negative, loss.depth))
+
+
+def check_common(config: Config) -> None:
+    """What all runs of the paper share."""
+    assert (config.head.lr, config.probe.lr, config.head.dropout) == (5e-4, 5e-3, 0.1)
+    assert (config.knn.draw, config.loss.negative.draws, config.seed, config.loss.clamp) == (7, 5, 0, True)
+    assert (config.data.size, config.data.eval_size, config.data.crop_ratio) == ([224, 224], [320, 320], 0.5)
+    assert (config.loss.shifts, config.probe.reinit, config.probe.cells) == ("fixed", 0, 0)
+    assert (config.backbone.pca, config.backbone.standardize) == (0, False)
+    assert config.checkpoint.rule == "last" and config.val.every == 0, "labels choose nothing unless asked to"
+
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_of_the_paper_have_its_hyper_parameters(name, mode):
+    config = load_config([f"experiment={name}", f"mode={mode}"])
+    sizes, *pairs, decay, center, data, backbone = RUNS[name]
+    assert (config.batch_size, config.head.dim) == sizes and config.iterations == 2334
+    assert terms(config) == tuple(pairs)
+    assert (config.loss.depth.factor, config.loss.depth.every, config.loss.center) == (*decay, center)
+    assert (config.data.name, config.backbone.name, config.data.crop) == (data, backbone, "five")
+    assert config.depth.source == "model" and config.depth.model == "Intel/zoedepth-nyu-kitti"
+    sampling = config.sampling
+    assert (sampling.points, sampling.schedule, sampling.method) == POINTS[name][mode == "released"]
+    assert config.loss.depth.relation == {"paper": "product", "released": "unit"}[mode] and config.mode == mode
+    check_common(config)
+
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("name", STEGO)
+def test_stego_rows_have_stegos_settings_and_no_depth(name, mode):
+    config = load_config([f"experiment={name}", f"mode={mode}"])
+    sizes, *pairs, center = STEGO[name]
+    assert (config.batch_size, config.head.dim) == sizes and config.iterations == 5000
+    assert terms(config) == (*pairs, (0.0, 0.0)) and config.loss.center is center
+    assert (config.depth.source, config.sampling.method, config.sampling.points) == ("none", "random", 11)
+    assert config.data.crop == ("none" if "potsdam" in name else "five")
+    assert config.data.name in name and config.backbone.name.split("_")[1] in name
+    check_common(config)
+
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+def test_dino_row_trains_nothing(mode):
+    config = load_config(["experiment=dino_cocostuff27_vitb8", f"mode={mode}"])
+    assert (config.iterations, config.backbone.name, config.depth.source) == (0, "dino_vitb8", "none")
+
+
+def test_command_line_wins_over_what_a_preset_sets_for_one_mode():
+    config = load_config(["experiment=cocostuff27_vits8", "mode=released", "sampling.points=5", "sampling.schedule=[]"])
+    assert (config.sampling.points, config.sampling.schedule) == (5, [])
+
+
+@pytest.mark.parametrize("name", group_choices("experiment"))
+def test_presets_open_with_their_command_and_the_number_of_the_paper(name):
+    lines = (resources.files("depthg.config.conf") / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[1].startswith("# python -m depthg.train") and (name in lines[1] or name == "demo")
+    if name not in ("demo", "camvid"):
+        table, numbers = paper_row(name)
+        assert re.search(rf"Tables? .*{table}", lines[2]), name
+        for number in filter(None, numbers):
+            assert re.search(rf"\b{number}\b", lines[2]), (name, number)
+
+
+def paper_row(experiment: str) -> tuple[int, list]:
+    """Number of the table and the paper's figures of a preset, from the tables of ``depthg.reproduce``."""
+    for name, table in paper_tables().items():
+        for row in table.rows:
+            if row.experiment == experiment:
+                return int(name[-1]), list(row.paper.values())
+    raise AssertionError(f"{experiment} is in no table")
+
+
+def test_an_override_wins_over_mode_and_preset():
+    config = load_config(["mode=released", "loss.depth.relation=gaussian", "experiment=camvid", "iterations=7"])
+    assert (config.loss.depth.relation, config.iterations, config.data.name) == ("gaussian", 7, "camvid")
+
+
+@pytest.mark.parametrize("experiment", group_choices("experiment"))
+def test_presets_are_valid_and_say_their_name(experiment):
+    assert load_config([f"experiment={experiment}"]).experiment == experiment
+
+
+@pytest.mark.parametrize("group", ["data", "backbone", "sampling"])
+def test_group_files_name_themselves(group):
+    for name in group_choices(group):
+        config = load_config([f"{group}={name}"])
+        assert (config.sampling.method if group == "sampling" else getattr(config, group).name) == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.depth.wieght=1", "unknown key 'loss.depth.wieght'; did you mean 'loss.depth.weight'?"),
+        ("experiment=dmeo", "did you mean 'demo'?"),
+        ("backbone=dino_vits9", "did you mean 'dino_vits8'?"),
+        ("loss.depth.relation=norms", "did you mean 'normals'?"),
+        ("n_classes=1", "n_classes=1 is out of range; it must be at least 2"),
+        ("depth.horizon=1.5", "between 0 and 1"),
+        ("iterations=abc", "iterations=abc"),
+        ("data.size=[224]", "data.size=[224] needs 2 positive numbers"),
+        ("loss.quantiles=[0.5,0.5,1.5]", "between 0 and 1"),
+        ("sampling.transpose=true", "sampling.read=bilinear"),
+        ("loss.depth.pair=crop", "data.crop=five"),
+        ("checkpoint.rule=best", "val.every"),
+        ("checkpoint.rule=both", "checkpoint.rule=both needs val.every"),
+        ("seed=[1", "seed=[1"),
+        ("depth.source=folder", "depth.root=DIR"),
+        ("knn.draw=31", "exceeds knn.k=30"),
+        ("iterations", "key=value"),
+        ("sampling.schedule=[[1]]", "sampling.schedule"),
+    ],
+)
+def test_errors_name_the_key_and_the_fix(override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config([override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.rule=best", "val.every=5", "data.eval_split=test"], "use val"),
+        (["data=folder", "data.labels=x"], "go together"),
+        (["data=folder", "data.classes=x"], "go together"),
+    ],
+)
+def test_impossible_combinations(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(overrides)
+
+
+def test_clusters_of_a_folder():
+    assert load_config(["data=folder"]).n_classes == 8
+    assert load_config(["data=folder", "n_classes=12"]).n_classes == 12
+    labelled = ["data=folder", "data.labels=x", "data.classes=y"]
+    assert load_config(labelled).n_classes is None, "as many as there are classes"
+    assert load_config([*labelled, "n_classes=30"]).n_classes == 30
+
+
+def test_resume_takes_no_other_settings():
+    with pytest.raises(ValueError, match="drop batch_size"):
+        check_overrides(["resume=runs/x", "batch_size=4"])
+    check_overrides(["resume=runs/x", "device=cpu"])
+
+
+def test_help_lists_every_key_and_preset(capsys):
+    print_help("depthg.train", "Summary.", ["experiment=camvid"])
+    text = capsys.readouterr().out
+    assert all(key in text for key in options())
+    assert "experiment=camvid|cityscapes_vitb8|" in text and "python -m depthg.train" in text
+    assert "[320, 320]" in text, "values are those of the preset"
+
+
+def test_hydra_flags_pass(run_module):
+    finished = run_module("depthg.train", "--cfg", "job", "iterations=7")
+    assert finished.returncode == 0 and "iterations: 7" in finished.stdout
+    typo = run_module("depthg.train", "--multirun", "sed=0,1")
+    assert typo.returncode == 1 and "did you mean 'seed'?" in typo.stderr

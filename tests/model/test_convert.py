@@ -1,0 +1,356 @@
+"""Checkpoints as STEGO and DepthG write them: made here, converted, compared with their forward pass written out."""
+
+import json
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from miniature import write_camvid
+from omegaconf import OmegaConf
+from PIL import Image
+from test_backbone_dino import dino_oracle, dino_state
+from torch.nn import functional as F
+
+from depthg.backbones.dino import DINO, DinoSpec
+from depthg.convert import main
+from depthg.data.folder import spread
+from depthg.evaluate import main as evaluate
+from depthg.inert import MAX_DEPTH
+from depthg.model.converted import BACKBONE_FILE, convert
+from depthg.model.loaded_run import load_run
+from depthg.predict import main as predict
+
+pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+WIDTH, DIM, CLASSES, EXTRA = 128, 10, 27, 3
+CFG = {
+    "dim": DIM, "arch": "dino", "model_type": "vit_small", "dino_patch_size": 8, "dino_feat_type": "feat",
+    "projection_type": "nonlinear", "dropout": True, "res": 224, "extra_clusters": EXTRA, "batch_size": 16,
+    "dataset_name": "cocostuff27", "pos_intra_weight": 0.67, "pos_intra_shift": 0.08, "pos_inter_shift": 0.02,
+    "neg_inter_shift": 0.66, "feature_samples": 11, "pointwise": False, "output_root": "${oc.env:HOME}/x",
+    "list": [1, {"a": None}],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """ViT-S/8 with two layers of 128 channels."""
+    monkeypatch.setitem(DINO, "dino_vits8", DinoSpec("facebook/dino-vits8", "url", WIDTH, 8, 2))
+
+
+def state_dict(projection="nonlinear", clusters=CLASSES + EXTRA):
+    def convolution(name, d_out, d_in):
+        return {f"{name}.weight": torch.randn(d_out, d_in, 1, 1) / d_in**0.5, f"{name}.bias": torch.randn(d_out) * 0.3}
+
+    state = {f"net.model.{key}": value for key, value in dino_state(WIDTH, 2).items()}
+    state |= convolution("net.cluster1.0", DIM, WIDTH)
+    if projection == "nonlinear":
+        state |= convolution("net.cluster2.0", WIDTH, WIDTH) | convolution("net.cluster2.2", DIM, WIDTH)
+    state |= {"train_cluster_probe.clusters": torch.randn(CLASSES, DIM)}
+    state |= {"cluster_probe.clusters": torch.randn(clusters, DIM)}
+    return state | convolution("linear_probe", CLASSES, DIM) | convolution("decoder", WIDTH, DIM)
+
+
+def stub_package(monkeypatch):
+    """A module with classes named as Lightning's and OmegaConf's, laid out as theirs when pickled."""
+    module = types.ModuleType("omegaconf_stub")
+    monkeypatch.setitem(sys.modules, "omegaconf_stub", module)
+
+    def make(name):
+        kind = type(name, (), {"__module__": "omegaconf_stub"})
+        setattr(module, name, kind)
+        return kind
+
+    Dict, List, Node, Callback = map(make, ("DictConfig", "ListConfig", "AnyNode", "ModelCheckpoint"))
+
+    def wrap(value, parent=None):
+        kind = Dict if isinstance(value, dict) else List if isinstance(value, list) else Node
+        node = kind()
+        node._metadata, node._parent = {"optional": True, "object_type": kind}, parent
+        if kind is Dict:
+            node._content = {key: wrap(part, node) for key, part in value.items()}
+        elif kind is List:
+            node._content = [wrap(part, node) for part in value]
+        else:
+            node._val = value
+        return node
+
+    return wrap, Callback
+
+
+def write(path, state=None, cfg=CFG, wrap=dict, callback=None, **kwargs):
+    content = {
+        "epoch": 3, "global_step": 7000, "pytorch-lightning_version": "1.4.2", "state_dict": state or state_dict(),
+        "callbacks": {callback: {"best_model_score": torch.tensor(0.2)}} if callback else {}, "optimizer_states": [],
+        "lr_schedulers": [], "hparams_name": "kwargs", "hyper_parameters": {"n_classes": CLASSES, "cfg": wrap(cfg)},
+    }  # fmt: skip
+    torch.save(content, path, **kwargs)
+    return content["state_dict"]
+
+
+def stego(state, images):
+    """Features, codes, cluster cosines and linear scores of STEGO in float64, written from its description."""
+    weights = {key: value.double() for key, value in state.items()}
+    features = dino_oracle({k.removeprefix("net.model."): v for k, v in state.items() if "net.model." in k}, images)
+
+    def convolution(x, name):
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    codes = convolution(features, "net.cluster1.0")
+    if "net.cluster2.0.weight" in weights:
+        codes = codes + convolution(F.relu(convolution(features, "net.cluster2.0")), "net.cluster2.2")
+    clusters = F.normalize(weights["cluster_probe.clusters"], dim=1)
+    cosines = torch.einsum("bkhw,nk->bnhw", F.normalize(codes, dim=1), clusters)
+    return codes, cosines, convolution(codes, "linear_probe")
+
+
+def check(run, state):
+    """The converted run gives STEGO's codes and scores."""
+    loaded, images = load_run(run), torch.rand(2, 3, 48, 64)
+    codes, cosines, linear = (m.flatten(2).transpose(1, 2) for m in stego(state, images))
+    found = loaded.codes(loaded.features(images)).double()
+    error = (found - codes).norm() / codes.norm()
+    assert error < 2e-3  # features are kept in float16, as in training
+    with torch.no_grad():
+        scores = F.normalize(loaded.cluster(found.float()), dim=-1).double()
+        torch.testing.assert_close(scores, F.normalize(cosines, dim=-1), atol=5e-3, rtol=0)
+        torch.testing.assert_close(loaded.linear(found.float()).double(), linear, atol=2e-2, rtol=0)
+    return loaded
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "rows"])
+@pytest.mark.parametrize("kind", ["stub", "omegaconf", "plain"])
+def test_a_checkpoint_becomes_a_run_with_the_same_codes(tmp_path, monkeypatch, kind, zipped):
+    callback = None
+    with monkeypatch.context() as patch:
+        wrap = {"omegaconf": OmegaConf.create, "plain": dict}.get(kind)
+        if kind == "stub":
+            wrap, callback = stub_package(patch)
+        state = write(
+            tmp_path / "a.ckpt", wrap=wrap, callback=callback, _use_new_zipfile_serialization=zipped,
+        )  # fmt: skip
+    assert "omegaconf_stub" not in sys.modules
+    run = convert(tmp_path / "a.ckpt", tmp_path / "run")
+    loaded = check(run, state)
+    assert (loaded.n_clusters, len(loaded.classes), loaded.linear.out_features) == (CLASSES + EXTRA, CLASSES, CLASSES)
+    assert loaded.classes[9] == "person" and loaded.config.data.name == "cocostuff27" and loaded.assignment is None
+    loss = loaded.config.loss
+    assert (loss.self.weight, loss.self.shift, loss.neighbour.shift, loss.negative.shift) == (0.67, 0.08, 0.02, 0.66)
+    assert (
+        loss.center is False
+        and loaded.config.head.dropout == 0.1
+        and loaded.config.data.eval_size == [320, 320]
+        and loaded.header["iteration"] == 7000
+    )
+    source = json.loads((run / "source.json").read_text())
+    assert source["hyper_parameters"]["cfg"] == CFG and source["file"] == "a.ckpt"
+    assert not [path for path in tmp_path.rglob(".*")], "no temporary file is left"
+
+
+def test_the_run_folder_can_be_moved(tmp_path):
+    state = write(tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert yaml.safe_load((tmp_path / "elsewhere" / "config.yaml").read_text())["backbone"]["weights"] == BACKBONE_FILE
+    check(tmp_path / "elsewhere", state)
+
+
+def test_linear_projection_and_bare_state_dicts(tmp_path):
+    state = write(tmp_path / "a.ckpt", state_dict("linear"), {**CFG, "projection_type": "linear"})
+    check(convert(tmp_path / "a.ckpt", tmp_path / "a"), state)
+    torch.save(state, tmp_path / "b.pth")
+    loaded = check(convert(tmp_path / "b.pth", tmp_path / "b"), state)
+    assert loaded.config.data.name == "folder" and loaded.classes[:2] == ("class 0", "class 1")
+
+
+def test_a_stop_between_the_renames_leaves_the_earlier_run(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.ckpt")
+    run = convert(tmp_path / "a.ckpt", tmp_path / "run")
+    (run / "mine").touch()
+    original, calls = Path.rename, []
+
+    def rename(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert main([str(tmp_path / "a.ckpt"), "--out", str(run), "--overwrite"]) == 130
+    assert len(calls) == 3 and (run / "mine").is_file() and "as it was" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "run"]
+
+
+def test_settings_that_are_too_deep_are_refused_with_the_name_of_the_file(tmp_path, capsys):
+    deep: list = []
+    for _ in range(MAX_DEPTH + 1):
+        deep = [deep]
+    write(tmp_path / "deep.ckpt", cfg={**CFG, "x": deep})
+    assert main([str(tmp_path / "deep.ckpt"), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"deep\.ckpt cannot be converted: its settings are nested deeper", error) and not list(
+        tmp_path.glob("run*")
+    )
+
+
+def test_without_linear_probe_and_without_backbone(tmp_path, capsys):
+    state = state_dict(clusters=12)
+    bare = {key: value for key, value in state.items() if not key.startswith(("linear_probe", "net.model."))}
+    write(tmp_path / "a.ckpt", bare)
+    assert main([str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "12 clusters" in text and "no linear probe" in text and "not in the checkpoint" in text
+    loaded = load_run(tmp_path / "run")
+    assert loaded.linear is None and loaded.classes == () and loaded.config.backbone.weights is None
+    with pytest.raises(ValueError, match="name no DINO network"):
+        write(tmp_path / "b.ckpt", bare, {**CFG, "model_type": "vit_tiny"})
+        convert(tmp_path / "b.ckpt", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"net.cluster1.0.weight": None}, "no STEGO or DepthG checkpoint"),
+        ({"net.cluster1.0.bias": None}, "linear.bias of net.cluster1 and net.cluster2 is missing"),
+        ({"net.cluster1.0.weight": torch.zeros(DIM, WIDTH, 3, 3)}, "1 x 1 convolution"),
+        ({"net.cluster1.0.weight": torch.zeros(DIM, 10**6, 1, 1)}, "takes 1000000 channels"),
+        ({"net.cluster2.2.weight": torch.zeros(DIM + 1, WIDTH, 1, 1)}, "nonlinear.2.weight"),
+        ({"net.cluster2.2.weight": None}, "net.cluster2.2.weight is missing"),
+        ({"cluster_probe.clusters": None}, "cluster_probe.clusters"),
+        ({"cluster_probe.clusters": torch.zeros(30, DIM + 1)}, "centroids of cluster_probe"),
+        ({"linear_probe.bias": None}, "bias of linear_probe"),
+        ({"net.model.patch_embed.proj.weight": torch.zeros(WIDTH, 3, 14, 14)}, "width 128 and patch 14"),
+        ({"net.model.blocks.1.attn.qkv.bias": None}, "missing"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit(tmp_path, change, message):
+    state = {**state_dict(), **change}
+    write(tmp_path / "a.ckpt", {key: value for key, value in state.items() if value is not None})
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "a.ckpt", tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"], "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    "key, value", [("arch", "feature-pyramid"), ("dino_feat_type", "KK"), ("projection_type", "x")]
+)
+def test_other_networks_are_named(tmp_path, key, value):
+    write(tmp_path / "a.ckpt", cfg={**CFG, key: value})
+    with pytest.raises(ValueError, match=f"{key}={value}"):
+        convert(tmp_path / "a.ckpt", tmp_path / "run")
+
+
+def test_settings_that_are_hostile_or_odd_are_not_taken_over(tmp_path):
+    odd = {
+        "res": 1e300,
+        "batch_size": "${oc.env:HOME}",
+        "dataset_name": "../../x",
+        "lr": float("nan"),
+        "dim": "7",
+        "dropout": False,
+    }
+    write(tmp_path / "a.ckpt", cfg={**CFG, **odd})
+    config = load_run(convert(tmp_path / "a.ckpt", tmp_path / "run")).config
+    assert (config.data.size, config.batch_size, config.data.name) == ([224, 224], 16, "folder")
+    assert config.head.dropout == 0 and config.head.dim == DIM
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo > ran",)
+
+
+def test_a_malicious_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.ckpt", cfg={**CFG, "callback": Evil()})
+    assert main(["a.ckpt", "--out", "run"]) == 1
+    assert "can run code" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+def test_nothing_is_replaced_unasked(tmp_path, capsys):
+    write(tmp_path / "a.ckpt")
+    arguments = [str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    assert main(arguments) == 1 and main([*arguments, "--overwrite"]) == 1
+    assert "no run folder" in capsys.readouterr().err and (tmp_path / "run" / "mine.txt").exists()
+    (tmp_path / "run" / "mine.txt").unlink()
+    assert main(arguments) == 0
+    assert main(arguments) == 1 and "--overwrite" in capsys.readouterr().err
+    (tmp_path / "run" / "old.txt").write_text("of the run before")
+    assert main([*arguments, "--overwrite"]) == 0 and not (tmp_path / "run" / "old.txt").exists()
+    assert main([arguments[0], "--out", str(tmp_path), "--overwrite"]) == 1
+    assert "holds the checkpoint itself" in capsys.readouterr().err
+    assert main([str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "b")]) == 1
+    assert "no.ckpt" in capsys.readouterr().err
+
+
+def labelled_photos(tmp_path, count):
+    """Arguments of an evaluation: photos, label maps of the ids 0, 1, 3 and 11 (void), and names of the classes."""
+    root = write_camvid(tmp_path / "camvid")
+    lines = [f"{number} kind{number}" for number in range(count)] + ["11 void"] * (count < 12)
+    (tmp_path / "classes.txt").write_text("\n".join(lines))
+    return [
+        "data=folder", f"data.root={root / 'train'}", f"data.labels={root / 'trainannot'}", "--resolution", "64",
+        f"data.classes={tmp_path / 'classes.txt'}", f"cache.dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+
+
+def held_out(tmp_path, part):
+    """What `data=folder` scores: three of the six photos."""
+    return torch.from_numpy(
+        np.stack([np.array(Image.open(sorted((tmp_path / "camvid" / part).iterdir())[i])) for i in spread(6, 3)])
+    )
+
+
+@pytest.mark.parametrize("probe", [True, False], ids=["linear probe", "no linear probe"])
+def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_clusters(
+    tmp_path, capsys, monkeypatch, probe
+):
+    state = state_dict(clusters=11)
+    state |= {"linear_probe.weight": torch.randn(11, DIM, 1, 1), "linear_probe.bias": torch.randn(11)}
+    kept = {key: value for key, value in state.items() if probe or not key.startswith("linear_probe")}
+    with monkeypatch.context() as patch:
+        write(tmp_path / "a.ckpt", kept, {**CFG, "dataset_name": "directory"}, stub_package(patch)[0])
+    assert main([str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "run")]) == 0
+    names, given = [f"kind{number}" for number in range(11)], labelled_photos(tmp_path, 11)
+    assert evaluate([str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
+    (path,) = (tmp_path / "run" / "evaluations").glob(
+        "folder-val-64x64-plain-last-????????.json"
+    )  # not the run's own data
+    found = json.loads(path.read_text())
+    assert found["classes"] == names and ("linear" in found["results"]) == probe
+    assert {"cluster", "kmeans_codes", "kmeans_features"} <= set(found["results"])
+
+    run = load_run(tmp_path / "run")
+    if probe:
+        labels, images = held_out(tmp_path, "trainannot"), held_out(tmp_path, "train").permute(0, 3, 1, 2) / 255
+        ids = F.interpolate(stego(state, images)[2], (64, 64), mode="bilinear").argmax(1)
+        accuracy = 100 * float((ids == labels)[labels < 11].float().mean())
+        assert found["results"]["linear"]["accuracy"] == pytest.approx(accuracy, abs=0.5)
+    assert run.assignment.tolist() == found["results"]["cluster"]["assignment"]
+    assert run.class_names == tuple(names)
+    out = tmp_path / "out"
+    assert predict([str(tmp_path / "run"), str(tmp_path / "camvid" / "val"), "--out", str(out)]) == 0
+    legend = json.loads((out / "legend.json").read_text())
+    assert legend["named"] and [row["name"] for row in legend["ids"]] == [names[c] for c in run.assignment]
+
+
+@pytest.mark.parametrize(
+    "data_set, count, message",
+    [
+        ("directory", 11, "trained on 27 classes, data=folder has 11; scores need the same classes"),
+        ("cocostuff27", 27, "'electronic', 'kind0'"),
+    ],
+)
+def test_labels_of_other_classes_are_refused(tmp_path, capsys, data_set, count, message):
+    write(tmp_path / "a.ckpt", cfg={**CFG, "dataset_name": data_set})
+    convert(tmp_path / "a.ckpt", tmp_path / "run")
+    assert evaluate([str(tmp_path / "run"), *labelled_photos(tmp_path, count)]) == 1
+    assert message in capsys.readouterr().err

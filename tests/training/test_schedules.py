@@ -1,0 +1,44 @@
+"""Schedules: hand-made values, and properties that hold for any settings."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depthg.training.schedules import exponential_decay, piecewise_constant
+
+
+def test_decay_by_hand():
+    values = [exponential_decay(t, 0.8, factor=0.5, every=10) for t in (0, 9, 10, 19, 20, 35)]
+    assert values == [0.8, 0.8, 0.4, 0.4, 0.2, 0.1]
+
+
+def test_decay_of_the_coco_preset():
+    assert exponential_decay(2333, 0.19, factor=0.6, every=250) == pytest.approx(0.19 * 0.6**9)
+
+
+def test_every_zero_and_factor_one_are_constant():
+    assert exponential_decay(999, 0.3, factor=0.5, every=0) == 0.3
+    assert exponential_decay(999, 0.3, factor=1.0, every=10) == 0.3
+
+
+@given(
+    t=st.integers(0, 10_000),
+    initial=st.floats(0, 10),
+    factor=st.floats(0, 1),
+    every=st.integers(1, 500),
+    minimum=st.floats(0, 1),
+)
+def test_decay_never_rises_and_never_falls_below_the_minimum(t, initial, factor, every, minimum):
+    now, later = (exponential_decay(i, initial, factor=factor, every=every, minimum=minimum) for i in (t, t + 1))
+    assert later <= now <= initial
+    assert later >= min(minimum, initial)
+
+
+def test_points_of_the_released_coco_run():
+    changes = [[1, 9], [1000, 8], [2000, 7]]
+    assert [piecewise_constant(t, 11, changes) for t in (0, 1, 999, 1000, 1999, 2000, 5000)] == [11, 9, 9, 8, 8, 7, 7]
+
+
+def test_no_changes_keep_the_initial_value_and_order_does_not_matter():
+    assert piecewise_constant(7, 11, []) == 11
+    assert piecewise_constant(5, 11, [[4, 2], [1, 9]]) == piecewise_constant(5, 11, [[1, 9], [4, 2]]) == 2
