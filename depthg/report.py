@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"one run, or two to compare; got {len(runs)}")
     try:
         if len(runs) == 2:
-            path = write_comparison(*runs, options.out, options.overwrite, not options.no_pictures)
+            path = write_comparison(runs[0], runs[1], options.out, options.overwrite, not options.no_pictures)
         else:
             path = write_report(runs[0], options.out, options.overwrite)
     except (AttributeError, KeyError, IndexError) as error:  # JSON of other types than this package writes

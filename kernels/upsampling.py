@@ -112,7 +112,8 @@ def products_of_weights(scores: Tensor, grid: tuple[int, int], size: tuple[int, 
     x, y = weights(grid[1], size[1], scores.device), weights(grid[0], size[0], scores.device)
     wide = scores.unflatten(1, grid).transpose(2, 3) @ x.to(scores.dtype).T  # [N, h, n, W]
     tall = y.to(scores.dtype) @ wide.transpose(2, 3).flatten(2)  # [N, H, W * n]
-    return tall.unflatten(2, (size[1], scores.shape[2]))
+    maps: Tensor = tall.unflatten(2, (size[1], scores.shape[2]))
+    return maps
 
 
 def sum_of_stages(

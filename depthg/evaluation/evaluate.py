@@ -72,7 +72,8 @@ def requested(
 def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     """Scores of a run, one :class:`Evaluation` per resolution and variant; nothing is written.
 
-    Of several processes (``runtime.processes``) each passes over a part of the photos; all but the first return nothing.
+    Of several processes (``runtime.processes``) each passes over a part of the photos; all but the first return
+    nothing.
 
     Raises:
         ValueError: clusters out of range, a resolution that does not fit the backbone, other classes than the run's, an

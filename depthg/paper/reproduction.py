@@ -168,8 +168,8 @@ def write_tables(out: Path, table: PaperTable, jobs: Sequence[Job], name: str, c
     return text, not any(result.error for result in results)
 
 
-def reproduce(options: argparse.Namespace, command: str) -> bool:
-    """Everything behind the command line; whether every run went well."""
+def reproduce(options: argparse.Namespace, line: str) -> bool:
+    """Everything behind the command line, which is ``line`` as typed; whether every run went well."""
     seeds, overrides = split_arguments(options.seeds, options.overrides)
     launcher = next((text for text in overrides if text.lstrip("+~").startswith("hydra")), None)
     if launcher is not None:
@@ -181,8 +181,8 @@ def reproduce(options: argparse.Namespace, command: str) -> bool:
     console = command.console()
     if options.dry_run:
         for job in jobs:
-            for line in commands(job, options.overwrite):
-                console.print(" ".join(["python", *line[1:]]), markup=False, highlight=False, soft_wrap=True)
+            for words in commands(job, options.overwrite):
+                console.print(" ".join(["python", *words[1:]]), markup=False, highlight=False, soft_wrap=True)
         return True
     data = load_config(jobs[0].settings).data  # all rows of a table have one data set
     check_root(data.name, data.root)
@@ -192,7 +192,7 @@ def reproduce(options: argparse.Namespace, command: str) -> bool:
         check_folder(job, options.overwrite)
     output_folder(out)
     run_all(jobs, options.overwrite, console)
-    text, good = write_tables(out, table, jobs, options.table, command)
+    text, good = write_tables(out, table, jobs, options.table, line)
     console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out / options.table}.md and .csv", highlight=False, soft_wrap=True)
     return good
