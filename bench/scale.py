@@ -4,9 +4,9 @@
 
 The trainer's own step (``training.step``) with the settings of ``experiment=cocostuff27_vits8`` on synthetic features
 of ViT-S/8 size: draws, reading, sampling, head, all terms, both probes on all cells, backward, Adam. One quantity
-changes at a time; the others are 1,000 images, 121 points, batch 32, one process. Two processes work on one batch of 32,
-connected by gloo, with the threads of one each. Every case has processes of its own; its memory is that by which the
-peak of a step exceeds what was in use before.
+changes at a time; the others are 1,000 images, 121 points, batch 32, one process. Two processes work on one batch of
+32, connected by gloo, with the threads of one each. Every case has processes of its own; its memory is that by which
+the peak of a step exceeds what was in use before.
 """
 
 from __future__ import annotations

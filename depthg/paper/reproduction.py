@@ -15,6 +15,7 @@ from depthg.config.schema import Config, nearest
 from depthg.data import check_root
 from depthg.paper.runs import Job, check_folder, commands, result_of, run_job
 from depthg.paper.tables import CHECKPOINTS, PaperTable, Row, csv_text, markdown, paper_tables
+from depthg.runtime import command
 from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
 
