@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from depthg.evaluation.results import protocol_parts
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.comparison_figures import class_figure, image_figure, signed, validation_figure
 from depthg.reporting.figures import READ_OUTS
 from depthg.reporting.page import PAGE, figure, is_number, pairs, percent, section, text, words
-from depthg.reporting.run_files import read_run
+from depthg.reporting.run_files import protocol_words, read_run
 from depthg.reporting.sections import read_image_scores
 from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
@@ -156,7 +155,7 @@ def _headline(a: Side, b: Side) -> str:
         f"means and spreads over seeds."
     )
     shared = {key: value for key, value in a.protocol.items() if b.protocol.get(key) == value and key != "shifts"}
-    line = " · ".join(map(escape, protocol_parts(shared)))
+    line = " · ".join(map(escape, protocol_words(shared)))
     return (
         f'<section>{warning}<div class="cards">{"".join(cards)}</div><p class="hint">{escape(hint)}</p>'
         f'<p class="protocol"><b>Protocol of both</b> {line}</p></section>'

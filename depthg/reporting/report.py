@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from depthg.evaluation.results import protocol_parts
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.page import MINUS, PAGE, is_number, pairs, percent, section, table, text, words
-from depthg.reporting.run_files import read_run
+from depthg.reporting.run_files import protocol_words, read_run
 from depthg.reporting.sections import (
     class_section,
     curve_section,
@@ -91,7 +90,7 @@ def _headline(metrics: Mapping, config: Mapping, records: Sequence[Mapping]) -> 
         elif not metrics.get("classes"):
             notes.append("The data has no labels, so there are no scores; clusters are shown by number.")
     body = "".join(_card(*card) for card in cards)
-    protocol = " · ".join(map(escape, protocol_parts(metrics.get("protocol") or {})))
+    protocol = " · ".join(map(escape, protocol_words(metrics.get("protocol") or {})))
     lines = [f'<div class="cards">{body}</div>' if body else "", *(f'<p class="hint">{escape(n)}</p>' for n in notes)]
     lines.append(f'<p class="protocol"><b>Protocol</b> {protocol}</p>' if protocol else "")
     return "<section>" + "".join(lines) + "</section>" if any(lines) else ""

@@ -35,7 +35,7 @@ def _mapping(path: Path, parse) -> dict:
     return value
 
 
-def protocol_parts(protocol: Mapping) -> list[str]:
+def protocol_words(protocol: Mapping) -> list[str]:
     """The protocol in words, one item per key; unknown keys are shown as they are."""
     phrases = {
         "split": lambda v: f"{v} split",

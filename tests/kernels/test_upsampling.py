@@ -283,7 +283,7 @@ def test_stages_that_do_not_belong_together(impl, values, vectors, size):
 def test_every_instruction_set_sums_stages():
     code = """
 import sys, torch
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/kernels")
 from test_upsampling import random_stages, written_out, sum_of_stages
 data = random_stages(1, 2, (9, 13), 37, [(9, 13), (5, 7), (2, 1)], [5, 40, 33])
 torch.testing.assert_close(sum_of_stages(*data, impl="cpp").double(), written_out(*data), rtol=1e-4, atol=1e-4)

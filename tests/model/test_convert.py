@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from dino_oracle import dino_oracle, dino_state
 from miniature import write_camvid
 from omegaconf import OmegaConf
 from PIL import Image
-from test_backbone_dino import dino_oracle, dino_state
 from torch.nn import functional as F
 
 from depthg.backbones.dino import DINO, DinoSpec

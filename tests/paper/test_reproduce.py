@@ -9,8 +9,8 @@ import pytest
 from miniature import write_camvid
 
 import depthg.evaluate
+import depthg.paper.reproduction
 import depthg.paper.runs
-import depthg.reproduce
 from depthg.config.composing import load_config
 from depthg.model.checkpoints import read_checkpoint
 from depthg.model.run_folder import read_log
@@ -338,7 +338,7 @@ def test_bad_input_is_one_line(arguments, message, capsys):
 
 
 def test_a_missing_crf_is_said_before_anything_runs(monkeypatch, capsys):
-    monkeypatch.setattr(depthg.reproduce.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(depthg.paper.reproduction.importlib.util, "find_spec", lambda name: None)
     assert main(["table1", "data.root=x"]) == 1
     assert "pydensecrf2" in capsys.readouterr().err
 
@@ -350,7 +350,7 @@ def test_a_table_without_its_data_ends_before_the_first_run(tmp_path, capsys):
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(depthg.reproduce.importlib.util, "find_spec", lambda name: None)  # needs no CRF
+    monkeypatch.setattr(depthg.paper.reproduction.importlib.util, "find_spec", lambda name: None)  # needs no CRF
     out = tmp_path / "out"
     assert main(["table2", "data.root=x", "--seeds", "4", "--out", str(out), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()

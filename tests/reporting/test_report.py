@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from depthg.evaluation.results import protocol_parts
 from depthg.report import main
 from depthg.reporting.figures import READ_OUTS
 from depthg.reporting.report import write_report
+from depthg.reporting.run_files import protocol_words
 
 CLASSES = ["sky", "road & <b>path</b>", "car"]
 NASTY = "<script>alert('x')</script>"
@@ -242,14 +242,14 @@ def test_a_matrix_that_does_not_fit_falls_back_to_the_picture(tmp_path):
 
 
 def test_protocol_in_words():
-    parts = protocol_parts(full_metrics()["protocol"])
+    parts = protocol_words(full_metrics()["protocol"])
     assert parts == [
         "val split", "224 × 288 px", "no crop", "no flip", "no CRF", "last checkpoint", "mode paper", "seed 3",  # noqa: RUF001
         "cluster probe restarted at iteration 250", "shifts 0.1, 0.2",
     ]  # fmt: skip
     other = {"flip": True, "crf": True, "crop": "center", "probe_reinit": 0, "matching": "hungarian"}
-    assert protocol_parts({"crop": "centre crop"}) == ["centre crop"]
-    assert protocol_parts(other) == [
+    assert protocol_words({"crop": "centre crop"}) == ["centre crop"]
+    assert protocol_words(other) == [
         "crop center", "flip averaging", "CRF", "cluster probe never restarted", "matching hungarian"
     ]  # fmt: skip
 

@@ -39,7 +39,9 @@ CASES = {
     "bfloat16": ["batch_size=8", "precision=bfloat16", "iterations=8"],
     "bfloat16-released": ["batch_size=8", "mode=released", "precision=bfloat16", "iterations=8"],
 }  # fmt: skip
-DIVERGE = """from depthg import processes, step, train
+DIVERGE = """from depthg import train
+from depthg.runtime import processes
+from depthg.training import step
 original = step.Step.losses
 def losses(self, iteration):
     losses, logged = original(self, iteration)

@@ -138,7 +138,7 @@ def test_no_option_waits_for_the_device_and_losses_are_the_same(root, overrides)
 
 
 def run_on(monkeypatch, where, config):
-    monkeypatch.setattr("depthg.train.pick_device", lambda name: where)
+    monkeypatch.setattr("depthg.training.trainer.pick_device", lambda name: where)
     with pretend() as device:
         return train(config), device
 
