@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from dino_oracle import dino_oracle, dino_state
+from dino_oracle import dino_oracle, dino_positions, dino_state
 
 from depthg.backbones import load_backbone
 from depthg.backbones.dino import DINO, DinoSpec, position_embedding, to_transformers_names
