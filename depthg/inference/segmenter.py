@@ -25,6 +25,7 @@ from depthg.inference.windows import NetworkPhoto, as_rgb, blend, cut, layout, s
 from depthg.kernels.upsampling import up_sampled_ids
 from depthg.model.loaded_run import LoadedRun, load_run
 from depthg.runtime.device import pick_device, to_device
+from depthg.runtime.read_ahead import ahead
 
 RESIZE = "resize"
 READERS, WRITERS = 4, 4  # threads beside a GPU
@@ -172,21 +173,17 @@ class Segmenter:
         total = torch.get_num_threads()
         workers = max(1, min(total, len(images) if isinstance(images, Sized) else total))
 
+        @_or_error
         def whole(image):
             photo = self.prepare(image)
             return finish(photo, *self.maps([photo]))
 
         if workers == 1:  # all threads work on it
-            for image in images:
-                try:
-                    result = whole(image)
-                except DataError as error:
-                    result = error
-                yield result
+            yield from map(whole, images)
             return
         try:
             with ThreadPoolExecutor(workers, "photo", torch.set_num_threads, (total // workers,)) as pool:
-                yield from _ahead(whole, images, pool, workers + 1)
+                yield from ahead(pool, whole, images, workers + 2)
         finally:
             torch.set_num_threads(total)  # threads also left their number as the default of later ones
 
@@ -194,7 +191,7 @@ class Segmenter:
         """Batches through the network here, while threads decode and scale ahead, and others run `finish`."""
         with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
             pending: deque[Future] = deque()
-            for group in self._groups(_ahead(self.prepare, images, readers, self.batch + READERS)):
+            for group in self._groups(ahead(readers, _or_error(self.prepare), images, self.batch + READERS + 1)):
                 if isinstance(group, DataError):
                     pending.append(writers.submit(lambda error: error, group))
                 else:
@@ -285,22 +282,16 @@ class Segmenter:
         return np.exp(logs, out=logs)
 
 
-def _ahead(function: Callable, items: Iterable, pool: ThreadPoolExecutor, ahead: int) -> Iterator:
-    """Results of ``function`` in order, or its DataError, computed up to so many items ahead."""
-    futures: deque[Future] = deque()
+def _or_error(function: Callable) -> Callable:
+    """``function``, which returns its DataError instead of raising it."""
 
-    def outcome(future: Future):
+    def outcome(item):
         try:
-            return future.result()
+            return function(item)
         except DataError as error:
             return error
 
-    for item in items:
-        futures.append(pool.submit(function, item))
-        if len(futures) > ahead:
-            yield outcome(futures.popleft())
-    while futures:
-        yield outcome(futures.popleft())
+    return outcome
 
 
 def window_of(text: str) -> int | str:

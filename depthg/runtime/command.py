@@ -16,9 +16,9 @@ from depthg.runtime.stopping import terminate_as_interrupt
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, OmegaConfBaseException)
 
 
-def console(quiet: bool = False) -> Console:
+def console() -> Console:
     """A console as wide as the terminal, or 140 columns in a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 140, quiet=quiet)
+    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
