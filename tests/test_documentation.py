@@ -6,33 +6,33 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 
-import pytest
+from depthg.kernels.checks import HAS_TRITON
 
 import depthg
 from depthg import kernels
 from depthg.data.base import Split
 from depthg.kernels.checks import HAS_TRITON
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "mkdocs.yml").is_file())
+PAGES = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 MODULES = [
     module.name
     for module in walk_packages(depthg.__path__, "depthg.")
     if module.name != "depthg._C" and (HAS_TRITON or not module.name.endswith("_triton"))
 ]
-IMPORTED = re.findall(r"^from (depthg[\w.]*) import (.+)$", README, flags=re.MULTILINE)
+IMPORTED = re.findall(r"^from (depthg[\w.]*) import (.+)$", PAGES, flags=re.MULTILINE)
 FUNCTIONS = [name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))]
 
 
 def public_names():
-    """``module:name`` of what ``__all__`` lists, what the README imports, and the ``main`` of every command."""
+    """``(module, name)`` of what ``__all__`` lists, what README and pages import, and the ``main`` of every command."""
     for module in MODULES:
         found = import_module(module)
-        yield from (f"{module}:{name}" for name in getattr(found, "__all__", ()))
+        yield from ((module, name) for name in getattr(found, "__all__", ()))
         if hasattr(found, "main"):
-            yield f"{module}:main"
+            yield module, "main"
     for module, names in IMPORTED:
-        yield from (f"{module}:{name.strip()}" for name in names.split(","))
+        yield from ((module, name.strip()) for name in names.split(","))
 
 
 def documented(item) -> bool:
@@ -41,37 +41,48 @@ def documented(item) -> bool:
     return bool(text.strip()) and not (inspect.isclass(item) and text.startswith(f"{item.__name__}("))
 
 
-def test_the_lists_are_not_empty():
-    assert len(MODULES) > 80 and len(IMPORTED) > 3 and len(FUNCTIONS) > 8
-    assert sum(place.endswith(":main") for place in public_names()) > 8
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_say_what_they_are(module):
-    found = import_module(module)
-    assert documented(found) or not Path(found.__file__).read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("place", sorted(set(public_names())))
-def test_public_names_are_documented(place):
-    module, name = place.split(":")
+def without_docstring(module: str, name: str) -> list[str]:
+    """The class or function, if it has no docstring, and public methods of the class that have none."""
     item = getattr(import_module(module), name)
     if not (inspect.isclass(item) or inspect.isroutine(item)):
-        return
-    assert documented(item), place
+        return []
+    found = [] if documented(item) else [f"{module}:{name}"]
     for method, function in vars(item).items() if inspect.isclass(item) else ():
         if inspect.isfunction(function) and not method.startswith("_"):
-            assert inspect.getdoc(function) or hasattr(Split, method), f"{place}.{method}"
+            if not (inspect.getdoc(function) or hasattr(Split, method)):
+                found.append(f"{module}:{name}.{method}")
+    return found
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_kernel_docstrings_are_complete(name):
+def missing_parts(name: str) -> list[str]:
+    """What the docstring of a kernel leaves out."""
     function = getattr(kernels, name)
-    text = inspect.getdoc(function)
+    text = inspect.getdoc(function) or ""
     parts = dict(re.findall(r"^(Args|Returns|Raises):\n(.*?)(?=^\S|\Z)", text, flags=re.DOTALL | re.MULTILINE))
-    assert set(parts) == {"Args", "Returns", "Raises"}
-    for argument in inspect.signature(function).parameters:
-        assert re.search(rf"^ .*\b{argument}\b.*:", parts["Args"], flags=re.MULTILINE), argument
-    assert re.search(r"\[[A-Z]\w*", parts["Args"]), "a shape"
-    assert re.search(r"\[[A-Za-z]|0-dim", parts["Returns"]), "the shape of the result"
-    assert "ValueError" in parts["Raises"]
+    given, result, errors = (parts.get(part, "") for part in ("Args", "Returns", "Raises"))
+    checks = {
+        f"the argument {argument}": re.search(rf"^ .*\b{argument}\b.*:", given, flags=re.MULTILINE)
+        for argument in inspect.signature(function).parameters
+    }
+    checks |= {
+        "a shape": re.search(r"\[[A-Z]\w*", given),
+        "the shape of the result": re.search(r"\[[A-Za-z]|0-dim", result),
+        "ValueError": "ValueError" in errors,
+        "Args, Returns and Raises": len(parts) == 3,
+    }
+    return [f"{name}: {what}" for what, there in checks.items() if not there]
+
+
+def test_public_names_are_documented():
+    modules = [module for module in map(import_module, MODULES) if Path(module.__file__).stat().st_size]
+    places = sorted(set(public_names()))
+    assert len(modules) > 80 and len(IMPORTED) > 3 and sum(name == "main" for _, name in places) > 8
+    missing = [module.__name__ for module in modules if not documented(module)]
+    missing += [found for place in places for found in without_docstring(*place)]
+    assert not missing, "no docstring: " + ", ".join(missing)
+
+
+def test_kernel_docstrings_are_complete():
+    assert len(FUNCTIONS) > 8
+    missing = [found for name in FUNCTIONS for found in missing_parts(name)]
+    assert not missing, "not in the docstring: " + ", ".join(missing)
