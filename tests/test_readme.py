@@ -68,7 +68,8 @@ def parser_of(monkeypatch):
 
             return stopped
 
-        with monkeypatch.context() as patch, warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
             for method in ("parse_args", "parse_intermixed_args"):
                 patch.setattr(argparse.ArgumentParser, method, stop(method))
             patch.setattr(sys, "argv", [module])
