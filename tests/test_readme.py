@@ -24,6 +24,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("docs/**/*.md")}
 TEXTS = {"README.md": README, **PAGES}
 SETTINGS_ALONE = ("depthg.train", "depthg.prepare")  # commands that take key=value and Hydra's flags, without argparse
+COMMANDS = tuple(
+    f"depthg.{name}"
+    for name in ("evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "depth")
+)
 OTHERS = {"--multirun", "--cfg", "--help", "--mixed_precision"}  # options that are not argparse's here
 
 
@@ -142,17 +146,13 @@ def test_every_command_line_is_accepted(parser_of, capsys):
             except (SystemExit, ValueError) as error:
                 failures.append(f"{page}: {module} {' '.join(words)}: {error} {capsys.readouterr().err}")
     assert not failures, "\n".join(failures)
-    assert modules >= {f"depthg.{name}" for name in ("train", "prepare", "evaluate", "predict", "convert", "reproduce")}
-    assert modules >= {f"depthg.{name}" for name in ("diagnose", "report", "replay", "depth")}
+    assert modules >= {*SETTINGS_ALONE, *COMMANDS}
+    assert set(re.findall(r"^\| `(depthg\.\w+)` \|", README, flags=re.MULTILINE)) == {*SETTINGS_ALONE, *COMMANDS}
 
 
 def test_every_option_between_backticks_exists(parser_of):
     sections, keys, failures = {key.partition(".")[0] for key in options() if "." in key}, [*options(), *GROUPS], []
-    flags = OTHERS | {
-        flag
-        for name in ("evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "depth")
-        for flag in parser_of(f"depthg.{name}")[0]._option_string_actions
-    }
+    flags = OTHERS | {flag for command in COMMANDS for flag in parser_of(command)[0]._option_string_actions}
     for page, text in TEXTS.items():
         for span in re.findall(r"`([^`]+)`", prose(text)):
             for word in () if "bench/" in span else span.split():
