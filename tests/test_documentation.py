@@ -6,8 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 
-from depthg.kernels.checks import HAS_TRITON
-
 import depthg
 from depthg import kernels
 from depthg.data.base import Split

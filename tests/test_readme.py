@@ -12,11 +12,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-from depthg.kernels import __all__ as kernel_names
 from miniature import settings, write_camvid
 
-from depthg.cli import check_overrides
-from depthg.config import GROUPS, options
+from depthg.config.composing import check_overrides
+from depthg.config.schema import GROUPS, options
+from depthg.kernels import __all__ as kernel_names
 from depthg.train import train
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "mkdocs.yml").is_file())

@@ -245,7 +245,9 @@ class CacheConfig:
 
 @dataclass
 class Config:
-    experiment: str = option("demo", "preset, see depthg/conf/experiment")
+    """All settings of a run; ``python -m depthg.train --help`` shows every key with its meaning."""
+
+    experiment: str = option("demo", "preset, see depthg/config/conf/experiment")
     mode: str = option(
         "paper", "paper, or released: what the authors' code does differently, at once", choices=("paper", "released")
     )
