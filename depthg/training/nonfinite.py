@@ -60,7 +60,7 @@ class FiniteGuard:
 
     def passes(
         self, step: Step, iteration: int, losses: dict[str, Tensor], logged: dict[str, float | Tensor],
-        optimizers: Iterable[torch.optim.Optimizer] = (),
+        optimizers: Iterable[torch.optim.Optimizer],
     ) -> bool:  # fmt: skip
         """Whether everything is finite; False means that this iteration is to be left out.
 

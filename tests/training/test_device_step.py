@@ -9,6 +9,7 @@ import pytest
 import torch
 from miniature import settings, write_camvid
 from pretend_cuda import CPU, CUDA, Device, OnDevice, pretend
+from safetensors.torch import load_file
 from test_nonfinite import times
 
 from depthg.config.composing import load_config
@@ -190,6 +191,20 @@ def test_steps_that_are_not_finite_are_left_out_on_the_device(root, tmp_path, mo
     assert all(t["optimizer.head.0.step"] == 2 for t in tensors)
     for name, value in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_a_step_right_before_a_restart_of_the_clusters_is_settled_first(root, tmp_path, monkeypatch):
+    times(monkeypatch, "total", lambda iteration: np.nan if iteration == 1 else 1)
+    options = (*SMALL, "iterations=2", "train.on_nan=skip", "log_every=9", "probe.reinit=2", f"runs_dir={tmp_path}")
+    kept = {}
+    for where in (CPU, CUDA):
+        run_on(monkeypatch, where, settings(root, *options, f"name={where.type}"))
+        kept[where.type] = load_file(tmp_path / where.type / FOLDER / "iteration-0000002.safetensors")
+    for name, value in kept["cpu"].items():  # weights before the restart: that of the clusters moves them far
+        if name.startswith("model."):
+            torch.testing.assert_close(kept["cuda"][name], value, rtol=1e-2, atol=1e-3, msg=name)
+    after = read_checkpoint(tmp_path / "cuda" / "checkpoints" / "last")[0]["model.cluster.centroids"]
+    assert (after - kept["cuda"]["model.cluster.centroids"]).abs().max() > 0.01
 
 
 def test_a_run_that_stops_one_step_later_has_kept_the_step_with_its_weights(root, tmp_path, monkeypatch):
