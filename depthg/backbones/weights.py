@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from depthg.torch_file import read_torch_file, tensors_of
+from depthg.foreign.torch_file import read_torch_file, tensors_of
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from depthg.features.transform import (
@@ -99,7 +99,7 @@ class FeatureWriter:
         self.transform.load_state_dict(load_file(build.folder / TRANSFORM))
 
     def _save_transform(self, path: str | Path) -> None:
-        save_file({name: value.cpu() for name, value in self.transform.state_dict().items()}, path)
+        Path(path).write_bytes(save({name: value.cpu() for name, value in self.transform.state_dict().items()}))
 
     def _rounded(self, maps: Iterator[Tensor]) -> Iterator[Tensor]:
         return (round_maps(part, self.dtype) for part in maps)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from depthg.storage.safe_text import parse_json
-from depthg.storage.whole_files import write_whole
+from depthg.storage.whole_files import write_tensors
 
 FILE = "checkpoint.safetensors"
 
@@ -25,7 +24,7 @@ def save_checkpoint(folder: Path, modules: dict[str, torch.nn.Module], optimizer
             tensors.update({f"optimizer.{name}.{index}.{key}": value for key, value in state.items()})
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items() if value.numel()}
     path = folder / FILE
-    write_whole(path, lambda partial: save_file(tensors, partial, metadata={"depthg": json.dumps(header)}))
+    write_tensors(path, tensors, {"depthg": json.dumps(header)})
     return path
 
 

@@ -1,6 +1,6 @@
 """``python -m depthg.convert CKPT --out RUN``: checkpoints of STEGO and DepthG become run folders.
 
-The file is read without executing anything in it, and without Lightning or OmegaConf (`depthg.torch_file`). Sizes come
+The file is read without executing anything in it, and without Lightning or OmegaConf (`foreign.torch_file`). Sizes come
 from the weights; the settings in the checkpoint add the data set, the resolution and the loss.
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
 from depthg.backbones import load_backbone
@@ -24,11 +23,11 @@ from depthg.config.composing import to_config
 from depthg.config.schema import Config
 from depthg.data.files import show
 from depthg.features.transform import FeatureTransform
-from depthg.inert import UnpickleError, plain
+from depthg.foreign.records import UnpickleError, plain
+from depthg.foreign.torch_file import read_torch_file, tensors_of
 from depthg.model.checkpoints import save_checkpoint
 from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead
-from depthg.storage.whole_files import partial_path, write_text, write_whole
-from depthg.torch_file import read_torch_file, tensors_of
+from depthg.storage.whole_files import partial_path, write_tensors, write_text
 
 BACKBONE_FILE = "backbone.safetensors"
 TRAIN_SIZE, EVAL_SIZE = 224, 320  # pixels, of both projects
@@ -226,7 +225,7 @@ def convert(checkpoint: str | Path, out: str | Path, overwrite: bool = False) ->
     partial = partial_path(out)
     try:
         if found.backbone is not None:
-            write_whole(partial / BACKBONE_FILE, lambda path: save_file(found.backbone, path))
+            write_tensors(partial / BACKBONE_FILE, found.backbone)
             network = load_backbone(found.config.backbone.name, weights=partial / BACKBONE_FILE)
             found.header["weights"] = network.weights_hash
         write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(found.config)))

@@ -10,10 +10,12 @@ import platform
 import re
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d+)-\d+")  # machine, process, and a number of its own
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -43,7 +45,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = Tr
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a disk that became read-only must not hide the first error
@@ -73,15 +75,14 @@ def flush_folder(folder: Path) -> None:
         raise OSError(error.errno, text + "lost if the machine stops now") from error
 
 
-def write_error(path: Path, error: Exception) -> OSError:
+def write_error(path: Path, error: OSError) -> OSError:
     """An error of the same type and number that names the file and the way out."""
-    number = getattr(error, "errno", None)
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):  # safetensors keeps it in the text
-        number = int(found[1])
-    reason = getattr(error, "strerror", None) or (os.strerror(number) if number else str(error))
-    text = f"cannot write {path}: {reason}; free some room or make the folder writable. What was there before is intact"
-    raised = (type(error) if isinstance(error, OSError) else OSError)(text)
-    raised.errno = number
+    text = (
+        f"cannot write {path}: {error.strerror or error}; free some room or make the folder writable. What was there "
+        "before is intact"
+    )
+    raised = type(error)(text)
+    raised.errno = error.errno
     return raised
 
 
@@ -120,3 +121,14 @@ def _runs(process: int) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file whole or not at all.
+
+    Its bytes are made in memory first, which takes twice the room of the tensors for a moment: the library's own writer
+    has an unfinished file that stays behind after a kill.
+    """
+    from safetensors.torch import save  # with torch, which processes that draw scenes do without
+
+    write_whole(path, lambda partial: partial.write_bytes(save(dict(tensors), metadata)))

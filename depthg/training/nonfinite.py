@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
 from depthg.model.checkpoints import FILE
 from depthg.model.run_folder import environment
 from depthg.runtime import processes
 from depthg.runtime.device import Later
-from depthg.storage.whole_files import write_text, write_whole
+from depthg.storage.whole_files import write_tensors, write_text
 from depthg.training.batches import draw_batch
 from depthg.training.step import Step
 
@@ -170,7 +169,7 @@ def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[st
         "processes": processes.count(), "environment": environment(),
         "settings": OmegaConf.to_container(OmegaConf.structured(step.config)),
     }  # fmt: skip
-    write_whole(path.with_suffix(".safetensors"), lambda partial: save_file(tensors, partial))
+    write_tensors(path.with_suffix(".safetensors"), tensors)
     write_text(path, json.dumps(content, indent=1, allow_nan=False))
     return path
 

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ from depthg.data.files import label_table, read_image, read_label
 from depthg.data.matlab import read_mat
 from depthg.data.pairing import read_list
 from depthg.depth.sources import FolderDepth
+from depthg.foreign.torch_file import read_torch_file
 from depthg.model.checkpoints import FILE, read_checkpoint
 from depthg.model.converted import plain_setting, read_stego
 from depthg.model.run_folder import read_log
 from depthg.reporting.run_files import read_run
-from depthg.unpickle import read_pickle
 
 EXPECTED = (ValueError, FileNotFoundError)
 folder = Path(tempfile.mkdtemp(prefix="depthg-fuzz-"))
@@ -93,6 +94,15 @@ def matlab() -> bytes:
     return file.getvalue()
 
 
+def archived(path: Path) -> Path:
+    """The content of `path` as the pickle of a torch file."""
+    archive = path.with_name("a.pkl.pth")
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in (("data.pkl", path.read_bytes()), ("version", b"3\n"), ("byteorder", b"little")):
+            file.writestr(f"archive/{name}", content)
+    return archive
+
+
 STATE = {"state_dict": {"net.cluster1.0.weight": torch.ones(2, 3)}, "hyper_parameters": {"dim": 2}, "epoch": 1}
 HEADER = {"depthg": json.dumps({"iteration": 3, "shifts": [0.1], "stages": [2]})}
 SETTINGS = OmegaConf.to_yaml(OmegaConf.structured(Config()))
@@ -121,14 +131,7 @@ TARGETS = {
     ),
     "stego": Target("a.ckpt", read_stego, [saved(STATE), saved(STATE, _use_new_zipfile_serialization=False)]),
     "pickle": Target(
-        "a.pkl", lambda path: plain_setting(checked_pickle(path), path),
-        [pickle.dumps({"a": [1, {2}, "x", 0.5, b"y"], "b": Path("x")}, protocol) for protocol in range(6)],
+        "a.pkl", lambda path: plain_setting(read_torch_file(archived(path)), path),
+        [pickle.dumps({"a": [1, {2}, "x", 0.5, b"y"], "b": Path("x")}, 2), pickle.dumps([{"a": (1, None)}, Path], 3)],
     ),
 }  # fmt: skip
-
-
-def checked_pickle(path: Path) -> object:
-    try:
-        return read_pickle(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

@@ -21,7 +21,7 @@ from depthg.backbones.dino import DINO, DinoSpec
 from depthg.convert import main
 from depthg.data.folder import spread
 from depthg.evaluate import main as evaluate
-from depthg.inert import MAX_DEPTH
+from depthg.foreign.records import MAX_DEPTH
 from depthg.model.converted import BACKBONE_FILE, convert
 from depthg.model.loaded_run import load_run
 from depthg.predict import main as predict

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from depthg.backbones.weights import read_state_dict
 from depthg.data.files import DataError, image_size, read_image, read_values
 from depthg.data.matlab import read_mat
+from depthg.foreign.torch_file import read_torch_file
 from depthg.model.checkpoints import FILE, read_checkpoint
 from depthg.model.converted import read_stego
-from depthg.torch_file import read_torch_file
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 
@@ -114,7 +114,8 @@ def test_depth_maps_that_lie(tmp_path, name):
 def test_compressed_archives_do_not_unfold(tmp_path):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}))
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}, 2))
+        archive.writestr("archive/version", "3\n")
         archive.writestr("archive/data/0", bytes(10**8))
     for reader in READERS:
         with pytest.raises(ValueError, match=r"bomb\.pth .*compressed"):

@@ -1,0 +1,1 @@
+"""Other people's checkpoints: read as data, without running or importing anything that they name."""
