@@ -78,7 +78,7 @@ def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
     x = torch.randn(500, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     whole = cosine_kmeans(x, 5, seed=1)
     member = assign(x, whole)
-    monkeypatch.setattr("depthg.evaluation.clustering.ROWS", 37)
+    monkeypatch.setattr("depthg.model.clustering.ROWS", 37)
     assert ROWS > 500
     torch.testing.assert_close(cosine_kmeans(x, 5, seed=1), whole)
     assert torch.equal(assign(x, whole), member)
