@@ -1,4 +1,4 @@
-"""Commands whose arguments are settings: ``key=value``, help of every key, and Hydra's own flags."""
+"""Runs commands that take settings: ``key=value`` arguments, ``--help`` for every key, and Hydra's flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from depthg.runtime import command as runtime
 
 
 def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts: Sequence[str] = ()) -> None:
-    """Usage, presets, and every key (of some ``parts``) with the value it has under the given presets."""
+    """Prints usage, presets, and the keys (all, or those that start with one of ``parts``) with their values.
+
+    The values are those under ``overrides``, e.g. a preset.
+    """
     values = options(load_config(overrides))
     values = {key: value for key, value in values.items() if not parts or key.startswith(tuple(parts))}
     console = runtime.console()
@@ -39,9 +42,11 @@ def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts:
 
 
 def run_command(task: Callable[[Config], object], command: str, summary: str, parts: Sequence[str] = ()) -> None:
-    """Parses ``sys.argv``, composes and checks the settings, runs ``task``; user errors end in one line, status 1.
+    """Parses ``sys.argv``, composes and checks the settings, and runs ``task``.
 
-    ``parts``: beginnings of the keys that the help shows; all when empty.
+    A user error prints one line and exits with status 1.
+
+    ``parts``: prefixes of the keys that the help shows; empty: all keys.
     """
     arguments = sys.argv[1:]
     try:
@@ -51,7 +56,7 @@ def run_command(task: Callable[[Config], object], command: str, summary: str, pa
         elif any(argument.startswith("-") for argument in arguments):
             check_overrides(arguments)
             arguments = quote_text(arguments, sweep=True)
-            sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument)  # Hydra wants its flags first
+            sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument)  # Hydra expects its flags first
             _run_hydra(task)
         else:
             task(load_config(arguments))
@@ -62,9 +67,9 @@ def run_command(task: Callable[[Config], object], command: str, summary: str, pa
 
 
 def importable(task: Callable) -> Callable:
-    """The same function under the name that other processes import it by, not as a part of ``__main__``.
+    """Returns the same function from its importable module if it was defined in ``__main__``.
 
-    Hydra's launchers send it to their workers, and could not send all that belongs to ``__main__``.
+    Hydra's launchers pickle the function for their workers, and parts of ``__main__`` cannot be pickled.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if task.__module__ != "__main__" or spec is None:
@@ -73,7 +78,7 @@ def importable(task: Callable) -> Callable:
 
 
 def _run_hydra(task: Callable[[Config], object]) -> None:
-    """Hydra's own flags: ``--multirun``, ``--cfg job``, ``--info`` ..."""
+    """Runs ``task`` through Hydra, which handles its flags: ``--multirun``, ``--cfg job``, ``--info`` ..."""
     task = importable(task)
 
     def guarded(node) -> None:

@@ -1,4 +1,4 @@
-"""Settings from presets and ``key=value``, or from a run folder; errors name the nearest valid key."""
+"""Composes settings from presets and ``key=value``, or from a run folder; errors name the nearest valid key."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
-    """Overrides with the values of text keys in quotes where Hydra would stumble, as over a path with ü or (1) in it.
+    """Quotes the values of text keys that Hydra cannot parse unquoted, e.g. a path with ü or (1) in it.
 
-    Values that are quoted already stay, and so do interpolations and, with ``sweep``, lists of values to sweep over.
+    Quoted values and interpolations stay unchanged; so do, with ``sweep``, lists of values to sweep over.
     """
     text_keys = {key for key, (item, _) in options().items() if str(item.type).startswith("str")}
     quoted = []
@@ -73,20 +73,20 @@ def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 
 
 def to_config(node) -> Config:
-    """The checked dataclass from Hydra's composed node (or a plain dict with the same keys)."""
+    """Converts Hydra's composed node (or a plain dict with the same keys) to the validated dataclass."""
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), node))
     return validate(config)
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
-    """The same settings from Python: ``load_config(["experiment=demo", "seed=1"])``.
+    """Composes and validates settings in Python: ``load_config(["experiment=demo", "seed=1"])``.
 
     ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir, data.workers and
-    iterations may be given anew.
+    iterations can be overridden.
 
     Raises:
         ValueError: an unknown key, an impossible value, or damaged stored settings.
-        FileNotFoundError: ``resume`` names no run folder.
+        FileNotFoundError: ``resume`` is not a run folder.
     """
     check_overrides(overrides)
     given = dict(override.split("=", 1) for override in overrides)
@@ -103,7 +103,12 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 
 def stored_settings(run: Path) -> dict:
-    """Settings in a run folder's ``config.yaml``, read without running code."""
+    """Reads the settings in a run folder's ``config.yaml`` without running code.
+
+    Raises:
+        ValueError: the file is damaged.
+        FileNotFoundError: the folder has no ``config.yaml``.
+    """
     path = run / "config.yaml"
     try:
         stored = check_no_references(parse_yaml(path.read_text(encoding="utf-8")))

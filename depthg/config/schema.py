@@ -1,6 +1,6 @@
-"""The configuration: one documented dataclass per part. Presets and groups lie in ``conf/*.yaml``.
+"""The configuration: one documented dataclass per part. Presets and groups are in ``conf/``.
 
-Time is counted in iterations, angles in degrees, depth in [0, 1] or metres (named).
+Units: time in iterations, angles in degrees, depth in [0, 1] or, where stated, in metres.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from depthg.kernels.reference import RELATIONS
 def option(
     default: Any, text: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None
 ) -> Any:
-    """A documented field; ``choices`` and the bounds (inclusive) are checked by :func:`validate`."""
+    """A dataclass field with a help text; :func:`validate` checks ``choices`` and the inclusive bounds."""
     metadata = {"help": text, "choices": choices, "low": low, "high": high}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -49,7 +49,7 @@ class DataConfig:
         choices=("antialias", "nearest"),
     )
     n_train: int = option(300, "scenes only: training images", low=1)
-    n_val: int = option(60, "validation images (scenes), or most photos shown and scored (folder)", low=1)
+    n_val: int = option(60, "validation images (scenes), or maximum number of photos shown and scored (folder)", low=1)
     n_test: int = option(60, "scenes only: held-out images", low=1)
     scene_seed: int = option(0, "scenes only: seed of the renderer", low=0)
     eval_split: str = option("val", "split scored at the end and by val.every", choices=("val", "test"))
@@ -70,7 +70,7 @@ class FeaturesConfig:
         "on", "keep features on disk, or off: run the backbone in every step, for data too large for the disk",
         choices=("on", "off"),
     )  # fmt: skip
-    dtype: str = option("float16", "what features are rounded to and stored in", choices=("float16", "bfloat16"))
+    dtype: str = option("float16", "precision of stored features", choices=("float16", "bfloat16"))
 
 
 @dataclass
@@ -96,16 +96,16 @@ class DepthConfig:
         "saturating", "metres to [0, 1]: z/(z+scale), log, linear, or none (already in [0, 1])",
         choices=("saturating", "log", "linear", "none"),
     )  # fmt: skip
-    scale: float = option(5.0, "metres at which the saturating mapping gives one half", low=1e-6)
-    far: float = option(80.0, "metres that the mappings log and linear send to 1", low=1e-6)
+    scale: float = option(5.0, "depth in metres that the saturating mapping sends to 0.5", low=1e-6)
+    far: float = option(80.0, "depth in metres that the log and linear mappings send to 1", low=1e-6)
     truncate: str = option(
         "none",
-        "released: mapped depth is cast to whole numbers (0 below 1) on no data, on Potsdam-3, or on all",
+        "truncate mapped depth to integers (0 below 1), as the released code does: never, on Potsdam-3, or always",
         choices=("none", "potsdam3", "all"),
     )
     metres_per_unit: float | None = option(None, "folder: metres per step of integer maps, 0.001 for millimetres")
     camera_height: float = option(1.4, "ground_plane: camera height in metres", low=1e-6)
-    horizon: float = option(0.45, "ground_plane: row of the horizon as a share of the image height", low=0, high=1)
+    horizon: float = option(0.45, "ground_plane: row of the horizon as a fraction of the image height", low=0, high=1)
     fov_deg: float = option(60.0, "horizontal field of view where the data set does not state one", low=1, high=179)
 
 
@@ -149,8 +149,10 @@ class DepthTermConfig(TermConfig):
     bandwidth: float = option(0.1, "gaussian and euclidean: bandwidth in units of [0, 1] depth", low=1e-6)
     at: str = option("points", "depth read at the sampled points or on a regular grid", choices=("points", "grid"))
     pair: str = option("self", "compare a crop with itself or with another crop of its photo", choices=("self", "crop"))
-    factor: float = option(1.0, "weight and shift are multiplied by this (1: constant) ...", low=0, high=1)
-    every: int = option(0, "... every so many iterations (0: never)", low=0)
+    factor: float = option(
+        1.0, "weight and shift are multiplied by this every loss.depth.every iterations (1: constant)", low=0, high=1
+    )
+    every: int = option(0, "iterations between two multiplications by loss.depth.factor (0: never)", low=0)
     weight_minimum: float = option(0.0, "the weight never decays below this", low=0)
     shift_minimum: float = option(0.0, "the shift never decays below this", low=0)
 
@@ -167,7 +169,7 @@ class LossConfig:
     clamp: bool = option(True, "zero clamp of S")
     scope: str = option(
         "global",
-        "several processes: mean of F and negatives over the whole batch, or over the part of each process alone",
+        "several processes: mean of F and negatives over the whole batch, or over each process's part",
         choices=("global", "process"),
     )
     feature_dropout: bool = option(True, "compute F on features after channel dropout (rate head.dropout)")
@@ -176,7 +178,7 @@ class LossConfig:
 @dataclass
 class HeadConfig:
     dim: int = option(70, "code channels", low=1)
-    dropout: float = option(0.1, "share of channels dropped", low=0, high=0.99)
+    dropout: float = option(0.1, "fraction of channels dropped", low=0, high=0.99)
     lr: float = option(5e-4, "learning rate (Adam)", low=0)
 
 
@@ -185,7 +187,7 @@ class ProbeConfig:
     lr: float = option(5e-3, "learning rate of both probes (Adam)", low=0)
     reinit: int = option(0, "extension: k-means restart of the cluster probe at this iteration (0: never)", low=0)
     cells: int = option(
-        0, "both probes train on so many random cells of each image and step (0: all cells, and all pixels)", low=0
+        0, "random cells per image and step that both probes train on (0: all cells, and all pixels)", low=0
     )
 
 
@@ -201,7 +203,7 @@ class TrainConfig:
 @dataclass
 class KnnConfig:
     k: int = option(30, "neighbours stored per image", low=1)
-    draw: int = option(7, "one of the first so many is drawn as the pair", low=1)
+    draw: int = option(7, "the pair is drawn from this many nearest neighbours", low=1)
     exclude_same_photo: bool = option(True, "never pair crops of one photo")
     dropout: bool = option(False, "channel dropout before averaging, as the released code does")
     dtype: str = option(
@@ -211,7 +213,7 @@ class KnnConfig:
 
 @dataclass
 class ValConfig:
-    every: int = option(0, "evaluate every so many iterations (0: only at the end)", low=0)
+    every: int = option(0, "iterations between two evaluations (0: only at the end)", low=0)
     matching: str = option(
         "hungarian",
         "clusters to classes: one to one, or many_to_one (each takes its most frequent class)",
@@ -240,7 +242,9 @@ class CheckpointConfig:
 @dataclass
 class CacheConfig:
     dir: str | None = option(None, "where scenes and features are kept; default $DEPTHG_CACHE or the user cache folder")
-    shard_mb: float = option(64.0, "MiB written between two marks of progress: what a kill costs at most", low=0.001)
+    shard_mb: float = option(
+        64.0, "MiB per cache shard; an interrupted preparation repeats at most one shard", low=0.001
+    )
 
 
 @dataclass
@@ -249,21 +253,23 @@ class Config:
 
     experiment: str = option("demo", "preset, see depthg/config/conf/experiment")
     mode: str = option(
-        "paper", "paper, or released: what the authors' code does differently, at once", choices=("paper", "released")
+        "paper", "paper, or released: as the authors' code, wherever it differs", choices=("paper", "released")
     )
     name: str | None = option(None, "run folder below runs_dir; default: the experiment, data and seed")
     runs_dir: str = option("runs", "where run folders are made")
     overwrite: bool = option(False, "replace an existing run folder")
     resume: str | None = option(None, "continue the run in this folder with its own settings")
-    seed: int = option(0, "seed of everything random", low=0)
+    seed: int = option(0, "seed of all random numbers", low=0)
     iterations: int = option(500, "optimiser steps", low=0)
     batch_size: int = option(16, "images per step", low=2)
     log_every: int = option(10, "iterations between two lines of metrics.jsonl", low=1)
-    n_classes: int | None = option(None, "clusters; default: the data set's classes, 8 without labels", low=2)
+    n_classes: int | None = option(
+        None, "number of clusters; default: that of the data set's classes, 8 without labels", low=2
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: str = option(
         "auto",
-        "of the head and of the loss's inputs; auto: what accelerate launch --mixed_precision says, else float32",
+        "precision of the head and the loss inputs; auto: that of accelerate launch --mixed_precision, else float32",
         choices=("auto", "float32", "bfloat16"),
     )
     data: DataConfig = field(default_factory=DataConfig)
@@ -286,7 +292,7 @@ UNLABELLED_CLUSTERS = 8
 
 
 def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
-    """Every leaf key, e.g. ``loss.depth.weight``, with its dataclass field."""
+    """Maps every leaf key, e.g. ``loss.depth.weight``, to its dataclass field and its value."""
     found: dict[str, Any] = {}
     instance = node() if isinstance(node, type) else node
     for item in fields(instance):
@@ -296,16 +302,16 @@ def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(word: str, valid: Any) -> str:
-    """``; did you mean 'x'?`` or an empty string."""
+    """Returns ``; did you mean 'x'?``, or an empty string if no valid word is close."""
     match = difflib.get_close_matches(word, [str(v) for v in valid], n=1, cutoff=0.4)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def validate(config: Config) -> Config:
-    """Returns the config, with a number of clusters where no labels say one.
+    """Checks all values and returns the config; sets ``n_classes`` for a folder without labels.
 
     Raises:
-        ValueError: an impossible value or pair of values, naming the key, the value and what is possible.
+        ValueError: an invalid value or combination of values; names the key, the value and the valid ones.
     """
     for key, (item, value) in options(config).items():
         choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
