@@ -1,1 +1,1 @@
-"""What is computed once before training: features, nearest neighbours, labels and depth of every view."""
+"""Inputs computed once before training: features, nearest neighbours, labels and depth of every view."""

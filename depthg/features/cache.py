@@ -1,4 +1,4 @@
-"""The feature cache: backbone output of every view, projected, with means for the nearest neighbours."""
+"""The feature cache: projected backbone output of every view, and its means for the nearest neighbours."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from depthg.runtime.device import to_device
 from depthg.runtime.progress import ProgressBar
 from depthg.storage.cache import Arrays, Build, rows_per_shard
 
-FIT_VIEWS = 2048  # the transform is fitted on at most so many views, evenly spread
+FIT_VIEWS = 2048  # maximum number of views, evenly spaced, that the transform is fitted on
 TRANSFORM = "transform.safetensors"
 
 
 class FeatureWriter:
-    """Fills a cache with features of views and their means over the cells, fitting the transform first if need be.
+    """Writes features of views and their means over the cells to a cache; with ``fit``, fits the transform first.
 
-    Arrays: ``features`` ``[V, h*w, D]`` (with ``keep``), ``means`` float32 ``[V, D]``, the file
-    ``transform.safetensors``, and temporarily ``raw`` ``[<= FIT_VIEWS, h*w, C]``, the backbone output that the
+    Arrays: ``features`` ``[V, h*w, D]`` (with ``keep``) and ``means`` float32 ``[V, D]``. With ``fit`` also the file
+    ``transform.safetensors`` and the temporary array ``raw`` ``[<= FIT_VIEWS, h*w, C]``, the backbone output that the
     transform is fitted on.
 
     Args:
-        count: views V.
-        cells: cells h*w of a view.
-        transform: fitted in place with ``fit``, else used as it is.
-        dtype: of the stored features.
-        fit: whether the transform is to be fitted on these views.
-        keep: whether the features are kept, or only their means.
-        batch: views per forward pass; forward passes never straddle shards.
-        shard_mb: MiB of a shard.
+        count: number of views V.
+        cells: number of cells h*w per view.
+        transform: fitted in place with ``fit``, otherwise used unchanged.
+        dtype: dtype of the stored features.
+        fit: True to fit the transform on these views.
+        keep: True to store the features, False to store only their means.
+        batch: views per forward pass; a batch never crosses a shard boundary.
+        shard_mb: size of a shard in MiB.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FeatureWriter:
         """Runs the backbone over the views; ``maps(views, batch)`` yields its output ``[batch, C, h, w]`` in order."""
         if self.fit:
             self._fit(build, maps, text)
-        in_raw = self.fit and self.count <= FIT_VIEWS  # every view went through the backbone already
+        in_raw = self.fit and self.count <= FIT_VIEWS  # the backbone has already seen every view
         with ProgressBar(f"{text}, projected" if in_raw else text, self.count) as bar:
             for rows in build.shards("features", self.count, self._shard(), bar):
                 at = rows.start
@@ -109,7 +109,7 @@ class FeatureWriter:
         return rows_per_shard(row, self.shard_mb, self.batch)
 
     def _raw_parts(self, build: Build, rows: range, size: int | None = None) -> Iterator[Tensor]:
-        """Parts of what the backbone gave, on the device of the transform."""
+        """Yields parts of the stored backbone output, on the device of the transform."""
         array, size, device = build.read("raw"), size or self.batch, self.transform.mean.device
         for start in range(rows.start, rows.stop, size):
             yield to_device(from_disk(np.array(array[start : min(start + size, rows.stop)]), self.dtype), device)

@@ -1,4 +1,4 @@
-"""What every stage of the preparation needs: the data set, its views, the backbone, and caches that are noted."""
+"""Shared by all stages of the preparation: the data set, its views, the backbone, and a record of the caches."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from depthg.storage.cache import (
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A cache that a stage needs; see :func:`depthg.storage.cache.cached`."""
+    """Description of a cache that a stage needs; see :func:`depthg.storage.cache.cached`."""
 
-    name: str  # for people
+    name: str  # shown to the user
     kind: str
     settings: dict
     arrays: Arrays
@@ -46,12 +46,15 @@ class CachePlan:
 
 
 class Caches:
-    """Opens the data set of a configuration.
+    """The data set, views, backbone and caches of one configuration.
 
     Attributes:
         uses: caches made or found so far.
-        root: where caches lie.
-        loader: what reads views.
+        root: folder of all caches.
+        loader: reads views.
+
+    Raises:
+        ValueError: ``cache.dir`` is inside ``data.root``, or the data set lacks the split ``data.eval_split``.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -62,7 +65,7 @@ class Caches:
             raise ValueError(
                 f"cache.dir={self.root} lies inside data.root={data.root}, where nothing is written; move it"
             )
-        with main_first():  # it renders scenes, which the others find
+        with main_first():  # the main process renders scenes; the others find them
             self.dataset = load_dataset(
                 data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
                 n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
@@ -92,13 +95,13 @@ class Caches:
 
     @backbone.setter
     def backbone(self, network: Backbone) -> None:
-        """One that is loaded already."""
+        """Sets a backbone that is already loaded."""
         self._backbone = network
 
     def describe(self, views: Views) -> dict:
-        """What identifies a list of views in a cache key."""
+        """The entries of a cache key that identify a list of views."""
         data, split = self.config.data, views.split
-        if id(split) not in self._fingerprints:  # a look at every file
+        if id(split) not in self._fingerprints:  # looks at every file
             self._fingerprints[id(split)] = fingerprint(split)
         return {
             "photos": self._fingerprints[id(split)], "count": len(views), "size": list(views.size),
@@ -107,7 +110,7 @@ class Caches:
         }  # fmt: skip
 
     def make(self, plan: CachePlan, build: Callable[[Build], None]) -> Path:
-        """The folder of a stage's cache, which is noted for the summary."""
+        """Finds or builds a stage's cache, records it in ``uses``, and returns its folder."""
         made = not is_whole(self.root / plan.kind / cache_key(plan.settings))
         started = time.perf_counter()
         folder = cached(self.root, plan.kind, plan.settings, build, plan.arrays, plan.temporary)
@@ -116,7 +119,7 @@ class Caches:
         return folder
 
     def check_room(self, plans: Sequence[CachePlan]) -> None:
-        """Raises OSError (ENOSPC) when the caches that are missing do not fit on the disk together."""
+        """Raises OSError (ENOSPC) if the missing caches together do not fit on the disk."""
         missing = {
             plan.name: missing_bytes(self.root / plan.kind / cache_key(plan.settings), plan.arrays, plan.temporary)
             for plan in plans
@@ -126,11 +129,11 @@ class Caches:
         check_room(self.root, sum(missing.values()), f"most of it for {largest}{hint}")
 
     def rows_per_shard(self, row_bytes: int, multiple: int = 1) -> int:
-        """Views in a shard."""
+        """Views per shard of about ``cache.shard_mb``, a multiple of ``multiple``."""
         return rows_per_shard(row_bytes, self.config.cache.shard_mb, multiple)
 
     def maps(self, views: Views) -> Maps:
-        """Function from numbers of views and a batch size to backbone output ``[batch, C, h, w]``, in order."""
+        """Function of view indices and a batch size that yields backbone output ``[batch, C, h, w]`` in order."""
 
         def run(numbers: Sequence[int] | np.ndarray, batch: int) -> Iterator[torch.Tensor]:
             images = []
@@ -146,7 +149,7 @@ class Caches:
         """Cells (h, w) of a view.
 
         Raises:
-            ValueError: its size does not fit the backbone.
+            ValueError: the size of the view is not a multiple of ``backbone.multiple``.
         """
         multiple = self.backbone.multiple
         if any(side % multiple for side in views.size):

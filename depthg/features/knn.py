@@ -1,14 +1,13 @@
-"""Nearest neighbours of images by the cosine of their mean features: exact, in blocks, with a running top-k.
+"""Exact nearest neighbours of images by the cosine similarity of their mean features, in blocks with a running top-k.
 
-The similarities never exist as a whole. Vectors are taken in strips of ``STRIP`` rows; a pair of strips is a product of
-tiles of ``TILE x TILE`` similarities, and each tile, computed once, serves both its rows and its columns (similarity is
-symmetric, so half of the products suffice). A tile changes the lists of its rows where a value beats the k-th best so
-far, which becomes rare soon; see ``csrc/knn.h``.
+The full similarity matrix is never stored. Vectors are processed in strips of ``STRIP`` rows. A pair of strips is
+computed in tiles of ``TILE x TILE`` similarities, one matrix product each. Similarity is symmetric, so each tile is
+computed once and serves both its rows and its columns. A tile changes a list only where a value exceeds the k-th best
+so far, which soon becomes rare; see ``csrc/knn.h``.
 
-The result is that of the definition (sort every row of the similarity matrix, best first, ties to the lowest index) on
-similarities computed in float32: the entries of one tile come from one matrix product, so rounding differs in the last
-places from that of another order of summation, and two images whose similarities differ by less may change places.
-Equal similarities are ordered by index.
+The result follows the definition (sort every row of the similarity matrix, best first, ties to the lowest index) on
+similarities computed in float32. Rounding depends on the order of summation in the matrix product, so two images whose
+similarities differ by less than this rounding may change places. Equal similarities are ordered by index.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def unit_vectors(
     means: Tensor, dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32, first: int = 0
 ) -> Tensor:  # [V, C] -> [V, C]
-    """Unit vectors of the mean features of images ``first`` on, rounded to ``dtype``.
+    """Unit vectors of mean features, rounded to ``dtype``; ``first`` is the index of the first image.
 
-    ``dropout`` masks channels first, as the released code does before it averages: a channel of an image is dropped as
-    a whole, so dropping it from the mean is the same. The masks depend on ``seed`` and ``first``.
+    ``dropout`` first masks channels of the means. The released code masks them before it averages, which is the same,
+    because a channel of an image is dropped as a whole. The masks depend on ``seed`` and ``first``.
 
     Raises:
         ValueError: a mean is NaN or infinite.
@@ -62,13 +61,13 @@ def nearest_neighbours(
 
     Args:
         vectors: float32, float16 or bfloat16; similarities are computed in float32.
-        k: neighbours wanted.
-        photos: which photo every view shows.
-        strip, tile: rows of a strip and of a tile (None: ``TILE`` or ``DEVICE_TILE``); they bound the memory.
+        k: number of neighbours.
+        photos: index of the photo of each view.
+        strip, tile: rows of a strip and of a tile (tile None: ``TILE`` or ``DEVICE_TILE``); they bound the memory.
         impl: "cpp" (CPU), "eager" (any device), or "auto".
 
     Raises:
-        ValueError: an image has no neighbour that may be paired with it, or ``impl`` is not possible.
+        ValueError: an image has no other image to be paired with, or ``impl`` is not available.
     """
     photos = torch.arange(len(vectors)) if photos is None else photos
     k, tile = allowed_k(k, photos), tile or tile_of(vectors.device)
@@ -81,10 +80,10 @@ def nearest_neighbours(
 
 
 def allowed_k(k: int, photos: Tensor) -> int:
-    """``k``, or fewer where an image may not be paired with so many.
+    """``k``, or the number of images that every image may be paired with, if that is smaller.
 
     Raises:
-        ValueError: an image may be paired with none.
+        ValueError: an image may not be paired with any other.
     """
     count = len(photos)
     allowed = count - int(photos.bincount().max()) if count else 0
@@ -94,12 +93,12 @@ def allowed_k(k: int, photos: Tensor) -> int:
 
 
 def strips(count: int, size: int = STRIP) -> list[range]:
-    """Rows of every strip."""
+    """Row range of every strip."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def tile_of(device: torch.device) -> int:
-    """Rows of a tile where nothing else is said."""
+    """Default number of rows of a tile on a device."""
     return TILE if device.type == "cpu" else DEVICE_TILE
 
 
@@ -110,7 +109,7 @@ def strip_pairs(count: int, size: int = STRIP) -> list[tuple[int, int]]:
 
 
 def tile_count(rows: range, columns: range, tile: int = TILE) -> int:
-    """Matrix products between two strips, or within one."""
+    """Number of matrix products (tiles) between two strips, or within one."""
     a, b = -(-len(rows) // tile), -(-len(columns) // tile)
     return a * (a + 1) // 2 if rows == columns else a * b
 
@@ -120,9 +119,9 @@ def _part(x: Tensor, rows: range) -> Tensor:
 
 
 class TopK:
-    """The best values of every row so far and where they are: float32 and int32 ``[n, k]``, best first.
+    """The best values of every row so far and their indices: float32 and int32 ``[n, k]``, best first.
 
-    Equal values are ordered by index; places that are not filled yet hold -inf and the largest index.
+    Equal values are ordered by index. Unfilled places hold -inf and the largest int32.
     """
 
     def __init__(self, values: Tensor, ids: Tensor):
@@ -138,7 +137,7 @@ class TopK:
         return TopK(_part(self.values, rows), _part(self.ids, rows))
 
     def add(self, values: Tensor, ids: Tensor) -> None:  # float32 [n, m], int32 [n, m] or [m]
-        """Merges further values into every row."""
+        """Merges more values and their indices into every row."""
         keys = torch.cat([_keys(self.values, self.ids), _keys(values, ids.expand(values.shape))], dim=1)
         best = keys.topk(self.values.shape[1], dim=1).values
         order = (best >> 32).int()
@@ -147,7 +146,7 @@ class TopK:
 
 
 def _keys(values: Tensor, ids: Tensor) -> Tensor:  # int64
-    """Integers in the order of (value, lower index first): the bits of a float, made monotonic, above the index."""
+    """Sort keys in the order of (value, lower index first): monotonic bits of the float above the inverted index."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0: no -0
     order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     return (order << 32) | (torch.iinfo(torch.int32).max - ids.long())
@@ -159,7 +158,7 @@ class StripPair:
     Args:
         a, b: unit vectors ``[A, C]`` and ``[B, C]``.
         rows, columns: their indices among all images.
-        photos: int64 [V].
+        photos: int64 [V], photo of each view.
     """
 
     def __init__(self, a: Tensor, b: Tensor, rows: range, columns: range, photos: Tensor):
@@ -170,7 +169,7 @@ class StripPair:
     def run(
         self, of_rows: TopK, of_columns: TopK, tile: int, impl: str, advance: Callable[[], None] = lambda: None
     ) -> None:
-        """Merges every similarity into the list of its row and of its column; within a strip both are one list."""
+        """Merges every similarity into the lists of its row and its column; within a strip they are the same list."""
         merge = self._merge_native if _pick(impl, self.a.device) == "cpp" else self._merge_eager
         memory = torch.empty(tile * tile, device=self.a.device)
         for start in range(0, len(self.a), tile):

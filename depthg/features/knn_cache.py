@@ -1,4 +1,4 @@
-"""Neighbour lists on disk, computed pair of strips by pair of strips, by any number of processes."""
+"""Neighbour lists on disk, computed for one pair of strips at a time by any number of processes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from depthg.storage.cache import Arrays, Build
 
 
 class NeighbourWriter:
-    """Fills a cache with ``neighbours``, int32 ``[V, k]``, from mean features on disk; only two strips are in memory.
+    """Writes ``neighbours``, int32 ``[V, k]``, to a cache from mean features on disk; holds two strips in memory.
 
-    Every pair of strips gives a file with the best of the rows and of the columns; at the end those of a strip are
+    Each pair of strips stores the best neighbours of its rows and of its columns. At the end, those of each strip are
     merged.
 
     Args:
         means: ``means.npy``, float32 [V, C].
         photos: int64 [V]; views of one photo are never paired.
-        k: neighbours, no more than every view may have.
+        k: neighbours per view, at most what :func:`depthg.features.knn.allowed_k` returns.
         dropout, seed, dtype: see :func:`depthg.features.knn.unit_vectors`.
-        device: where the similarities are computed.
-        strip, tile: rows of a strip and of a tile (None: as the device likes it).
+        device: device that computes the similarities.
+        strip, tile: rows of a strip and of a tile (tile None: the default of the device).
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class NeighbourWriter:
 
     @property
     def temporary(self) -> Arrays:
-        """The best of every pair of strips: those of its rows, then those of its columns."""
+        """The best neighbours of every pair of strips: those of its rows, then those of its columns."""
         shape = (2 * len(self.pairs), min(self.strip, len(self.photos)), self.k)
         return {"pair-values": (shape, np.dtype(np.float32)), "pair-ids": (shape, np.dtype(np.int32))}
 
     def write(self, build: Build) -> None:
-        """Computes what is missing."""
+        """Computes all missing parts of the cache."""
         with ProgressBar("neighbours", sum(map(self._tiles, range(len(self.pairs))))) as bar:
             for shard in build.shards("pairs", len(self.pairs), 1, bar, lambda shard: self._tiles(shard.start)):
                 self._pair(build, shard.start, bar)

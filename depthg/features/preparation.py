@@ -1,7 +1,7 @@
-"""What is computed once before training: depth, labels, features, neighbours.
+"""Computes the inputs of training once: depth, labels, features, neighbours.
 
-Every stage is a cache of its own (see ``cache.py``): found when nothing that it depends on has changed, and else built
-in shards, so that a killed preparation goes on where it was and several processes share the work.
+Each stage has one cache (see ``storage/cache.py``). It is reused if nothing it depends on has changed. Otherwise it is
+built in shards, so that a killed preparation resumes where it stopped and several processes share the work.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from depthg.storage.cache import Build, cache_key
 
 
 class Preparation(Caches):
-    """Builds or finds the caches of one configuration."""
+    """Finds or builds the caches of one configuration."""
 
     @cached_property
     def feature_settings(self) -> dict:
-        """What the features of the training views depend on; those of other views also depend on these views."""
+        """Settings in the cache key of the training features; evaluation features share them (fitted transform)."""
         part, network = self.config.backbone, self.backbone
         return {
             "device": self.device.type, "backbone": part.name, "weights": network.weights_hash,
@@ -54,13 +54,13 @@ class Preparation(Caches):
 
     @cached_property
     def transform(self) -> FeatureTransform:
-        """What follows the backbone; fitted when the features are there."""
+        """The transform after the backbone; it is fitted once the training features are written or found."""
         part = self.config.backbone
         return FeatureTransform(self.backbone.stages, part.pca, part.standardize).to(self.device)
 
     @cached_property
     def feature_plans(self) -> list[tuple[CachePlan, Views, FeatureWriter]]:
-        """Features of training and evaluation, or the means alone (``features.cache=off``)."""
+        """Caches of the training and evaluation features, or of the training means alone (``features.cache=off``)."""
         keep, settings = self.config.features.cache == "on", self.feature_settings
         kind = "features" if keep else "means"
         parts = [("training", self.train_views, settings)]
@@ -81,7 +81,7 @@ class Preparation(Caches):
 
     def _write_features(self, plan: CachePlan, views: Views, writer: FeatureWriter) -> Path:
         folder = self.make(plan, lambda build: writer.write(build, self.maps(views), plan.name))
-        if writer.fit:  # for the evaluation views, and for whoever found the features made
+        if writer.fit:  # for the evaluation views, and in case the features were found
             self.transform.load_state_dict(load_file(folder / TRANSFORM))
         return folder
 
@@ -94,7 +94,7 @@ class Preparation(Caches):
         return StreamedFeatures(shape, dtype, self.transform, self.maps(views), self.config.backbone.batch_size)
 
     def label_plan(self, views: Views) -> CachePlan:
-        """Labels of training or evaluation views."""
+        """The label cache of training or evaluation views."""
         table = getattr(views.split, "table", None)
         settings = {
             **self.describe(views), "classes": list(self.dataset.classes),
@@ -104,7 +104,11 @@ class Preparation(Caches):
         return CachePlan(name, "labels", settings, {"labels": ((len(views), *views.size), np.int16)})
 
     def labels(self, views: Views) -> np.ndarray | None:
-        """Labels of every view, or None when the data set has none."""
+        """Labels of every view, int16 ``[V, H, W]``, or None if the data set has none.
+
+        Raises:
+            ValueError: no pixel of the evaluation views has a label.
+        """
         if not self.dataset.classes:
             return None
 
@@ -136,14 +140,17 @@ class Preparation(Caches):
         return MappedDepth(split, source, part.mapping, part.scale, part.far, truncate)
 
     def example(self, view: int) -> View:
-        """An evaluation view for pictures, with ``maps["depth"]`` ``[1, H, W]`` when depth is used."""
+        """An evaluation view for pictures, with ``maps["depth"]`` ``[1, H, W]`` if depth is used."""
         maps = {}
         if self.depth_source is not None:
             maps["depth"] = self.mapped_depth(self.evaluation_split, self.depth_source)
         return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
 
     def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Mapped depth and, where the relation compares surfaces, normals, both averaged over each cell of ``grid``."""
+        """Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]``, float16, averaged over each cell of ``grid``.
+
+        Normals are None unless the depth relation compares surfaces; both are None without a depth source.
+        """
         part, source = self.config.depth, self.depth_source
         if source is None:
             return None, None
@@ -154,7 +161,7 @@ class Preparation(Caches):
         with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
 
         cells = grid[0] * grid[1]
-        loader = Loader() if part.source == "model" else self.loader  # a network stays in this process
+        loader = Loader() if part.source == "model" else self.loader  # a depth network runs in this process
 
         def row(view: View) -> dict[str, np.ndarray]:
             found = {"depth": view.maps["depth"].flatten()}
@@ -175,7 +182,7 @@ class Preparation(Caches):
         return _map(folder / "depth.npy"), _map(folder / "normals.npy") if surfaces else None
 
     def neighbours(self, means: Path) -> np.ndarray:  # int32 [V, k]
-        """The nearest neighbours of every training view by its mean features in ``means``."""
+        """The nearest neighbours of every training view by the mean features in the file ``means``."""
         knn, dropout = self.config.knn, self.config.head.dropout if self.config.knn.dropout else 0.0
         photos, k = self.pairing
         writer = NeighbourWriter(
@@ -192,25 +199,25 @@ class Preparation(Caches):
 
     @property
     def photos(self) -> np.ndarray:  # int64 [V]
-        """The photo of each training view."""
+        """Index of the photo of each training view."""
         return np.arange(len(self.train_views)) // self.train_views.per_photo
 
     @property
     def pairing(self) -> tuple[np.ndarray, int]:
-        """What views of one photo have in common where they are not to be paired, and neighbours of each view."""
+        """Group of each view, int64 ``[V]`` (views of one group are never paired), and neighbours per view."""
         photos = self.photos if self.config.knn.exclude_same_photo else np.arange(len(self.photos))
         return photos, allowed_k(self.config.knn.k, torch.from_numpy(photos))
 
     def run(self) -> Prepared:
-        """Finds or builds everything."""
-        self.depth_source, self.pairing  # noqa: B018 (their errors before the long work)
+        """Finds or builds all caches and opens them."""
+        self.depth_source, self.pairing  # noqa: B018 (raises their errors before the long work)
         grid, views = self.grid(self.train_views), self.evaluation_views
         labelled = (self.train_views, views) if self.dataset.classes else ()
         self.check_room([*(plan for plan, *_ in self.feature_plans), *map(self.label_plan, labelled)])
         depth, normals = self.depth(self.train_views, grid)
         labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
         transform, features, evaluation, folder = self.features()
-        if self.config.features.cache == "on":  # or training goes on reading photos
+        if self.config.features.cache == "on":  # otherwise training still reads photos
             self.loader.close()
         return Prepared(
             dataset=self.dataset,

@@ -1,4 +1,4 @@
-"""What training and evaluation read once everything is prepared."""
+"""The prepared inputs of training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depthg.features.transform import FeatureTransform
 
 @dataclass
 class EvaluationSet:
-    """Cached features ``[V, h*w, C]``, labels ``[V, H, W]`` (None: none), grid (h, w) and size (H, W) of a split."""
+    """Features ``[V, h*w, C]``, labels ``[V, H, W]`` (None: unlabelled), grid (h, w) and size (H, W) of a split."""
 
     features: Features | np.ndarray
     labels: np.ndarray | None
@@ -25,10 +25,10 @@ class EvaluationSet:
 
 @dataclass
 class Prepared:
-    """What training and evaluation read; arrays are memory-mapped, rows are views (photos or crops)."""
+    """The prepared inputs of training and evaluation; arrays are memory-mapped, rows are views (photos or crops)."""
 
     dataset: Dataset
-    features_key: str  # changes with the photos, the backbone and whatever else the features depend on
+    features_key: str  # changes with the photos, the backbone and everything else that the features depend on
     transform: FeatureTransform
     grid: tuple[int, int]  # cells (h, w) of a training view
     features: Features  # [V, h*w, C]
@@ -39,4 +39,4 @@ class Prepared:
     neighbours: np.ndarray  # int32 [V, k]
     evaluation: EvaluationSet
     evaluation_split: Split
-    example: Callable[[int], View]  # an evaluation view with image, label and, when there is depth, maps["depth"]
+    example: Callable[[int], View]  # an evaluation view with image, label and, if depth is used, maps["depth"]

@@ -1,4 +1,4 @@
-"""Reading features: from the cache as stored, or computed anew from the photos (``features.cache=off``)."""
+"""Reads features from the cache, or recomputes them from the photos (``features.cache=off``)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from depthg.runtime.read_ahead import read_ahead
 
 
 class Features:
-    """Feature maps of views ``[V, h*w, D]``, read by views; like an array it has a length, a shape and ``[...]``.
+    """Feature maps ``[V, h*w, D]`` that are read by view; has ``len``, ``shape`` and indexing like an array.
 
     Args:
         shape: (V, h*w, D).
-        dtype: what they are rounded to.
+        dtype: dtype of the stored or rounded features.
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype):
@@ -32,16 +32,16 @@ class Features:
         raise NotImplementedError
 
     def announce(self, views: np.ndarray) -> None:
-        """Brings views that are read next from the disk into memory."""
+        """Prefetches the next views from disk into memory."""
 
     def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
         """Maps of some views in float32 ``[N, h*w, D]`` on a device.
 
         Args:
             views: int [N].
-            device: where to.
-            out: float32 [N, h*w, D] on the CPU, filled and returned when ``device`` is the CPU; fresh memory of that
-                size may cost more than the reading.
+            device: device of the result.
+            out: float32 [N, h*w, D] on the CPU, filled and returned if ``device`` is the CPU; allocating it may cost
+                more than reading the features.
         """
         maps = self.read(views)
         if torch.device(device).type == "cpu" and out is not None:
@@ -51,10 +51,10 @@ class Features:
     def at(
         self, views: np.ndarray, cells: Tensor, device: torch.device | str = "cpu", out: Tensor | None = None
     ) -> Tensor:
-        """Vectors of some views at their own cells, int64 ``[N, P]``, in float32 ``[N, P, D]`` on a device.
+        """Vectors at the cells int64 ``[N, P]`` of each view, in float32 ``[N, P, D]`` on a device.
 
-        ``cells`` lie on the CPU, where features are read; those of a device would make the host wait. ``out``: float32
-        ``[N, P, D]`` on the CPU, filled and returned when ``device`` is the CPU.
+        Pass ``cells`` on the CPU, where features are read: cells on a GPU would make the host wait for it. ``out``:
+        float32 ``[N, P, D]`` on the CPU, filled and returned if ``device`` is the CPU.
         """
         index = cells.cpu()[..., None].expand(-1, -1, self.shape[2])
         found = self.read(views).gather(1, index)
@@ -63,7 +63,7 @@ class Features:
         return to_device(found, device).float()
 
     def __getitem__(self, index) -> np.ndarray:
-        """As an array of float16, or float32 for bfloat16; the first index chooses views, further ones inside them."""
+        """A float16 array (float32 for bfloat16); the first index selects views, the others index inside a view."""
         first, *rest = index if isinstance(index, tuple) else (index,)
         views = np.arange(len(self))[first]
         maps = self.read(np.atleast_1d(views))
@@ -72,15 +72,15 @@ class Features:
 
 
 class StoredFeatures(Features):
-    """Features in a cache, memory-mapped: only what is read leaves the disk.
+    """Memory-mapped features of a cache: only the parts that are read are loaded from disk.
 
     Args:
         path: ``features.npy``.
-        dtype: torch dtype that its bits mean.
+        dtype: torch dtype of the stored bits.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype):
-        self.array = np.load(path, mmap_mode="r")  # a writable map, even a private one, may not exceed the memory
+        self.array = np.load(path, mmap_mode="r")  # a writable map, even a private one, cannot exceed the memory
         self.maps = from_disk(self.array, dtype)
         images, cells, channels = self.maps.shape
         super().__init__((images, cells, channels), dtype)
@@ -92,7 +92,7 @@ class StoredFeatures(Features):
         read_ahead(self.array, views)
 
     def __getitem__(self, index) -> np.ndarray:
-        found = np.asarray(self.array[index])  # only what the index asks for
+        found = np.asarray(self.array[index])  # reads only the indexed parts
         return from_disk(found, self.dtype).float().numpy() if self.dtype == torch.bfloat16 else found
 
     def rows(self, views: np.ndarray, device: torch.device | str = "cpu", out: Tensor | None = None) -> Tensor:
@@ -101,7 +101,7 @@ class StoredFeatures(Features):
             sent = host_memory(len(views), *self.shape[1:], dtype=self.dtype, device=device)
             return to_device(torch.index_select(self.maps, 0, index, out=sent), device).float()
         out = torch.empty(len(views), *self.shape[1:]) if out is None else out
-        for row, view in zip(out, np.asarray(views), strict=True):  # converts on the way: no copy in between
+        for row, view in zip(out, np.asarray(views), strict=True):  # converts while copying: no intermediate tensor
             row.copy_(self.maps[int(view)])
         return out
 
@@ -115,14 +115,14 @@ class StoredFeatures(Features):
             return to_device(torch.index_select(rows, 0, index, out=sent).view(*cells.shape, -1), device).float()
         out = torch.empty(*cells.shape, rows.shape[1]) if out is None else out
         flat = out.view(-1, rows.shape[1])
-        for start in range(0, len(index), CACHED_ROWS):  # what lies in between stays in the cache
+        for start in range(0, len(index), CACHED_ROWS):  # the intermediate rows stay in the CPU cache
             part = slice(start, start + CACHED_ROWS)
             flat[part] = rows.index_select(0, index[part])
         return out
 
 
 class StreamedFeatures(Features):
-    """Features that are computed whenever they are read (``features.cache=off``).
+    """Features that are recomputed on every read (``features.cache=off``).
 
     Args:
         maps: ``maps(views, batch)`` yields the backbone's output [batch, C, h, w] for views in order.

@@ -1,4 +1,4 @@
-"""What the command ``depthg.prepare`` says: its help, and a table of what was made."""
+"""Text of the command ``depthg.prepare``: its help, and the table of caches."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.table import Column, Table
 
 from depthg.storage.cache import folder_bytes
 
-SUMMARY = """Computes what training needs and never changes: depth, labels, features of the frozen backbone, neighbours.
+SUMMARY = """Computes the fixed inputs of training: depth, labels, features of the frozen backbone, neighbours.
 Takes the settings of depthg.train, which does the same when something is missing:
 python -m depthg.prepare experiment=camvid data.root=CAMVID
 
-Results are kept in cache.dir (default: $DEPTHG_CACHE, else the user cache folder), never in the data. Each is found
-again as long as nothing that it depends on changes: photos (names, sizes, times), crops, resolution, backbone and
-weights, precision, mode. A stopped or killed run goes on where it was. Several processes share the work, also on
-several machines with one cache.dir: start the command as often as you like, or with torchrun. features.cache=off keeps
-no features (half a million crops with ViT-S/8 take 300 GB) and runs the backbone in every training step instead.
+Results are kept in cache.dir (default: $DEPTHG_CACHE, else the user cache folder), never in the data. A result is
+reused until something it depends on changes: photos (names, sizes, times), crops, resolution, backbone and weights,
+precision, mode. A stopped or killed run goes on where it was. Several processes share the work, also on several
+machines with one cache.dir: start the command several times, or with torchrun. features.cache=off keeps no features
+(half a million crops with ViT-S/8 take 300 GB) and runs the backbone in every training step instead.
 
-Below: the keys that matter here. Others are taken too, so that a command line of depthg.train can be used as it is."""
+Below: the keys that matter here. Others are accepted too, so a command line of depthg.train works unchanged."""
 
 PARTS = (
     "experiment", "mode", "seed", "device", "data.", "backbone.", "features.", "depth.", "loss.depth.relation", "knn.",
@@ -33,7 +33,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class CacheUse:
-    """One cache of a preparation, for the summary."""
+    """A cache that was made or found, for the summary."""
 
     name: str
     count: int  # views
@@ -44,7 +44,7 @@ class CacheUse:
 
 
 def print_summary(stages: Sequence[CacheUse], root: Path, console: Console) -> None:
-    """What was made or found: views, bytes, seconds and where."""
+    """Prints the caches that were made or found: views, bytes, seconds and folder."""
     right = (Column(name, justify="right") for name in ("views", "on disk", "seconds"))
     table = Table("stage", "", *right, "folder", box=None, pad_edge=False)
     for stage in stages:
@@ -59,6 +59,6 @@ def print_summary(stages: Sequence[CacheUse], root: Path, console: Console) -> N
         size = decimal(sum(map(folder_bytes, left)))
         console.print(
             f"unfinished, stopped or still being made with other settings: {len(left)} folders, {size}, in "
-            f"{escape(str(root))}/*/.*.partial. The same settings finish them; those that nobody needs can be deleted.",
+            f"{escape(str(root))}/*/.*.partial. The same settings finish them; unneeded ones can be deleted.",
             highlight=False,
         )

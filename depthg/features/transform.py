@@ -1,4 +1,4 @@
-"""What follows the frozen backbone: standardising, PCA, rounding for the disk, and dropout of channels."""
+"""Processing after the frozen backbone: standardising, PCA, rounding for storage, and channel dropout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from depthg.runtime.processes import BatchShare
 # Backbone output [batch, C, h, w] of some views, in order: maps(views, batch)
 Maps = Callable[[Sequence[int] | np.ndarray, int], Iterator[Tensor]]
 CACHED_ROWS = 2048  # 1.5 MB of ViT-S features
-FIT_VALUES = 2**24  # that a transform is fitted on at a time: 64 MiB, and three times 128 MiB in float64 beside them
+FIT_VALUES = 2**24  # values per step of fitting a transform: 64 MiB, and three times 128 MiB in float64 besides
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -25,8 +25,11 @@ class FeatureTransform(nn.Module):
 
     Args:
         stages: channels of each stage; their sum is C.
-        pca: output dimensions D, 0 for none (D = C).
-        standardize: off, the transform is the identity (with ``pca`` = 0) or the projection alone.
+        pca: output dimensions D; 0: no projection (D = C).
+        standardize: False: the transform is the identity (``pca`` = 0) or the projection alone.
+
+    Raises:
+        ValueError: ``pca`` exceeds C.
     """
 
     mean: Tensor  # [C]
@@ -55,7 +58,7 @@ class FeatureTransform(nn.Module):
         if not self.standardize:
             return x
         x = (x - self.mean).mul_(self.scale)
-        for stage in x.split(self.stages, dim=-1):  # in place: passes over memory are what this costs
+        for stage in x.split(self.stages, dim=-1):  # in place: memory traffic dominates the cost
             square = (stage * stage).sum(-1, keepdim=True)
             stage.mul_(torch.where(square > 0, square, torch.inf).rsqrt())  # a zero vector stays zero
         return x
@@ -65,9 +68,9 @@ class FeatureTransform(nn.Module):
         return x @ self.basis if self.basis.shape[1] else x
 
     def of_stages(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:  # [B, C_s, h_s, w_s] -> [B, h*w, D]
-        """`forward` of the maps of all stages, up-sampled (bilinear) to ``size`` = (h, w) and concatenated.
+        """``forward`` on the maps of all stages, up-sampled (bilinear) to ``size`` = (h, w) and concatenated.
 
-        Up-sampling is linear, so with a projection the coarse maps are projected before it, while they have few cells.
+        Up-sampling is linear, so a projection is applied to the coarse maps first, while they have few cells.
         """
         if not self.basis.shape[1]:
             parts = [up_sampled(m, size) for m in maps]
@@ -83,7 +86,7 @@ class FeatureTransform(nn.Module):
     def fit(self, chunks: Callable[[], Iterator[Tensor]]) -> FeatureTransform:
         """Fits mean and scale, then the basis (leading eigenvectors of the second moment) on ``[rows, C]`` chunks.
 
-        The chunks lie on the device of the transform, and are taken ``FIT_VALUES`` at a time.
+        The chunks are on the device of the transform. Each step processes at most about ``FIT_VALUES`` values.
         """
         rows = max(1, FIT_VALUES // len(self.mean))
         if self.standardize:
@@ -106,9 +109,9 @@ class FeatureTransform(nn.Module):
 
 
 def stored(maps: Tensor, transform: FeatureTransform, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, D]
-    """Features as the cache holds them: rounded backbone output through the transform, rounded again; on the CPU.
+    """Features as the cache stores them, on the CPU: rounds the backbone output, applies the transform, rounds again.
 
-    The transform lies where the maps are.
+    ``maps`` and ``transform`` are on the same device.
 
     Raises:
         ValueError: a value is NaN, or beyond the range of ``dtype``.
@@ -117,12 +120,12 @@ def stored(maps: Tensor, transform: FeatureTransform, dtype: torch.dtype) -> Ten
 
 
 def round_maps(maps: Tensor, dtype: torch.dtype) -> Tensor:  # [B, C, h, w] -> [B, h*w, C]
-    """Backbone output with channels last in ``dtype``, checked to be finite."""
+    """Backbone output with channels last, cast to ``dtype`` and checked to be finite."""
     return _finite(maps.flatten(2).transpose(1, 2).to(dtype).contiguous())
 
 
 def transform_stored(rows: Tensor, transform: FeatureTransform) -> Tensor:  # [B, h*w, C] -> [B, h*w, D], same dtype
-    """The transform of stored backbone output."""
+    """Applies the transform to rounded backbone output and rounds the result to the same dtype."""
     return rows if transform.is_identity else _finite(transform(rows).to(rows.dtype))
 
 
@@ -137,18 +140,18 @@ def _finite(rows: Tensor) -> Tensor:
 
 
 def disk_dtype(dtype: torch.dtype) -> np.dtype:
-    """What numpy calls stored features; it has no bfloat16, whose bits are kept as uint16."""
+    """The numpy dtype of stored features: float16, or uint16 for the bits of bfloat16, which numpy lacks."""
     return np.dtype(np.uint16 if dtype == torch.bfloat16 else np.float16)
 
 
 def to_disk(rows: Tensor) -> np.ndarray:
-    """float16, or the bits of bfloat16 as uint16; on the CPU."""
+    """Features as a numpy array for storage: float16, or the bits of bfloat16 as uint16."""
     rows = rows.cpu()
     return rows.view(torch.uint16).numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
 
 
 def from_disk(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The tensor whose bits an array holds, without a copy; not to be written to when the array is read-only."""
+    """A tensor that shares the bits of a stored array; do not write to it if the array is read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array).view(dtype)
@@ -162,7 +165,7 @@ def channel_dropout(
 ) -> Tensor:
     """Drops whole channels of an image (Dropout2d on channels-last points), scaled by ``1 / (1 - rate)``.
 
-    ``share``: the images are these rows of a larger batch, which the draw is made for.
+    ``share``: the images are these rows of a larger batch; the mask is drawn for the whole batch.
     """
     if rate == 0:
         return x
