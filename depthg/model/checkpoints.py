@@ -1,4 +1,4 @@
-"""A checkpoint is one safetensors file: weights, optimiser states, and a JSON header. Loading runs no code."""
+"""Checkpoints: one safetensors file of weights, optimiser states, and a JSON header. Loading runs no code."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def save_checkpoint(folder: Path, modules: dict[str, torch.nn.Module], optimizer
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and header of ``folder/checkpoint.safetensors``.
+    """Reads tensors and header of ``folder/checkpoint.safetensors``.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: the folder has no checkpoint.
         ValueError: the file is damaged or was not written by this package.
     """
     path = folder / FILE
@@ -51,7 +51,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def load_modules(tensors: dict[str, Tensor], modules: dict[str, torch.nn.Module], path: Path) -> None:
-    """Copies weights into modules; a missing or differently shaped weight is an error that names it."""
+    """Copies weights into modules.
+
+    Raises:
+        ValueError: a weight is missing or has another shape; names it.
+    """
     for name, module in modules.items():
         for key, target in module.state_dict().items():
             value = tensors.get(f"model.{name}.{key}")
@@ -64,7 +68,7 @@ def load_modules(tensors: dict[str, Tensor], modules: dict[str, torch.nn.Module]
 
 
 def load_optimizers(tensors: dict[str, Tensor], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Restores optimiser states; the hyper-parameters stay those of the given optimisers."""
+    """Restores optimiser states; the given optimisers keep their hyper-parameters."""
     for name, optimizer in optimizers.items():
         prefix = f"optimizer.{name}."
         state: dict[int, dict[str, Tensor]] = {}

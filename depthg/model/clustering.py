@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from depthg.runtime.device import to_device
 
 ROWS = 4096  # rows per block: the block stays in cache between the two products of an iteration
-DEVICE_ROWS = 32768  # on a device, where a launch costs more; 35 MB of cosines for 27 clusters and 10 restarts
+DEVICE_ROWS = 32768  # on a GPU, where each launch costs more; 35 MB of cosines for 27 clusters and 10 restarts
 
 
 def cosine_kmeans(
@@ -23,24 +23,24 @@ def cosine_kmeans(
 ) -> Tensor:  # [k, C]
     """Unit centroids that maximise ``mean_n max_j cos(x[n], centroid[j])``; the best of ``n_init`` restarts.
 
-    Restarts run together, so one pass over ``x`` serves all of them. Seeding is k-means++ with the cosine distance
-    1 - cos (half the squared distance of unit vectors). A cluster that loses all its points, or whose points cancel
-    out, moves to the point that is worst served. Zero vectors have no direction and are left out of the fit.
+    All restarts run together, in the same passes over ``x``. Seeding is k-means++ with the cosine distance 1 - cos
+    (half the squared distance of unit vectors). A cluster that loses all its points, or whose points sum to zero, moves
+    to the point with the lowest cosine to its nearest centroid. Zero vectors have no direction and are ignored.
 
     Args:
         x: vectors, any floating dtype; half precision is computed in float32. Lengths do not matter.
         k: number of clusters.
-        seed: draws come from a generator of their own on the CPU: same seed, same result, global state untouched.
+        seed: seed of a separate CPU generator: the same seed gives the same result; the global state is unchanged.
         n_init: number of restarts.
-        iterations: most iterations of a restart.
-        tolerance: stop when no restart improves its mean cosine distance by more than this share.
+        iterations: maximum iterations of a restart.
+        tolerance: stop when no restart improves its mean cosine distance by more than this fraction.
 
     Returns:
-        Unit-norm centroids on the device of ``x`` (float32, or float64 for float64 input). When ``x`` holds fewer than
-        k different directions some centroids are equal.
+        Unit-norm centroids on the device of ``x`` (float32, or float64 for float64 input). If ``x`` has fewer than k
+        distinct directions, some centroids are equal.
 
     Raises:
-        ValueError: shape not [N, C], a value out of range, NaN or infinity, or fewer than k vectors that are not zero.
+        ValueError: shape not [N, C], an argument out of range, NaN or infinity, or fewer than k non-zero vectors.
         TypeError: ``x`` is not floating point.
     """
     x = _unit_rows(x, k)
@@ -51,7 +51,7 @@ def cosine_kmeans(
     previous = None
     for _ in range(iterations):
         sums, distance = _accumulate(x, centroids)
-        # The distance belongs to the centroids before their update; those are kept when nothing improves any more.
+        # The distance is that of the centroids before their update; those are kept when nothing improves any more.
         if previous is not None and bool((previous - distance <= tolerance * previous).all()):
             break
         previous = distance
@@ -70,6 +70,9 @@ def assign(
     Args:
         x: vectors, any floating dtype, any length.
         centroids: unit vectors, as ``cosine_kmeans`` returns them.
+
+    Raises:
+        ValueError: the shapes do not fit together.
     """
     if x.ndim < 1 or centroids.ndim != 2 or x.shape[-1] != centroids.shape[1]:
         raise ValueError(
@@ -85,7 +88,7 @@ def _blocks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _unit_rows(x: Tensor, k: int) -> Tensor:
-    """The rows of ``x`` that have a direction, as unit vectors in float32 or float64."""
+    """The non-zero rows of ``x`` as unit vectors in float32 or float64, after checking the arguments."""
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"x must be [N, C], got shape {tuple(x.shape)}; flatten maps to rows of C channels first")
     if not x.is_floating_point():
@@ -108,7 +111,7 @@ def _unit_rows(x: Tensor, k: int) -> Tensor:
 
 
 def _seed_centroids(x: Tensor, k: int, n_init: int, generator: torch.Generator) -> Tensor:  # [n_init, k, C]
-    """k-means++: each next seed is drawn with probability proportional to the distance to the nearest one so far."""
+    """k-means++: each next seed is drawn with probability proportional to its distance to the nearest seed so far."""
     index = torch.randint(x.shape[0], (n_init,), generator=generator)
     seeds = [x[to_device(index, x.device)]]
     nearest = (1 - x @ seeds[0].t()).clamp_(min=0)  # [N, n_init]
@@ -141,7 +144,7 @@ def _accumulate(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _update(x: Tensor, centroids: Tensor, sums: Tensor) -> Tensor:
-    """New unit centroids; those without a direction move to the worst served points of their restart."""
+    """New unit centroids; those without a direction move to the points farthest from the centroids of their restart."""
     length = torch.linalg.vector_norm(sums, dim=2, keepdim=True)
     lost = length[..., 0] <= 1e-6
     updated = normalize(sums, dim=2)

@@ -1,4 +1,4 @@
-"""Codes of cached features, and random vectors of them for k-means."""
+"""Codes of cached features, and random feature vectors or codes for k-means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from depthg.features.reading import Features
 from depthg.runtime.device import to_device
 
-SAMPLE_IMAGES = 1024  # that vectors are drawn from at most: with streamed features each is a forward pass
+SAMPLE_IMAGES = 1024  # maximum number of images to draw vectors from: streamed features need a forward pass for each
 SAMPLE_BLOCK = 64  # images read at a time
 
 
@@ -19,7 +19,7 @@ def sent(features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, C]
 
 
 def codes_of(head: torch.nn.Module, features: np.ndarray | Tensor, device: torch.device) -> Tensor:  # [B, h*w, K]
-    """Codes of cached feature maps, or of those that are on the device, in evaluation mode and without gradient."""
+    """Codes of feature maps (a cached array, or a tensor on the device), in evaluation mode and without gradient."""
     training = head.training
     head.eval()
     with torch.no_grad():
@@ -28,8 +28,11 @@ def codes_of(head: torch.nn.Module, features: np.ndarray | Tensor, device: torch
     return codes
 
 
-def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tensor:  # [V, h*w, C] -> [count, C]
-    """Random feature vectors, evenly many from every image, or from ``SAMPLE_IMAGES`` of them, evenly spread."""
+def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tensor:  # [V, h*w, C] -> [about count, C]
+    """Random feature vectors, equally many from each of at most ``SAMPLE_IMAGES`` evenly spaced images.
+
+    Their number is ``count`` rounded up to a multiple of the number of images, or less if the images have fewer cells.
+    """
     images, cells, _ = features.shape
     chosen = np.arange(images) if images <= SAMPLE_IMAGES else np.arange(SAMPLE_IMAGES) * images // SAMPLE_IMAGES
     each = min(cells, max(1, -(-count // len(chosen))))
@@ -45,7 +48,9 @@ def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tenso
 def training_codes(
     head: torch.nn.Module, features: Features | np.ndarray, count: int, seed: int, device: torch.device
 ) -> Tensor:
-    """Codes of random training vectors ``[count, K]`` on the device; the head acts on points, so only these are
-    computed."""
+    """Codes ``[about count, K]`` of random training vectors (see :func:`sample_rows`), on the device.
+
+    The head acts on single vectors, so only the sampled ones are computed.
+    """
     rows = sample_rows(features, count, seed)
     return codes_of(head, rows[None].numpy(), device)[0]

@@ -1,7 +1,7 @@
-"""``python -m depthg.convert CKPT --out RUN``: checkpoints of STEGO and DepthG become run folders.
+"""Converts checkpoints of STEGO and DepthG to run folders: ``python -m depthg.convert CKPT --out RUN``.
 
-The file is read without executing anything in it, and without Lightning or OmegaConf (`foreign.torch_file`). Sizes come
-from the weights; the settings in the checkpoint add the data set, the resolution and the loss.
+Reading a checkpoint executes nothing in it and needs neither Lightning nor OmegaConf (`foreign.torch_file`). Sizes come
+from the weights; data set, resolution and loss come from the settings in the checkpoint.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead
 from depthg.storage.whole_files import partial_path, write_tensors, write_text
 
 BACKBONE_FILE = "backbone.safetensors"
-TRAIN_SIZE, EVAL_SIZE = 224, 320  # pixels, of both projects
+TRAIN_SIZE, EVAL_SIZE = 224, 320  # pixels, in both projects
 DATA = {"cocostuff27": "cocostuff27", "cityscapes": "cityscapes", "potsdam": "potsdam3", "potsdam3": "potsdam3"}
-KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")  # of a checkpoint, for source.json
+KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")  # entries copied to source.json
 KINDS = {"vit_small": "s", "vit_base": "b"}
-UNSUPPORTED = {  # settings of other networks than this one, and the value that is supported
+UNSUPPORTED = {  # settings that can select another network, and the supported values
     "arch": "dino", "dino_feat_type": "feat", "projection_type": ("nonlinear", "linear"),
 }  # fmt: skip
-SETTINGS = {  # numbers of their settings -> ours
+SETTINGS = {  # numeric settings of the checkpoint -> settings of this package
     "pos_intra_weight": "loss.self.weight", "pos_intra_shift": "loss.self.shift",
     "pos_inter_weight": "loss.neighbour.weight", "pos_inter_shift": "loss.neighbour.shift",
     "neg_inter_weight": "loss.negative.weight", "neg_inter_shift": "loss.negative.shift",
@@ -48,21 +48,21 @@ SETTINGS = {  # numbers of their settings -> ours
 
 @dataclass
 class Converted:
-    """What a checkpoint holds, in our words."""
+    """The content of a checkpoint, in the terms of this package."""
 
     config: Config
     modules: dict[str, Any]
-    backbone: dict[str, Tensor] | None  # DINO's names; None when the checkpoint has no backbone
+    backbone: dict[str, Tensor] | None  # weights under DINO's names; None if the checkpoint has no backbone
     header: dict
     source: dict
 
 
 def read_stego(path: str | Path) -> Converted:
-    """A STEGO or DepthG checkpoint (`.ckpt` of Lightning, or its state dict).
+    """Reads a STEGO or DepthG checkpoint (`.ckpt` of Lightning, or its state dict).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged or hostile, another network, or weights that do not fit together.
+        ValueError: a damaged or hostile file, another network, or weights that do not fit together.
     """
     path = Path(path)
     content = read_torch_file(path)
@@ -97,10 +97,10 @@ def read_stego(path: str | Path) -> Converted:
 
 
 def plain_setting(value: Any, path: Path) -> Any:
-    """`plain` of what a checkpoint holds.
+    """Converts a setting of a checkpoint to plain data (see `foreign.records.plain`).
 
     Raises:
-        ValueError: too deep or too large, with the file's name.
+        ValueError: the value is too deeply nested or too large; names the file.
     """
     try:
         return plain(value)
@@ -116,7 +116,7 @@ def _check_supported(settings: dict, path: Path) -> None:
 
 
 def _modules(state: dict[str, Tensor], channels: int, path: Path) -> dict[str, Any]:
-    """Head and probes with the weights of the checkpoint; STEGO's 1 x 1 convolutions are linear maps here."""
+    """Head and probes with the weights of the checkpoint; STEGO's 1 x 1 convolutions become linear layers."""
     weights = {key: value.float() for key, value in state.items() if not key.startswith("net.model.")}
 
     def matrix(key: str) -> Tensor:  # [out, in, 1, 1] or [out, in] -> [out, in]
@@ -128,7 +128,7 @@ def _modules(state: dict[str, Tensor], channels: int, path: Path) -> dict[str, A
 
     first = matrix("net.cluster1.0.weight")
     dim = len(first)
-    if first.shape[1] != channels:  # before anything of that size is made
+    if first.shape[1] != channels:  # checked before anything of that size is allocated
         raise ValueError(f"{path}: its head takes {first.shape[1]} channels, its backbone has {channels}")
     head = SegmentationHead(channels, dim)
     tensors = {"linear.weight": first, "linear.bias": weights.get("net.cluster1.0.bias")}
@@ -151,7 +151,7 @@ def _modules(state: dict[str, Tensor], channels: int, path: Path) -> dict[str, A
 
 
 def _load(module: Any, tensors: dict[str, Tensor | None], name: str, path: Path) -> None:
-    """Copies weights; what is missing or of another shape is an error that names the part."""
+    """Copies weights; raises ValueError, naming the part, if one is missing or has another shape."""
     for key, target in module.state_dict().items():
         value = tensors.get(key)
         if value is None or value.shape != target.shape:
@@ -161,7 +161,7 @@ def _load(module: Any, tensors: dict[str, Tensor | None], name: str, path: Path)
 
 
 def _backbone(state: dict[str, Tensor], settings: dict, path: Path) -> tuple[str, dict[str, Tensor] | None]:
-    """Name of the DINO network and its weights, where the checkpoint carries them."""
+    """Name of the DINO network and its weights, None if the checkpoint does not contain them."""
     inside = {key: value for key, value in state.items() if key.startswith("net.model.")}
     if not inside:
         name = f"dino_vit{KINDS.get(settings.get('model_type'), '?')}{settings.get('dino_patch_size')}"
@@ -178,14 +178,14 @@ def _backbone(state: dict[str, Tensor], settings: dict, path: Path) -> tuple[str
 
 
 def _class_names(settings: dict, count: int) -> list[str]:
-    """Names of the data set in the settings, none where it is another one."""
+    """Class names of the data set in the settings; empty if it is unknown or has another number of classes."""
     ours = DATA.get(str(settings.get("dataset_name")))
     names = list(importlib.import_module(f"depthg.data.{ours}").CLASSES) if ours else []
     return names if len(names) == count else []
 
 
 def _config(settings: dict, modules: dict[str, Any], name: str, with_weights: bool) -> Config:
-    """Settings of the run; only finite numbers are taken over, so that no text of the file is ever interpreted."""
+    """Settings of the run; takes only known names and finite numbers from the file, never free text."""
     numbers = {
         key: value
         for key, value in settings.items()
@@ -211,10 +211,10 @@ def _config(settings: dict, modules: dict[str, Any], name: str, with_weights: bo
 
 
 def convert(checkpoint: str | Path, out: str | Path, overwrite: bool = False) -> Path:
-    """Writes the run folder `out`, whole or not at all; `evaluate` and `predict` accept it.
+    """Writes the run folder `out` atomically; `evaluate` and `predict` accept it.
 
     Raises:
-        FileExistsError: `out` holds something, or is no run folder and would be replaced.
+        FileExistsError: `out` is not empty, or with ``overwrite`` is not a run folder.
         FileNotFoundError, ValueError: see `read_stego`.
         ImportError: the backbone needs transformers.
     """

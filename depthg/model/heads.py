@@ -1,4 +1,4 @@
-"""What is trained: the segmentation head and the two probes. All act on channels-last vectors ``[..., channels]``."""
+"""The trained modules: the segmentation head and two probes. All act on channels-last vectors ``[..., channels]``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CACHED_VECTORS = 3200  # 5 MB of ViT-S features
 
 
 class SegmentationHead(nn.Module):
-    """Codes from features: ``linear(f) + linear(relu(linear(f)))``, each branch behind its own channel dropout.
+    """Codes from features: ``linear(f) + linear(relu(linear(f)))`` with a separate channel dropout for each branch.
 
-    The 1 x 1 convolutions of STEGO's head, written for points, so that it can run on sampled points alone.
+    Equals STEGO's head of 1 x 1 convolutions, but acts on vectors, so that it can run on sampled points alone.
 
     Args:
         channels: feature channels C.
         dim: code channels K.
-        dropout: share of channels dropped per image and branch in training.
+        dropout: probability of dropping a channel, per image and branch, in training.
     """
 
     def __init__(self, channels: int, dim: int, dropout: float = 0.1):
@@ -42,9 +42,9 @@ class SegmentationHead(nn.Module):
 def codes_without_grad(
     head: nn.Module, feats: Tensor, share: BatchShare | None = None
 ) -> Tensor:  # [N, P, C] -> [N, P, K]
-    """Codes for the probes. On a CPU a few images at a time: what lies between the layers then stays in the cache.
+    """Codes for the probes. A CPU computes a few images at a time, so that hidden activations stay in its cache.
 
-    ``share``: the images are these rows of a larger batch, which dropout is drawn for.
+    ``share``: the images are these rows of a larger batch; dropout is drawn for the whole batch.
     """
     share = BatchShare(0, len(feats), len(feats)) if share is None else share
     images = max(1, share.total if feats.device.type != "cpu" else CACHED_VECTORS // max(feats.shape[1], 1))
@@ -78,7 +78,7 @@ class ClusterProbe(nn.Module):
 
 
 class LinearProbe(nn.Linear):
-    """Supervised read-out of the codes; trained on detached codes, so labels never reach the head."""
+    """Supervised linear classifier of the codes; trained on detached codes, so labels never reach the head."""
 
 
 def linear_probe_loss(
@@ -89,17 +89,17 @@ def linear_probe_loss(
     cells: Tensor | None = None,  # int64 [N, M], on the CPU
     average: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
-    """Cross-entropy over all pixels, or at the pixels in the middle of some cells.
+    """Cross-entropy over all pixels, or over the centre pixels of some cells.
 
-    The probe is linear, so over all pixels it runs at feature resolution and its scores are up-sampled (bilinear)
-    instead of the codes: both orders give the same scores. In the middle of a cell the up-sampled code is the cell's.
-    Labels are counted where they are, and chosen there by the cells, before they are sent to the device of the codes.
+    The probe is linear. Over all pixels it therefore runs at feature resolution, and its scores are up-sampled
+    (bilinear) instead of the codes: both orders give the same scores. At the centre of a cell the up-sampled code is
+    the code of the cell. Labels are counted and selected on the CPU before they are sent to the device of the codes.
 
-    Processes that share a batch pass ``average``, the mean over them: each loss is then a sum over the own pixels
-    divided by the mean number of labelled pixels, and the mean of the losses is that of the whole batch.
+    Processes that share a batch pass ``average``, the mean over processes. Each loss is then a sum over the pixels of
+    its process, divided by the mean number of labelled pixels; the mean of the losses is the loss of the whole batch.
 
     Returns:
-        0-dim loss, or None when no pixel is labelled (the mean over nothing would be NaN).
+        0-dim loss, or None if no pixel is labelled (the mean would be NaN).
     """
     scores = probe(codes)
     if cells is None:
@@ -117,7 +117,7 @@ def linear_probe_loss(
 
 
 def label_at(label: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:  # [N, H, W], [N, M] -> [N, M]
-    """Label of the pixel in the middle of each cell (the lower right one of the middle four where sizes are even)."""
+    """Label of the centre pixel of each cell (with even cell sizes, the lower right of the four central pixels)."""
     (height, width), (h, w) = label.shape[1:], grid
     y, x = (2 * (cells // w) + 1) * height // (2 * h), (2 * (cells % w) + 1) * width // (2 * w)
     return label.flatten(1).gather(1, y * width + x)

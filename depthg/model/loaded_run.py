@@ -1,4 +1,4 @@
-"""A finished run, read back: settings, head, probes, feature transform and, when asked for, the backbone."""
+"""Loads a finished run: settings, head, probes, feature transform and, on first use, the backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead
 from depthg.runtime.device import pick_device
 
 CHECKPOINTS = ("last", "best")
-# Where things lie, how they are read and scored; whatever else a run was made with stays as it was.
+# Locations, and how data are read and scored. All other settings of a run are fixed.
 MOVABLE = (
     "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
     "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.list_train", "data.list_val",
@@ -34,12 +34,12 @@ MOVABLE = (
 
 @dataclass
 class LoadedRun:
-    """What ``load_run`` returns; modules are in evaluation mode, on ``device`` and without gradients.
+    """A run as loaded by ``load_run``; modules are in evaluation mode, on ``device`` and without gradients.
 
     Attributes:
-        header: JSON of the checkpoint: ``iteration``, ``shifts``, ``classes``, ``backbone``, ...
-        classes: names of the classes that the run was trained on; empty when it had no labels.
-        linear: None when the run had no labels.
+        header: JSON header of the checkpoint: ``iteration``, ``shifts``, ``classes``, ``backbone``, ...
+        classes: names of the classes that the run was trained on; empty if it had no labels.
+        linear: None if the run had no labels.
     """
 
     path: Path
@@ -59,28 +59,29 @@ class LoadedRun:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen network, loaded at first use.
+        """The frozen network, loaded on first use.
 
         Raises:
-            ValueError: its weights are not those that the head was trained on.
+            ValueError: its weights differ from those that the head was trained on.
         """
         return _checked_backbone(self.config, self.header, self.path, self.device)
 
     @property
     def named(self) -> bool:
-        """Whether the checkpoint names its classes; a converted one may only number them."""
+        """True if the checkpoint names its classes; a converted one may only number them."""
         return bool(self.classes) and self.header.get("classes_named", True)
 
     @cached_property
     def assignment(self) -> np.ndarray | None:  # int64 [n_clusters], -1 = no class
-        """Class of every cluster as matched when this checkpoint was scored, at the end of training or else in the
-        latest evaluation of the cluster probe; None when no matching is stored."""
+        """Class of every cluster, as matched when this checkpoint was scored; None if no matching is stored.
+
+        The matching is that of the end of training, or else of the latest evaluation of the cluster probe.
+        """
         return self._matching[0]
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """What the classes of ``assignment`` are called: as in the checkpoint or, where it names none, as in the data
-        that it was scored on."""
+        """Names of the classes in ``assignment``: from the checkpoint or, if it names none, from the scored data."""
         return self._matching[1]
 
     @cached_property
@@ -108,7 +109,7 @@ class LoadedRun:
         return None, self.classes
 
     def features(self, images: Tensor) -> Tensor:  # [B, 3, H, W] in [0, 1] -> [B, h*w, C]
-        """Features that the head takes, rounded as the training cache rounds them (``features.dtype``)."""
+        """Input features of the head, rounded as in the training cache (``features.dtype``)."""
         dtype = DTYPES[self.config.features.dtype]
         maps = self.backbone(images.to(self.device)).flatten(2).transpose(1, 2).to(dtype).float()
         return maps if self.transform.is_identity else self.transform(maps).to(dtype).float()
@@ -124,18 +125,18 @@ def load_run(
     device: torch.device | str | None = "cpu",
     overrides: Sequence[str] = (),
 ) -> LoadedRun:
-    """Reads a run folder; no code of it is run, nothing is written, and the backbone is not loaded yet.
+    """Reads a run folder. It runs no code from it, writes nothing, and does not load the backbone yet.
 
     Args:
         path: the run folder.
         checkpoint: ``last`` or ``best``.
-        device: where the modules go; None: the ``device`` of the settings.
-        overrides: ``key=value`` for what may differ from the training machine (``MOVABLE``).
+        device: device of the modules; None: the ``device`` of the settings.
+        overrides: ``key=value`` for settings that may differ from those of training (``MOVABLE``).
 
     Raises:
         FileNotFoundError: no run folder, or no such checkpoint in it.
-        ValueError: damaged settings or checkpoint; or the checkpoint has another backbone, number of clusters, of
-            classes or of channels than the settings say.
+        ValueError: damaged settings or checkpoint, an override of a fixed setting, or a checkpoint whose backbone or
+            number of clusters, classes or channels does not match the settings.
     """
     path = Path(path).expanduser()
     check_overrides(overrides)
@@ -144,7 +145,7 @@ def load_run(
         raise ValueError(f"{fixed[0]} belongs to the trained run; only {', '.join(MOVABLE)} may be given anew")
     config = to_config(OmegaConf.merge(stored_settings(path), OmegaConf.from_dotlist(list(overrides))))
     weights = config.backbone.weights
-    if weights and (path / weights).exists():  # in the run folder itself, wherever that was moved to
+    if weights and (path / weights).exists():  # a path relative to the run folder, which may have been moved
         config.backbone.weights = str(path / weights)
     folder = path / "checkpoints" / checkpoint
     if checkpoint not in CHECKPOINTS:
@@ -171,7 +172,7 @@ def load_run(
 def _modules(
     tensors: dict[str, Tensor], header: dict, classes: tuple[str, ...], config: Config, file: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Modules of the sizes that the settings say, after comparing them with the weights."""
+    """Creates the modules with the sizes in the settings, after comparing these with the weights."""
 
     def rows(name: str) -> int:
         if name not in tensors:
@@ -189,7 +190,7 @@ def _modules(
         raise ValueError(f"{file} holds a linear probe of {n_rows} classes but names {len(classes)}: {classes}")
     channels = rows("model.transform.mean")
     stages = tuple(header["stages"]) if "stages" in header else (channels,)
-    if "stages" not in header and config.backbone.standardize:  # written by a version that did not store them
+    if "stages" not in header and config.backbone.standardize:  # written by an older version
         stages = _checked_backbone(config, header, file, device).stages
     if sum(stages) != channels:
         raise ValueError(f"{file}: the backbone has {sum(stages)} channels, the checkpoint {channels}")
@@ -204,7 +205,7 @@ def _modules(
 
 
 def _checked_backbone(config: Config, header: dict, path: Path, device: torch.device) -> Backbone:
-    """The backbone of the settings, refused when its weights differ from those of training."""
+    """Loads the backbone of the settings; raises ValueError if its weights differ from those of training."""
     part = config.backbone
     backbone = load_backbone(part.name, weights=part.weights, device=device)
     if header.get("weights", backbone.weights_hash) != backbone.weights_hash:

@@ -1,4 +1,4 @@
-"""The folder of one run: settings, metrics, checkpoints. Every file is written whole or appended line by line."""
+"""The folder of one run: settings, metrics, checkpoints. Files are written atomically or appended line by line."""
 
 from __future__ import annotations
 
@@ -28,36 +28,37 @@ except ImportError:  # Windows
     resource = None
 try:
     import fcntl
-except ImportError:  # no such locks on this system: nothing keeps two trainings apart
+except ImportError:  # the system has no such locks: two trainings are not kept apart
     fcntl = None
 
 LOCK_FILE = ".lock"
-CHECK_S = 0.5  # more than anybody holds a lock just to look
+CHECK_S = 0.5  # longer than any process holds the lock only to check it
 
 SCORES_FILE = "images.csv"  # accuracy and mIoU of every evaluation image
 
 
 def run_name(config: Config) -> str:
-    """``name``, or one made of the experiment, data set, mode and seed."""
+    """``name``, or a default of the experiment, data set, mode and seed."""
     return config.name or f"{config.experiment}-{config.data.name}-{config.mode}-seed{config.seed}"
 
 
 def check_run(config: Config) -> Path:
-    """The folder that a new or resumed run will use; nothing is changed yet.
+    """Returns the folder that a new or resumed run will use; changes nothing.
 
     Raises:
-        FileExistsError: another process trains in it, or, for a new run, it holds something already and ``overwrite``
-            is off, or it is no run folder.
+        FileExistsError: another process trains in it. For a new run also: it is not empty and ``overwrite`` is off, or
+            it is not a run folder.
+        ValueError: see :func:`run_path`.
     """
     RunLock(run_path(config)).check()
     return _checked_path(config)
 
 
 def run_path(config: Config) -> Path:
-    """Where the run lies or will lie.
+    """The folder of a new or resumed run.
 
     Raises:
-        ValueError: ``name`` leads out of ``runs_dir``.
+        ValueError: ``name`` points outside ``runs_dir``.
     """
     if config.resume:
         return Path(config.resume).expanduser()
@@ -82,13 +83,13 @@ def _checked_path(config: Config) -> Path:
 
 
 def _content(run: Path) -> list[Path]:
-    """What lies in a folder, but for what a process that was killed at its first step leaves."""
+    """Content of a folder, without the lock and partial files that a process killed at its first step leaves."""
     rest = [path for path in run.iterdir() if path.name != LOCK_FILE and not PARTIAL.fullmatch(path.name)]
-    return sorted(rest, key=lambda path: path.name == "config.yaml")  # without it the others are no run
+    return sorted(rest, key=lambda path: path.name == "config.yaml")  # last: it marks a run folder
 
 
 def create_run(config: Config) -> Path:
-    """The run folder with its ``config.yaml``: an emptied one for a new run, the existing one with ``resume``."""
+    """Returns the run folder with its ``config.yaml``: emptied for a new run, the existing one with ``resume``."""
     path = _checked_path(config)
     path.mkdir(parents=True, exist_ok=True)
     remove_partials(path)
@@ -100,7 +101,7 @@ def create_run(config: Config) -> Path:
 
 
 class RunLock:
-    """One process at a time trains in a run folder. The system drops the lock of a process that ends, however it ends.
+    """Lock that lets one process at a time train in a run folder. The system releases it when the process ends.
 
     Args:
         run: the run folder.
@@ -111,13 +112,13 @@ class RunLock:
         self.descriptor: int | None = None
 
     def check(self) -> None:
-        """Raises FileExistsError when another process trains here."""
+        """Raises FileExistsError if another process trains here."""
         if fcntl and self.path.is_file():
             with open(self.path, "rb") as file:
                 self._take(file.fileno(), fcntl.LOCK_SH)
 
     def take(self) -> RunLock:
-        """Holds the folder, which is made if need be, until ``drop`` or the end of the process.
+        """Locks the folder, creating it if needed, until ``drop`` or the end of the process.
 
         Raises:
             FileExistsError: another process trains here.
@@ -133,7 +134,7 @@ class RunLock:
                 if fcntl:
                     self._take(descriptor, fcntl.LOCK_EX)
                     if not self._names(descriptor):
-                        continue  # the process that held it has just dropped it, and the file with it
+                        continue  # the previous owner has just deleted the lock file
                 self.descriptor = descriptor
             finally:
                 if self.descriptor is None:
@@ -143,7 +144,7 @@ class RunLock:
         return self
 
     def _names(self, descriptor: int) -> bool:
-        """Whether the open file is the one that lies there now."""
+        """True if the open file is the one at ``path`` now."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
@@ -155,7 +156,7 @@ class RunLock:
             try:
                 return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                if time.monotonic() < end:  # it may be somebody's check
+                if time.monotonic() < end:  # it may be only a check
                     time.sleep(CHECK_S / 10)
                     continue
                 owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
@@ -172,17 +173,17 @@ class RunLock:
                 return None
 
     def drop(self) -> None:
-        """Lets others train here."""
+        """Releases the lock and deletes its file."""
         if self.descriptor is not None:
-            with contextlib.suppress(OSError):  # a folder that is gone or read-only by now
-                if self._names(self.descriptor):  # not that of a later run in a folder that was deleted
+            with contextlib.suppress(OSError):  # the folder may be gone or read-only by now
+                if self._names(self.descriptor):  # not the lock of a later run in a recreated folder
                     self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = None
 
 
 class MetricLog:
-    """``metrics.jsonl`` and TensorBoard events; lines past ``iteration`` are dropped when a run is resumed."""
+    """Writer of ``metrics.jsonl`` and TensorBoard events; on resume, lines after ``iteration`` are removed."""
 
     def __init__(self, run: Path, iteration: int = 0):
         self.path = run / "metrics.jsonl"
@@ -200,14 +201,14 @@ class MetricLog:
             raise write_error(self.path.parent, error) from error
 
     def close(self) -> None:
-        """Closes both files. What could not be written was an error of ``write``, so it is none again here."""
+        """Closes both files. ``write`` has already reported write errors, so errors are ignored here."""
         for file in (self.file, self.board):
             with contextlib.suppress(OSError):
                 file.close()
 
 
 def read_log(path: Path) -> list[dict]:
-    """Lines of ``metrics.jsonl``; an unfinished or damaged line and what follows it are ignored."""
+    """Reads the lines of ``metrics.jsonl``; an unfinished or damaged line and all following lines are ignored."""
     lines = []
     for text in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
         try:
@@ -221,7 +222,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 def environment() -> dict[str, str]:
-    """What a number depends on besides the settings."""
+    """Versions and hardware that results depend on besides the settings."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "depthg": __version__, "torch": torch.__version__, "python": platform.python_version(), "device": device,
@@ -230,10 +231,10 @@ def environment() -> dict[str, str]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Largest memory of this process so far in MiB: resident (with mapped files) and, where used, on the GPU."""
+    """Peak memory of this process in MiB: resident (with mapped files) and, if used, on the GPU."""
     found = {}
     if resource is not None:
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
         found["resident_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         found["gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
