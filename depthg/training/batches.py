@@ -1,4 +1,4 @@
-"""Which views a step compares: anchors, neighbours, negatives. Pure functions of the seed and the iteration."""
+"""Views that a step compares: anchors, neighbours, negatives. Pure functions of the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from depthg.runtime.seeds import seed_of
 
 
 def negative_pairs(batch: int, draws: int, pairing: str, generator: torch.Generator) -> Tensor:  # int64 [draws, batch]
-    """Which image is whose negative: derangements, or STEGO's permutations with fixed points moved on by one."""
+    """Index of each image's negative: derangements, or STEGO's permutations with fixed points shifted by one."""
     rows: list[Tensor] = []
     while len(rows) < draws:
         row = torch.randperm(batch, generator=generator)
@@ -48,12 +48,18 @@ class Batch:
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """All views in the order of an epoch; not to be changed."""
+    """Random order of all views in an epoch; cached, so do not modify it."""
     return np.random.default_rng(seed_of(seed, "order", epoch)).permutation(count)
 
 
 def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
-    """Anchors by shuffled epochs (the last partial batch is dropped), one of the first k neighbours each."""
+    """Draws anchors from shuffled epochs (the last partial batch is dropped), each with one of its neighbours.
+
+    The neighbour is one of the ``knn.draw`` nearest; with ``loss.depth.pair=crop`` another crop of the photo is drawn.
+
+    Raises:
+        ValueError: the batch is larger than the training set.
+    """
     size, count = config.batch_size, len(data.features)
     if size > count:
         raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
@@ -66,13 +72,13 @@ def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
     others = None
     if config.loss.depth.pair == "crop":
         first, stop = (np.searchsorted(data.photos, data.photos[anchors], side) for side in ("left", "right"))
-        same = [np.arange(*ends) for ends in zip(first, stop, strict=True)]  # the views of a photo follow one another
+        same = [np.arange(*ends) for ends in zip(first, stop, strict=True)]  # the views of a photo are contiguous
         others = np.array([rng.choice(views[views != view]) for views, view in zip(same, anchors, strict=True)])
     return Batch(anchors, neighbours, others)
 
 
 def announce(batch: Batch, data: Prepared) -> None:
-    """Reads what a later step needs from the disk into memory."""
+    """Prefetches the views of a later step from disk into memory."""
     views = np.concatenate([part for part in (batch.anchors, batch.neighbours, batch.others) if part is not None])
     data.features.announce(views)
     for array in (data.depth, data.normals):

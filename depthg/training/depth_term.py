@@ -1,4 +1,4 @@
-"""Depth as the loss sees it: values per relation at the sampled points, and the mean of D."""
+"""Inputs of the depth term: values for each relation at the sampled points, and the mean of D."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ def cloud(depth: Tensor, grid: tuple[int, int], fov_deg: float) -> Tensor:  # [N
 
 
 def inclination(normals: Tensor) -> Tensor:  # [..., 4] -> [..., 3]
-    """Normals without their compass direction: length of the horizontal part, vertical part, sky flag.
+    """Normals without their azimuth: length of the horizontal part, vertical part, sky flag.
 
-    The cosine of two of these says whether both surfaces are ground-like, wall-like or sky. Walls on the two sides of a
-    street have opposite normals, which ``normals`` would push apart; here they agree. Assumes a roughly level camera.
+    The cosine of two such vectors is high if both surfaces are ground, both walls, or both sky. Walls on opposite sides
+    of a street have opposite normals, which ``normals`` would push apart; here they agree. Assumes a roughly level
+    camera.
     """
     horizontal = torch.hypot(normals[..., 0], normals[..., 2])
     return torch.stack([horizontal, normals[..., 1], normals[..., 3]], dim=-1)
 
 
 def kernel_relation(relation: str) -> str:
-    """The relation of ``depthg.kernels`` that a configured one is computed with: inclinations compare like normals."""
+    """The relation of ``depthg.kernels`` that computes a configured relation; inclinations are compared as normals."""
     return "normals" if relation == "inclination" else relation
 
 
@@ -37,7 +38,7 @@ def at_points(values: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor: 
 
 
 def mean_relation(depth_a: Tensor, depth_b: Tensor, relation: str, bandwidth: float) -> Tensor:  # 0-dim
-    """Mean of the depth correlation tensor D over the batch, from the factors where D factorises."""
+    """Mean of the depth correlation tensor D over the batch, without forming D if it factorises."""
     if relation == "normals":
         return (normalize(depth_a).mean(1) * normalize(depth_b).mean(1)).sum(-1).mean()
     if relation in ("gaussian", "euclidean"):

@@ -1,4 +1,4 @@
-"""Sampled cells that depend on a view alone, computed once and kept."""
+"""In-memory cache of sampled cells that depend on the view alone."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KEPT_BYTES = 256 * 2**20  # for all views; beyond that nothing is kept
+KEPT_BYTES = 256 * 2**20  # for all views; above this limit nothing is kept
 
 
 class KeptCells:
-    """Cells of views ``[V, P]`` in picking order, so that the first of them are the smaller sample.
+    """Cached cells of views ``[V, P]`` in picking order, so that the first p of them are the sample of p points.
 
-    They take 2 bytes each, or 4 where a view has more than 32,768 cells, in memory that is used as views are seen.
+    A cell takes 2 bytes, or 4 if a view has more than 32,768 cells. Memory is used only for views that were asked for.
 
     Args:
-        views: V.
-        cells: cells of a view, h * w.
-        limit: bytes that may be kept.
+        views: number of views V.
+        cells: number of cells per view, h * w.
+        limit: maximum bytes to keep.
     """
 
     def __init__(self, views: int, cells: int, limit: int = KEPT_BYTES):
@@ -30,7 +30,8 @@ class KeptCells:
     def cells(self, views: np.ndarray, points: int, compute: Callable[[np.ndarray], Tensor]) -> Tensor:
         """The first ``points`` cells of some views, int64 ``[N, points]`` on the CPU.
 
-        ``compute(views)`` gives those of views that are not known. More points than ever before make all unknown.
+        ``compute(views)`` computes the cells of views that are not cached. A larger ``points`` than before clears the
+        cache.
         """
         if self.views * points * self.dtype.itemsize > self.limit:
             return compute(views).cpu()

@@ -1,4 +1,4 @@
-"""A step that a run kept because a loss or gradient was NaN or infinite, computed again without the data set."""
+"""Recomputes, without the data set, a step that a run kept because a loss or gradient was NaN or infinite."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from depthg.training.step import Model, Step
 
 
 def places(kept: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Where views lie among the kept ones, which ascend.
+    """Positions of views in ``kept``, which is sorted.
 
     Raises:
-        IndexError: one is not kept.
+        IndexError: a view is not in ``kept``.
     """
     found = np.searchsorted(kept, views)
     if not np.array_equal(kept[np.minimum(found, len(kept) - 1)], views):
@@ -34,12 +34,12 @@ def places(kept: np.ndarray, views: np.ndarray) -> np.ndarray:
 
 
 class KeptRows:
-    """Some rows of an array ``[V, ...]`` that is not there as a whole; indexed by the numbers that they had in it.
+    """Some rows of an array ``[V, ...]``, indexed by their row numbers in the full array.
 
     Args:
-        views: int64 [n], ascending.
-        rows: [n, ...].
-        count: V.
+        views: row numbers, int64 [n], ascending.
+        rows: the rows, [n, ...].
+        count: number of rows V of the full array.
     """
 
     def __init__(self, views: np.ndarray, rows: np.ndarray, count: int):
@@ -51,7 +51,7 @@ class KeptRows:
 
 
 class KeptFeatures(Features):
-    """The same for features."""
+    """Some feature maps, indexed by their views in the full set; arguments as :class:`KeptRows`."""
 
     def __init__(self, views: np.ndarray, maps: Tensor, count: int):
         super().__init__((count, *maps.shape[1:]), maps.dtype)
@@ -63,7 +63,7 @@ class KeptFeatures(Features):
 
 @dataclass
 class KeptData:
-    """What a step reads of :class:`depthg.prepare.Prepared`."""
+    """The part of :class:`depthg.features.prepared.Prepared` that a step reads."""
 
     grid: tuple[int, int]
     photos: np.ndarray
@@ -75,10 +75,10 @@ class KeptData:
 
 
 def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
-    """The step of a file ``RUN/nonfinite/iteration-N.json``, with its weights, and what the file says.
+    """Reads a step with its weights from ``RUN/nonfinite/iteration-N.json``; also returns the content of the file.
 
     Raises:
-        FileNotFoundError: the file, or the tensors beside it, are not there.
+        FileNotFoundError: the file, or its ``.safetensors`` file, does not exist.
         ValueError: one of them is damaged.
     """
     path = Path(path)
@@ -95,7 +95,7 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
             name: KeptRows(views, tensors[name].numpy(), count) if name in tensors else None
             for name in ("neighbours", "labels", "depth", "normals")
         }
-        data: Any = KeptData(  # what a step reads of a Prepared
+        data: Any = KeptData(  # stands in for a Prepared
             tuple(kept["grid"]), tensors["photos"].numpy(), KeptFeatures(views, tensors["features"], count), **found
         )
         classes = len(tensors.get("model.linear.weight", ()))
@@ -112,7 +112,7 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
 
 
 def replay(path: str | Path, device: str = "cpu") -> dict[str, float | str]:
-    """The losses and logged values of a kept iteration, computed again; ``nan`` and ``inf`` as text."""
+    """Recomputes the losses and logged values of a kept iteration; ``nan`` and ``inf`` are text."""
     step, kept = read_step(path, device)
     losses, logged = step.losses(int(kept["iteration"]) - 1)
     values = {"loss": losses["total"].detach(), **logged}

@@ -1,7 +1,7 @@
-"""A loss or gradient that is NaN or infinite: found before it reaches the weights, named, and kept to be seen again.
+"""Detects NaN or infinite losses and gradients before they reach the weights, reports them, and keeps the step.
 
-On a GPU the optimisers learn from the device itself that a step is to be left out, and the host hears of it one step
-later: it would have to wait for every step otherwise, and the device for the host.
+On a GPU the fused optimisers read a flag on the device to skip a step, and the host reads the flag one step later.
+Otherwise the host would wait for the device in every step, and the device for the host.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from depthg.storage.whole_files import write_tensors, write_text
 from depthg.training.batches import draw_batch
 from depthg.training.step import Step
 
-FOLDER = "nonfinite"  # of a run, for steps that are kept
-KEPT_STEPS = 3  # of the skipped ones: one takes about as much room as its batch of features
-MOST_IN_A_ROW = 10  # skipped iterations; more of them do not come from single photos
+FOLDER = "nonfinite"  # folder of kept steps in the run folder
+KEPT_STEPS = 3  # maximum number of skipped steps to keep: each takes about the size of its batch of features
+MOST_IN_A_ROW = 10  # consecutive non-finite iterations that stop the run: single photos do not cause that
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a step leaves behind until it is known whether it was finite."""
+    """Record of a step until it is known whether the step was finite."""
 
     step: Step
     iteration: int
-    values: dict[str, float | Tensor]  # what is logged, with "loss"
+    values: dict[str, float | Tensor]  # logged values, and "loss"
     gradients: dict[str, Tensor]  # largest entry of every parameter's gradient, 0-dim
-    bad: Later  # above 0 where something is not finite
+    bad: Later  # positive if something is not finite
 
 
 class FiniteGuard:
@@ -61,13 +61,13 @@ class FiniteGuard:
         self, step: Step, iteration: int, losses: dict[str, Tensor], logged: dict[str, float | Tensor],
         optimizers: Iterable[torch.optim.Optimizer],
     ) -> bool:  # fmt: skip
-        """Whether everything is finite; False means that this iteration is to be left out.
+        """True if everything is finite; False if this iteration must be skipped.
 
-        On a GPU always True: there fused ``optimizers`` leave it out by themselves, and :meth:`settle`, which the next
-        call begins with, says what came of it.
+        On a GPU the result is always True: the fused ``optimizers`` skip a non-finite step by themselves, and
+        :meth:`settle`, called at the start of the next call, reports it.
 
         Raises:
-            ValueError: it is not, and the run is to stop, names the iteration, the term and the images.
+            ValueError: a value is not finite and the run must stop; names the iteration, the term and the images.
         """
         self.settle()
         gradients = largest_gradients(step.model)
@@ -81,7 +81,7 @@ class FiniteGuard:
         return True
 
     def settle(self) -> bool:
-        """Whether the last step was finite. The host waits for its losses and gradients, not for what came after them.
+        """True if the last step was finite. The host waits for its losses and gradients, but not for later work.
 
         Raises:
             ValueError: as :meth:`passes`.
@@ -90,7 +90,7 @@ class FiniteGuard:
         return last is None or not bool(last.bad.values()) or self._left_out(last)
 
     def _left_out(self, last: Found) -> bool:
-        """Notes a step that is not finite; False."""
+        """Records a non-finite step and returns False, or raises ValueError to stop the run."""
         step, iteration, values = last.step, last.iteration, processes.averages(last.values)
         term, value = first_not_finite(values, last.gradients)
         number = iteration + 1
@@ -111,7 +111,7 @@ class FiniteGuard:
         )
 
     def _keep(self, step: Step, iteration: int, term: str, values: dict[str, float], skip: bool) -> Path:
-        """Keeps the step: of those that are skipped the first few, and the one that the run stops at."""
+        """Keeps the step if it stops the run or is one of the first ``KEPT_STEPS``; returns its path."""
         path = self.run / FOLDER / f"iteration-{iteration + 1:07d}.json"
         if not skip or len(list(path.parent.glob("iteration-*.json"))) < KEPT_STEPS:
             keep_step(path, step, iteration, term, values)
@@ -119,7 +119,7 @@ class FiniteGuard:
 
 
 def last_checkpoint(run: Path) -> str:
-    """A remark on what is left when a run stops."""
+    """A phrase for error messages: whether a stopped run has a checkpoint."""
     folder = run / "checkpoints"
     return (
         f"the last checkpoint in {folder} is intact" if any(folder.glob(f"*/{FILE}")) else "there is no checkpoint yet"
@@ -127,19 +127,19 @@ def last_checkpoint(run: Path) -> str:
 
 
 def largest_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The largest entry of every parameter's gradient, 0-dim float32 on its device; NaN where one is NaN."""
+    """The largest absolute entry of every parameter's gradient, 0-dim float32 on its device; NaN if an entry is NaN."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.numel()}
     return {name: grad.abs().amax().float() for name, grad in grads.items()}
 
 
 def not_finite(losses: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:  # 0-dim float32
-    """1 where a loss or a gradient is not finite, else 0; on their device, not read."""
+    """1 if any loss or gradient is not finite, else 0; stays on their device."""
     values = [*(loss.detach().float() for loss in losses.values()), *gradients.values()]
     return 1 - torch.stack(values).isfinite().all().float()
 
 
 def first_not_finite(values: Mapping[str, float], gradients: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """Name and value of a term of the loss, the loss, or else a gradient that is not finite; None when all are."""
+    """Name and value of the first non-finite loss term, loss or gradient, in this order; None if all are finite."""
     terms = {name: value for name, value in values.items() if name.startswith("loss.")}
     numbers = {**terms, "loss": values["loss"]}
     numbers |= {f"d_loss of {name}": float(largest) for name, largest in gradients.items()}
@@ -147,10 +147,10 @@ def first_not_finite(values: Mapping[str, float], gradients: Mapping[str, Tensor
 
 
 def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[str, float]) -> Path:
-    """Writes what the losses of one iteration depend on: ``path`` (JSON) and tensors beside it (safetensors).
+    """Writes everything that the losses of one iteration depend on: ``path`` (JSON) and a safetensors file beside it.
 
-    The tensors are weights before the step, and of every view of the batch features as stored, depth, normals, labels
-    and neighbours. ``python -m depthg.replay PATH`` computes the losses again, without the data set.
+    The tensors are the weights before the step and, for every view of the batch, stored features, depth, normals,
+    labels and neighbours. ``python -m depthg.replay PATH`` recomputes the losses without the data set.
     """
     data, batch = step.data, draw_batch(step.config, step.data, iteration)
     views = np.unique(
@@ -175,6 +175,6 @@ def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[st
 
 
 def as_json(value: float | Tensor) -> float | str:
-    """A number, or ``nan``, ``inf``, ``-inf`` as text, which JSON has no numbers for."""
+    """A number, or the text ``nan``, ``inf`` or ``-inf``, which JSON cannot express as numbers."""
     number = float(value.detach() if isinstance(value, Tensor) else value)
     return number if np.isfinite(number) else str(number)

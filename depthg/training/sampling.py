@@ -1,4 +1,4 @@
-"""Which points of an image are compared: integer cells (paper) or coordinates in [-1, 1] (released code)."""
+"""Sampled points of an image: integer cells (paper) or coordinates in [-1, 1] (released code)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from depthg.config.schema import SamplingConfig
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth
 from depthg.runtime.processes import BatchShare
 
-RELEASED_FAR = 5.0  # the released code stretches depth in [0, 1] by this
+RELEASED_FAR = 5.0  # the released code multiplies depth in [0, 1] by this
 
 
 def random_cells(
     share: BatchShare | int, n_cells: int, points: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Distinct random cells of each image, int64 ``[images, points]``, of some images or of a share of them."""
+    """Distinct random cells of each image, int64 ``[images, points]``, for a number of images or a share of a batch.
+
+    Raises:
+        ValueError: more points than cells.
+    """
     share = BatchShare(0, share, share) if isinstance(share, int) else share
     if points > n_cells:
         raise ValueError(f"{points} points do not fit a feature map of {n_cells} cells; lower sampling.points")
@@ -26,7 +30,10 @@ def random_cells(
 
 
 def released_cloud(depth: Tensor) -> Tensor:  # [N, H, W] in [0, 1] -> [N, H*W, 3]
-    """The point cloud of the released code: tan of degrees taken as radians, depth times 5, no half cell, no aspect."""
+    """The point cloud of the released code, which differs from the pinhole model.
+
+    The angle in degrees is used as radians, depth is multiplied by 5, half-cell offset and aspect ratio are ignored.
+    """
     n, height, width = depth.shape
     factor = 2 * math.tan(90 / 2)  # 3.24: the angle is in degrees, tan takes radians
     z = depth * RELEASED_FAR
@@ -42,7 +49,11 @@ def farthest_cells(
     generator: torch.Generator | None,
     share: BatchShare | None = None,
 ) -> Tensor:
-    """Farthest point sampling in the unprojected depth ``[N, H, W]``; int64 ``[N, points]``, in picking order."""
+    """Farthest point sampling of the unprojected depth ``[N, H, W]``: cells, int64 ``[N, points]``, in picking order.
+
+    Raises:
+        ValueError: more points than cells.
+    """
     n, height, width = depth.shape
     if points > height * width:
         raise ValueError(f"{points} points do not fit a feature map of {height} x {width}; lower sampling.points")
@@ -65,7 +76,7 @@ def sample(
 ) -> Tensor:
     """Points of every image: int64 cells ``[N, points]``, or with ``read=bilinear`` float (x, y) ``[N, points, 2]``.
 
-    ``share``: the images are these rows of a larger batch, which everything random is drawn for.
+    ``share``: the images are these rows of a larger batch; random numbers are drawn for the whole batch.
     """
     n, height, width = shape
     share = BatchShare(0, n, n) if share is None else share
@@ -77,17 +88,17 @@ def sample(
 
 
 def as_read(cells: Tensor, grid: tuple[int, int], settings: SamplingConfig) -> Tensor:  # [N, P] -> [N, P] or [N, P, 2]
-    """Sampled cells as features are read at them: as they are, or as coordinates with ``read=bilinear``."""
+    """Sampled cells unchanged or, with ``read=bilinear``, as coordinates."""
     return cells if settings.read == "cells" else released_coordinates(cells, *grid, settings.transpose)
 
 
 def released_coordinates(cells: Tensor, height: int, width: int, transpose: bool) -> Tensor:  # [N, P] -> [N, P, 2]
-    """Cells as coordinates divided by the size, not by size - 1; ``transpose`` hands (row, col) over as (x, y)."""
+    """Cells as coordinates in [-1, 1): divides by size, not size - 1; ``transpose`` gives (row, col) as (x, y)."""
     row = (cells // width) / height * 2 - 1
     column = (cells % width) / width * 2 - 1
     return torch.stack([row, column] if transpose else [column, row], dim=-1)
 
 
 def regular_grid(depth: Tensor, side: int) -> Tensor:  # [N, H, W] -> [N, side * side]
-    """Depth resized to a regular grid that knows nothing of the sampled points (``loss.depth.at=grid``)."""
+    """Depth resized to a regular grid, independent of the sampled points (``loss.depth.at=grid``)."""
     return F.interpolate(depth[:, None], (side, side), mode="bilinear", align_corners=False).flatten(1)

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the iteration; nothing is mutated."""
+"""Schedules as pure functions of the iteration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def exponential_decay(iteration: int, initial: float, *, factor: float, every: int, minimum: float = 0.0) -> float:
-    """``max(initial * factor ** (iteration // every), minimum)``: the decay meant by Eq. 8 and 9.
+    """Exponential decay ``max(initial * factor ** (iteration // every), minimum)``, the intended form of Eq. 8 and 9.
 
     As printed, the equations raise the previous value to the power ``floor(t / m)``, which is 1 for 0 < t < m.
 
@@ -15,7 +15,7 @@ def exponential_decay(iteration: int, initial: float, *, factor: float, every: i
         initial: value at iteration 0.
         factor: multiplier applied every ``every`` iterations; 1 keeps the value constant.
         every: iterations between two decays (the paper's m); 0 never decays.
-        minimum: the value never goes below this, nor is an initial value below it raised.
+        minimum: lower bound of the decay; an initial value below it is not raised to it.
     """
     if every <= 0:
         return initial

@@ -1,4 +1,4 @@
-"""One training step: which views are compared, at which points, and the losses. A pure function of the iteration."""
+"""One training step: its views, their sampled points, and the losses, as a pure function of the iteration."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SHIFT_BATCHES = 12
 
 
 def quantile_of(counts: Tensor, quantile: float) -> float:
-    """The quantile of a histogram over ``HISTOGRAM_RANGE``: the middle of the bin that reaches it."""
+    """A quantile of a histogram over ``HISTOGRAM_RANGE``: the centre of the bin that reaches it."""
     low, high = HISTOGRAM_RANGE
     share = counts.cumsum(0) / counts.sum()
     return low + (high - low) * (int((share < quantile).sum()) + 0.5) / len(counts)
 
 
 class Model(torch.nn.Module):
-    """What is trained: head, linear probe (None without labels) and cluster probe."""
+    """The trained modules: head, linear probe (None without labels) and cluster probe."""
 
     def __init__(self, channels: int, dim: int, dropout: float, n_classes: int, n_clusters: int):
         super().__init__()
@@ -49,9 +49,9 @@ class Model(torch.nn.Module):
 
 
 class Step:
-    """One optimiser step's losses. Everything random comes from ``(seed, iteration)``.
+    """The losses of one optimiser step. All random numbers derive from ``(seed, iteration)``.
 
-    Of several processes each works on its share of the batch; the mean of their losses is that of the whole batch.
+    With several processes, each computes its share of the batch; the mean of their losses is that of the whole batch.
     """
 
     def __init__(self, config: Config, data: Prepared, model: Model, device: torch.device, ahead: bool = True):
@@ -77,8 +77,8 @@ class Step:
     ) -> Tensor:
         """Sampled points of some views (of a share of a batch): cells ``[N, P]`` or coordinates ``[N, P, 2]``.
 
-        Where they depend on a view's depth alone (a start that is fixed) they are computed once and kept. On the CPU,
-        where depth is and features are read: a device that sampled would have to be waited for.
+        Points that depend only on a view's depth (fps with a fixed start) are computed once and kept. Sampling runs on
+        the CPU, where depth and features are read: the host would have to wait for points sampled on a GPU.
         """
         settings, grid = self.config.sampling, self.data.grid
         side = piecewise_constant(iteration, settings.points, settings.schedule)
@@ -94,14 +94,14 @@ class Step:
         return torch.from_numpy(np.asarray(self.data.depth[views])).float().view(-1, *self.data.grid)
 
     def gather(self, maps: Tensor, points: Tensor) -> Tensor:  # [N, h*w, C] -> [N, P, C]
-        """Vectors at cells (exact) or at coordinates (bilinear)."""
+        """Vectors at cells (exact) or coordinates (bilinear)."""
         points = to_device(points, self.device)
         if points.ndim == 2:
             return maps.gather(1, points[..., None].expand(-1, -1, maps.shape[2]))
         return sample_points(maps.transpose(1, 2).unflatten(2, self.data.grid), points)
 
     def forward(self, feats: Tensor) -> tuple[Tensor, Tensor]:  # [N, P, C] -> [N, P, C], [N, P, K]
-        """Features of this process's part of the batch after their own dropout, which F is computed on, and codes."""
+        """Features (with the dropout that F is computed on) and codes of this process's part of the batch."""
         rate = self.config.head.dropout if self.config.loss.feature_dropout else 0.0
         dropped = channel_dropout(feats, rate, share=self.share)
         with self.autocast():
@@ -109,13 +109,14 @@ class Step:
         return dropped.to(codes.dtype), codes
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 in the head's products with ``precision=bfloat16``."""
+        """Context that computes the head's products in bfloat16 with ``precision=bfloat16``."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def read(self, maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Features and codes at points of feature maps ``[N, h*w, C]``.
 
-        At cells the head runs on the points alone; at coordinates it runs on the maps, whose codes are interpolated.
+        For cells the head runs only on the points. For coordinates it runs on the whole maps, and features and codes
+        are interpolated.
         """
         if points.ndim == 2:
             return self.forward(self.gather(maps, points))
@@ -123,7 +124,11 @@ class Step:
         return feats, codes
 
     def depth_values(self, views: np.ndarray, points: Tensor, side: int) -> Tensor:
-        """What the relation compares, at the sampled points: ``[N, P]`` or ``[N, P, D]``."""
+        """Values that the depth relation compares: ``[N, P]`` or ``[N, P, D]``, at the points or on a regular grid.
+
+        Raises:
+            ValueError: the relation needs normals and there are none.
+        """
         settings = self.config.loss.depth
         if settings.relation in ("normals", "inclination"):
             if self.data.normals is None:
@@ -156,8 +161,8 @@ class Step:
     def pair_counts(self, read: Callable[[np.ndarray, torch.Generator], Tensor], *, center: bool = False) -> Tensor:
         """Histograms ``[3, HISTOGRAM_BINS]`` over [-2, 2] of cosines of self, neighbour and negative pairs.
 
-        ``read(views, generator)`` gives vectors ``[N, P, C]``; a few batches, no labels, no P x Q. Processes take whole
-        batches in turn.
+        ``read(views, generator)`` returns vectors ``[N, P, C]``. Uses ``SHIFT_BATCHES`` batches, no labels and no P x Q
+        tensors. The batches are divided among the processes.
         """
         negative, counts = self.config.loss.negative, torch.zeros(3, HISTOGRAM_BINS, dtype=torch.float64)
         for number in range(processes.rank(), SHIFT_BATCHES, processes.count()):
@@ -172,7 +177,7 @@ class Step:
         return processes.total(counts)
 
     def auto_shifts(self) -> tuple[float, float, float]:
-        """Shifts at quantiles of centred F over a few batches: self, neighbour, negative pairs."""
+        """Shifts for self, neighbour and negative pairs: quantiles of F (centred with ``loss.center``)."""
         loss = self.config.loss
         counts = self.pair_counts(self.plain_features, center=loss.center)
         own, near, far = (round(quantile_of(row, q), 4) for row, q in zip(counts, loss.quantiles, strict=True))
@@ -183,7 +188,7 @@ class Step:
         return self.vectors(views, self.points(views, 0, generator))
 
     def vectors(self, views: np.ndarray, points: Tensor, name: str = "") -> Tensor:  # [N, P, C]
-        """Features of some views at points; at cells only these are read (``name``: see :meth:`memory`)."""
+        """Features of some views at points; for cells only these are read (``name``: see :meth:`memory`)."""
         if points.ndim == 2:
             memory = self.memory(name, *points.shape, self.data.features.shape[2])
             return self.data.features.at(views, points, self.device, memory)
@@ -196,12 +201,12 @@ class Step:
         return self.read(self.maps(views, name), points)
 
     def maps(self, views: np.ndarray, name: str) -> Tensor:  # [N, h*w, C]
-        """Whole maps of some views."""
+        """Whole feature maps of some views."""
         memory = self.memory(f"maps of {name}", len(views), *self.data.features.shape[1:])
         return self.data.features.rows(views, self.device, memory)
 
     def memory(self, name: str, *shape: int) -> Tensor | None:
-        """On a CPU the memory of this name, which the next step uses again: fresh memory may cost more than reading."""
+        """CPU buffer of this name, reused by later steps (allocating can cost more than reading); None on a GPU."""
         if self.device.type != "cpu" or not name:
             return None
         if name not in self.buffers or self.buffers[name].shape != shape:
@@ -209,7 +214,7 @@ class Step:
         return self.buffers[name]
 
     def losses(self, iteration: int) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
-        """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and what is logged."""
+        """Losses to add and differentiate (``total``, ``linear``, ``cluster``), and the values to log."""
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
@@ -219,7 +224,7 @@ class Step:
         negatives = self.negatives(iteration, generator)
         own = config.sampling.negatives == "own"
         bank: dict[str, Any] = {}
-        sparse = config.probe.cells and own and points.ndim == 2  # then nothing needs whole maps
+        sparse = config.probe.cells and own and points.ndim == 2  # no whole maps are needed
         maps = None if sparse else self.maps(batch.anchors, "anchors")
         if maps is None:
             feats, codes = self.read_views(batch.anchors, points, "anchors")
@@ -230,7 +235,7 @@ class Step:
         if own and self.joint:
             bank = {"feats_negative": processes.gather(feats), "codes_negative": processes.gather(codes)}
         near_feats, near_codes = self.read_views(batch.neighbours, near_points, "neighbours")
-        if self.ahead is not None:  # beside what is computed from here on, not beside the reading
+        if self.ahead is not None:  # overlaps with the computation below, not with the reads above
             self.ahead.start(lambda: announce(draw_batch(config, data, iteration + 1).part(self.share), data))
         index = bank.pop("index", negatives)
         if self.joint and config.loss.center:
@@ -252,7 +257,7 @@ class Step:
         return losses, {key: value.detach() if isinstance(value, Tensor) else value for key, value in logged.items()}
 
     def negatives(self, iteration: int, generator: torch.Generator) -> Tensor:  # int64 [R, N]
-        """Rows of the negative bank for this process's anchors: of the whole batch, or of its own part."""
+        """Rows of the negative bank for this process's anchors: in the whole batch, or in the process's own part."""
         settings, share = self.config.loss.negative, self.share
         if share is not None and not self.joint:
             own = self.generator("negatives", share.first, iteration)
@@ -265,8 +270,8 @@ class Step:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Anchors at their points, and negatives: image ``negatives[r, n]`` at the points of neighbour n.
 
-        Both come from one forward pass over the maps, so one draw of dropout, as in the released code. Processes that
-        share a batch give each other their maps.
+        Both come from one forward pass over the maps, hence one dropout mask, as in the released code. Processes that
+        share a batch gather each other's maps.
         """
         own = self.forward(maps)
         feats, codes = (self.gather(values, points) for values in own)
@@ -278,7 +283,10 @@ class Step:
         return feats, codes, {"feats_negative": bank_feats, "codes_negative": bank_codes, "index": index}
 
     def depth_inputs(self, batch: Batch, points: Tensor, iteration: int, generator: torch.Generator) -> dict:
-        """Depth (and the other crop's codes and depth) for the loss, with the shift; empty without depth."""
+        """Depth inputs of the loss (with ``pair=crop`` also codes and depth of the other crop), and the shift.
+
+        Empty without depth or with weight 0.
+        """
         settings = self.config.loss.depth
         if not self.guided or settings.weight == 0:
             return {}
@@ -299,7 +307,7 @@ class Step:
         return {**inputs, "shift": shift}
 
     def probe_losses(self, maps: Tensor | None, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Both probes on detached codes: of the whole maps, or of random cells; the linear one at labelled pixels."""
+        """Losses of both probes on detached codes of whole maps or random cells; the linear one at labelled pixels."""
         cells, grid = None, self.data.grid
         if self.config.probe.cells:
             order = torch.rand(self.config.batch_size, grid[0] * grid[1], generator=generator)

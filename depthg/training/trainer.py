@@ -1,4 +1,4 @@
-"""The training loop of STEGO + DepthG on frozen features, with its checkpoints and log in a run folder."""
+"""The training loop of STEGO and DepthG on frozen features, with checkpoints and log in a run folder."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from depthg.training.step import Model, Step
 
 
 class Trainer:
-    """One run: data, model, optimisers and the run folder. Nothing is written before the settings proved possible.
+    """One run: data, model, optimisers and the run folder. Settings are checked before the folder is changed.
 
-    Of several processes the first one writes and prints.
+    With several processes, only the first one writes and prints.
     """
 
     def __init__(self, config: Config, lock: RunLock | None = None):
@@ -76,7 +76,11 @@ class Trainer:
             save_checkpoint(self.run / "checkpoints" / name, self.modules(), self.optimizers, header)
 
     def restore(self) -> bool:
-        """Continues from ``checkpoints/last``; False when the run was killed before its first checkpoint."""
+        """Restores ``checkpoints/last``; returns False if the run was killed before its first checkpoint.
+
+        Raises:
+            ValueError: the checkpoint belongs to other features.
+        """
         folder = self.run / "checkpoints" / "last"
         found = processes.from_main(lambda: read_checkpoint(folder) if (folder / FILE).is_file() else None)
         if found is None:
@@ -95,10 +99,10 @@ class Trainer:
         return True
 
     def train(self, score: Callable[[], dict] = dict) -> None:
-        """The loop: losses, three optimisers, then log, validate and save when due.
+        """The training loop: losses, three optimisers, then log, validate and save when due.
 
         Args:
-            score: metrics of the model as it is, for ``val.every``; empty where nothing is labelled.
+            score: returns metrics of the current model, for ``val.every``; empty without labels.
         """
         config = self.config
         with training_bar(self.console) as bar, StopRequest() as stop:
@@ -117,7 +121,7 @@ class Trainer:
                 self.iteration += 1
                 restart = self.iteration == config.probe.reinit
                 if restart or self.due(config.log_every) or self.due(config.val.every):
-                    finite = self.guard.settle() and finite  # before what follows the step; saving does so itself
+                    finite = self.guard.settle() and finite  # before the step is used below; save() settles by itself
                 if restart:
                     self.reinitialize_clusters()
                 self.seconds["train"] += time.perf_counter() - started
@@ -137,7 +141,11 @@ class Trainer:
         return bool(every) and (self.iteration % every == 0)
 
     def log_step(self, values: dict) -> float:
-        """A line of ``metrics.jsonl``, means over processes, and its loss; one that is not finite stops the run."""
+        """Writes means over processes to ``metrics.jsonl`` and returns the loss.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
         started = time.perf_counter()
         values = processes.averages(values)
         self.seconds["train"] += time.perf_counter() - started
@@ -155,26 +163,28 @@ class Trainer:
             self.log.write(self.iteration, values)
 
     def reinitialize_clusters(self) -> None:
-        """Moves the cluster probe's centroids to k-means of training codes, at their present length, and forgets the
-        optimiser's momentum, which belonged to the old ones."""
+        """Moves the cluster probe's centroids to k-means centroids of training codes, and resets their optimiser.
+
+        The new centroids get the mean length of the old ones.
+        """
         probe = self.model.cluster
         with torch.no_grad():
             probe.centroids.copy_(self.code_centroids() * probe.centroids.norm(dim=1).mean())
         self.optimizers["cluster"].state.clear()
 
     def kmeans(self, vectors: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Centroids of vectors on the device, which the first process computes, so that all have the same."""
+        """k-means centroids of vectors, on the device; the first process computes them for all."""
         clusters, seed = len(self.model.cluster.centroids), self.config.seed
         found = processes.from_main(lambda: cosine_kmeans(vectors(), clusters, seed=seed).cpu())
         return to_device(found, self.device)
 
     def code_centroids(self) -> torch.Tensor:
-        """k-means of training codes."""
+        """k-means centroids of training codes."""
         head, features, count = self.model.head, self.data.features, self.config.val.kmeans_samples
         return self.kmeans(lambda: training_codes(head, features, count, self.config.seed, self.device))
 
     def validate(self, score: Callable[[], dict]) -> None:
-        """Logs the metrics, and keeps the checkpoint of the best cluster mIoU where it is asked for."""
+        """Logs the metrics and, unless ``checkpoint.rule=last``, saves the checkpoint with the best cluster mIoU."""
         started = time.perf_counter()
         metrics = score()
         if metrics:
@@ -186,12 +196,12 @@ class Trainer:
 
 
 def adam(module: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
-    """The optimiser of a module; on a GPU in one launch, which leaves a step out by itself (see ``FiniteGuard``)."""
+    """The optimiser of a module; on a GPU the fused version, which can skip a step by itself (see ``FiniteGuard``)."""
     return torch.optim.Adam(module.parameters(), lr=rate, fused=True if device.type == "cuda" else None)
 
 
 def check_shares(config: Config) -> None:
-    """Raises ValueError when the processes cannot have equal parts of a batch that negatives can be drawn from."""
+    """Raises ValueError if the batch cannot be divided equally among processes with enough images for negatives."""
     share = processes.share_of(config.batch_size, "batch_size")
     if share is not None and config.loss.scope == "process" and share.size < 2:
         raise ValueError(
@@ -201,8 +211,8 @@ def check_shares(config: Config) -> None:
 
 
 def check_data(config: Config, data: Prepared, console: Console) -> None:
-    """Raises for settings that do not fit the data, and says what a missing depth map means."""
-    draw_batch(config, data, 0)  # raises when the batch exceeds the data
+    """Raises ValueError for settings that do not fit the data; prints a note if depth is missing but configured."""
+    draw_batch(config, data, 0)  # raises if the batch is larger than the data set
     rule = config.checkpoint.rule
     if rule != "last" and data.evaluation.labels is None:
         raise ValueError(f"checkpoint.rule={rule} needs labels to pick a checkpoint by; use checkpoint.rule=last")
