@@ -1,1 +1,1 @@
-"""From photos to cluster ids with a trained run: windows, read-outs and the dense CRF."""
+"""Segmentation of photos with a trained run: windows, read-outs and the dense CRF."""

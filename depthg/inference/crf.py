@@ -1,6 +1,6 @@
 """Dense CRF on the log-probabilities of the probes (Krähenbühl and Koltun, 2011), filtered by pydensecrf2.
 
-Worker processes import this module, so it needs numpy alone; pydensecrf2 (the extra ``crf``) is imported when it runs.
+Worker processes import this module, so it imports only numpy; pydensecrf2 (the extra ``crf``) is imported on use.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ ALPHA = 2.0  # the cluster probe's softmax: log-softmax of 2 cos (protocol, sect
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """Energies of the paper: ``w_g exp(-d^2 / 2 s_g^2) + w_b exp(-d^2 / 2 s_xy^2 - c^2 / 2 s_rgb^2)``, Potts.
+    """Pairwise Potts energy of the paper: ``w_g exp(-d^2 / 2 s_g^2) + w_b exp(-d^2 / 2 s_xy^2 - c^2 / 2 s_rgb^2)``.
 
-    ``d`` is the distance of two pixels, ``c`` that of their colours in 0..255.
+    ``d`` is the distance of two pixels, ``c`` the distance of their colours in 0..255.
     """
 
     iterations: int = 10
@@ -30,7 +30,7 @@ class CrfSettings:
 
 
 def check_available() -> None:
-    """Raises ImportError, saying what to install, when pydensecrf2 is missing."""
+    """Raises ImportError with installation advice if pydensecrf2 is missing."""
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError as error:
@@ -45,9 +45,9 @@ def refine(
     log_probabilities: Sequence[np.ndarray],  # float32 [n, H, W] each
     settings: CrfSettings = CrfSettings(),
 ) -> list[np.ndarray]:  # float32 [n, H, W] each
-    """Mean-field marginals of an image under each of several unary terms ``-log p``.
+    """Mean-field marginals of an image for each of several unary terms ``-log p``.
 
-    The lattice depends on the image alone: it is built once for all terms with the same number of classes.
+    The lattice depends only on the image: it is built once for all terms with the same number of classes.
 
     Args:
         image: the photo, RGB.
@@ -56,7 +56,7 @@ def refine(
 
     Raises:
         ImportError: pydensecrf2 is missing.
-        ValueError: the image is not uint8 [H, W, 3], or a term has another size or values that are not finite.
+        ValueError: the image is not uint8 [H, W, 3], or a term has another size, one class or non-finite values.
     """
     check_available()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -80,7 +80,7 @@ def refine(
 
 
 def _lattice(image: np.ndarray, n: int, settings: CrfSettings):
-    """The filters of an image: a pydensecrf DenseCRF2D without unary term."""
+    """A pydensecrf DenseCRF2D with the pairwise filters of an image and no unary term."""
     from pydensecrf.densecrf import DenseCRF2D
 
     height, width = image.shape[:2]
@@ -101,12 +101,12 @@ def _lattice(image: np.ndarray, n: int, settings: CrfSettings):
 def probe_log_probabilities(
     maps: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> dict[str, np.ndarray]:  # float32 [n, H, W]
-    """Log-probabilities at (H, W) of probes given at feature resolution.
+    """Log-probabilities of probes at size (H, W), from maps at feature resolution.
 
     Args:
-        maps: per probe either ``NAME.scores`` ``[n, h, w]`` (log-softmax of the up-sampled scores), or ``NAME.codes``
-            ``[K, h, w]`` with ``NAME.centroids`` ``[n, K]`` (log-softmax of twice the cosine).
-        size: height and width.
+        maps: for each probe either ``NAME.scores`` ``[n, h, w]`` (gives the log-softmax of the up-sampled scores), or
+            ``NAME.codes`` ``[K, h, w]`` with ``NAME.centroids`` ``[n, K]`` (log-softmax of twice the cosine).
+        size: height H and width W.
     """
     found = {}
     for key, value in maps.items():
@@ -126,7 +126,7 @@ def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [n, h, w
 def cosines(codes: np.ndarray, centroids: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # float32 [n, H, W]
     """Cosine of bilinearly up-sampled codes ``[K, h, w]`` with unit centroids ``[n, K]``.
 
-    Up-sampled codes ``c`` need not exist at full size: dot products commute with up-sampling, and along a row, between
+    The up-sampled codes are never formed at full size. Dot products commute with up-sampling, and along a row, between
     the neighbours ``a`` and ``b``, ``|(1 - t) a + t b|^2 = (1 - t)^2 |a|^2 + 2 t (1 - t) a . b + t^2 |b|^2``.
     """
     rows = _up_rows(codes, size[0])  # [K, H, w]
@@ -140,14 +140,14 @@ def cosines(codes: np.ndarray, centroids: np.ndarray, size: tuple[int, int]) -> 
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:  # [n, H, W], changed in place
-    """Over the first axis."""
+    """Log-softmax over the first axis, in place."""
     scores -= scores.max(0)
     scores -= np.log(np.exp(scores).sum(0))
     return scores
 
 
 def _taps(cells: int, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Neighbours and share of the upper one for every output position, each ``[pixels]``."""
+    """Lower neighbour, upper neighbour and weight of the upper one for every output position, each ``[pixels]``."""
     at = np.maximum((np.arange(pixels) + 0.5) * (cells / pixels) - 0.5, 0)
     low = np.minimum(at.astype(np.int64), cells - 1)
     return low, np.minimum(low + 1, cells - 1), (at - low).astype(np.float32)
@@ -176,5 +176,5 @@ def crf_ids(
     """Most probable class of every pixel after the CRF, per probe; ``maps`` as in :func:`probe_log_probabilities`."""
     terms = probe_log_probabilities(maps, image.shape[:2])
     marginals = refine(image, list(terms.values()), settings)
-    # pydensecrf keeps the classes of a pixel side by side, so this is an arg-max over contiguous numbers.
+    # pydensecrf stores the classes of a pixel contiguously, so this arg-max reads contiguous values.
     return {name: q.transpose(1, 2, 0).argmax(2).astype(np.int16) for name, q in zip(terms, marginals, strict=True)}

@@ -1,4 +1,4 @@
-"""Worker processes for the dense CRF, which computes on one core and holds the interpreter's lock meanwhile."""
+"""Worker processes for the dense CRF, which runs on one core and holds Python's global interpreter lock."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from depthg.inference.crf import CrfSettings, check_available
 from depthg.runtime.worker_pool import ONE_THREAD, Arrays, WorkerEnded, WorkerPool, array_text, available_cores
 
-# The filters allocate and free tens of megabytes per iteration; by default glibc returns these to the system every
-# time, and a third of the time went into faulting the pages in again.
+# The filters allocate and free tens of megabytes per iteration. By default glibc returns them to the system each time,
+# and page faults took a third of the run time.
 ENVIRONMENT = {
     **ONE_THREAD,
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -23,7 +23,7 @@ ENVIRONMENT = {
 
 
 class CrfPool:
-    """Processes that refine images side by side; use it in a ``with`` block, which ends them.
+    """Processes that refine images in parallel; use it in a ``with`` block, which ends them.
 
     Args:
         workers: number of processes; None: one per available core.
@@ -50,7 +50,7 @@ class CrfPool:
         self._pool.__exit__(*error)
 
     def submit(self, image: np.ndarray, maps: Mapping[str, np.ndarray]) -> Future:
-        """Asks for ``crf_ids(image, maps)``; the future's result is that of :func:`depthg.inference.crf.crf_ids`."""
+        """Submits ``crf_ids(image, maps)``; returns a future of the result of :func:`depthg.inference.crf.crf_ids`."""
         return self._pool.submit(self._ask, {"image": image, **maps})
 
     def _ask(self, job: Arrays) -> Arrays:

@@ -1,4 +1,4 @@
-"""A process that refines images with the dense CRF (see crf_pool.py); nothing is unpickled in it."""
+"""Worker process that refines images with the dense CRF (see crf_pool.py); it unpickles nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from depthg.runtime.worker_pool import Arrays, serve
 
 
 def main() -> None:
-    """Answers images from standard input until it closes."""
+    """Refines images from standard input until it is closed."""
     settings = CrfSettings(**json.loads(sys.argv[1]))
 
     def refine(job: Arrays) -> Arrays:

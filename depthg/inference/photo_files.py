@@ -1,4 +1,4 @@
-"""Files of segmented photos: ids, overlays, probabilities, and a legend of what the ids mean."""
+"""Output files of segmented photos: ids, overlays, probabilities, and a legend of the ids."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from depthg.inference.windows import NetworkPhoto
 from depthg.storage.whole_files import write_whole
 
 LEGEND = "legend.json"
-RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times as fast as the default, files are a quarter larger
+RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times faster than the default, files a quarter larger
 OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A photo and the files that are made of it; None where they are not asked for."""
+    """A photo and its output files; None for files that are not requested."""
 
     photo: Path
     name: str
@@ -42,7 +42,9 @@ class Target:
 
 
 def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilities: bool) -> list[Target]:
-    """Names of the outputs: those of the photos below what was given, with the folders where two would be equal.
+    """Chooses the output files of all photos.
+
+    Names are the photos' relative paths; photos whose names would be equal get a path from their common folder.
 
     Raises:
         ValueError: an output would replace one of the photos.
@@ -71,7 +73,7 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilit
 def write_outputs(
     segmenter: Segmenter, target: Target, photo: NetworkPhoto, ids: np.ndarray, probabilities: np.ndarray | None
 ) -> None:
-    """Writes the files of one photo, each whole or not at all."""
+    """Writes the files of one photo, each atomically."""
     image = with_palette(ids, segmenter.colours)
     write_whole(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
     if target.overlay is not None:
@@ -86,7 +88,7 @@ def write_outputs(
 
 
 def with_palette(ids: np.ndarray, colours: np.ndarray) -> Image.Image:  # [H, W] below 256, uint8 [n, 3]
-    """Ids as a Pillow image that shows their colours."""
+    """A palette image (Pillow) of the ids in their colours."""
     image = Image.fromarray(ids.astype(np.uint8, copy=False))
     image.putpalette(colours.tobytes())
     return image
@@ -100,7 +102,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarr
 
 
 def _save_npz(path: Path, **arrays: Any) -> None:
-    with open(path, "wb") as file:  # numpy.savez adds a suffix to names
+    with open(path, "wb") as file:  # given a path, numpy.savez would add a suffix
         np.savez(file, **arrays)
 
 
@@ -110,7 +112,7 @@ def predict_files(
     """Segments photos and writes their files.
 
     Returns:
-        Pixels per cluster of every photo, and a line for each photo that cannot be read.
+        Pixels per cluster of every photo, and an error line for each photo that cannot be read.
 
     Raises:
         OSError: an output cannot be written.
@@ -142,7 +144,7 @@ def predict_files(
 
 
 def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, failed: Sequence[str], **options) -> dict:
-    """What the ids mean, and each one's share of the pixels of all photos and of each."""
+    """The content of ``legend.json``: name and colour of each id, and its share of pixels, in total and per photo."""
     run, assigned = segmenter.run, segmenter.run.assignment
     classes = [None] * run.n_clusters if assigned is None else [int(c) if c >= 0 else None for c in assigned]
     total = _shares(sum(counts.values(), np.zeros(run.n_clusters, np.int64)))

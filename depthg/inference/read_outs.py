@@ -7,7 +7,7 @@ from torch import Tensor
 
 from depthg.kernels.upsampling import device_ids, up_sampled_ids
 
-READ_OUTS = {  # names in files -> on the screen; a line break where a table's head wants one
+READ_OUTS = {  # name in files -> name on the screen, with line breaks for table heads
     "cluster": "clusters", "linear": "linear probe\n(uses labels)",
     "kmeans_codes": "k-means\non codes", "kmeans_features": "k-means\non features",
 }  # fmt: skip
@@ -16,9 +16,9 @@ READ_OUTS = {  # names in files -> on the screen; a line break where a table's h
 def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Arg-max over the last axis of ``[B, h*w, n]`` after bilinear up-sampling to ``size``; int64 ``[B, H, W]``.
 
-    Scores that are linear in the codes may be up-sampled instead of the codes: the operations commute, and the length
-    of a code does not change which centroid is nearest. Images are done one by one, on the CPU without up-sampled
-    scores, on a device with those of some rows; the ids are the same.
+    Scores that are linear in the codes are up-sampled instead of the codes: the operations commute, and the length of a
+    code does not change which centroid is nearest. Images are processed one by one. The CPU stores no up-sampled
+    scores, a GPU those of some rows; the ids are equal.
     """
     images = scores_map.detach().transpose(1, 2).unflatten(2, grid)
     found = torch.empty(len(images), *size, dtype=torch.int64, device=images.device)

@@ -1,4 +1,4 @@
-"""A trained run as a function from photos to segmentations, of any size and in any number."""
+"""Segmentation of photos of any size with a trained run."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The segments of one photo, at its size.
+    """The segmentation of one photo, at its size.
 
     Attributes:
         ids: cluster of every pixel, uint8 [H, W] (uint16 for more than 255 clusters).
-        probabilities: float32 [n_clusters, H, W], softmax of twice the cosines; None unless asked for.
-        names: of every cluster: its class where the run was scored with labels, else its number.
+        probabilities: float32 [n_clusters, H, W], softmax of twice the cosines; None unless requested.
+        names: name of every cluster: its class if the run was scored with labels, else ``cluster`` and its number.
     """
 
     ids: np.ndarray
@@ -49,7 +49,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network found, at feature resolution; on a GPU also the ids at full size."""
+    """Output of the network at feature resolution; on a GPU also the ids at full size."""
 
     codes: np.ndarray  # float32 [K, h, w]
     scores: np.ndarray  # float32 [n_clusters, h, w]
@@ -62,16 +62,16 @@ class Segmenter:
     Args:
         run: from ``load_run``.
         window: ``"resize"`` scales a photo to the resolution of the run's evaluation (panoramas are cut along their
-            length); a number cuts it, at its own resolution, into overlapping square windows of so many pixels
-            (rounded to a multiple of the backbone's), whose codes are blended.
+            length). A number keeps the photo's resolution and cuts it into overlapping square windows with this side in
+            pixels (rounded to a multiple of ``backbone.multiple``); their codes are blended.
         batch: windows per forward pass.
 
     Raises:
-        ValueError: an impossible window or batch.
+        ValueError: an invalid window or batch, or the backbone's weights differ from those of training.
     """
 
     def __init__(self, run: LoadedRun, window: int | str = RESIZE, batch: int = 8):
-        smallest = run.backbone.multiple  # loads the backbone: what is wrong with it shows here
+        smallest = run.backbone.multiple  # loads the backbone, so that its errors are raised here
         if window != RESIZE and (not isinstance(window, int) or window < smallest):
             raise ValueError(f"window={window!r} is not possible; use {RESIZE!r} or at least {smallest} pixels")
         if batch < 1:
@@ -97,24 +97,24 @@ class Segmenter:
             checkpoint: ``last`` or ``best``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             window, batch: see the class.
-            weights: the backbone's weights, where they lie elsewhere than in training.
+            weights: path of the backbone's weights, if it differs from that of training.
 
         Raises:
-            FileNotFoundError: no run folder, no checkpoint, or no weights of the backbone.
-            ValueError: damaged, or parts that do not belong together.
+            FileNotFoundError: no run folder, no checkpoint, or no backbone weights.
+            ValueError: damaged files, or files that do not belong together.
         """
         moved = [] if weights is None else [f"backbone.weights={weights}"]
         return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """A name per cluster."""
+        """Name of every cluster: its class, or ``cluster N``."""
         assigned = self.run.assignment if self.run.assignment is not None else [-1] * self.run.n_clusters
         return tuple(self.run.class_names[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """A colour per cluster, uint8 [n_clusters, 3]: that of its class, or one that no class has."""
+        """Colour of every cluster, uint8 [n_clusters, 3]: that of its class, or one that no class has."""
         n, assigned = len(self.run.class_names), self.run.assignment
         if assigned is None:
             return class_palette(self.run.n_clusters)
@@ -125,7 +125,7 @@ class Segmenter:
         return palette[np.where(assigned < 0, alone, assigned)]
 
     def _stored_palette(self) -> np.ndarray | None:
-        """The data set's colours, where ``metrics.json`` has them."""
+        """The data set's colours from ``metrics.json``, or None."""
         try:
             stored = json.loads((self.run.path / "metrics.json").read_text(encoding="utf-8"))["palette"]
             found = np.array(stored, dtype=np.uint8)
@@ -139,19 +139,20 @@ class Segmenter:
         Args:
             image: a path, a Pillow image, an array uint8 [H, W, 3], or a tensor [3, H, W], uint8 or floating point in
                 [0, 1]; RGB. Files may be grey, transparent, 16 bits deep or rotated by EXIF.
-            probabilities: also return those of every cluster at full size (before any CRF).
+            probabilities: also return the probabilities of every cluster at full size (without CRF).
             crf: refine the ids with a dense CRF (needs the extra ``crf``).
 
         Raises:
-            DataError: a ValueError; the file cannot be read.
-            TypeError, ValueError: neither of the kinds above, or values out of range.
+            DataError: the file cannot be read (a subclass of ValueError).
+            TypeError, ValueError: an unsupported type or shape, or values out of range.
+            ImportError: ``crf`` needs pydensecrf2.
         """
         return next(iter(self.predict_many([image], probabilities=probabilities, crf=crf)))
 
     def predict_many(
         self, images: Iterable, *, probabilities: bool = False, crf: bool = False
     ) -> Iterator[Segmentation]:
-        """Segments photos in order, decoding ahead and up-sampling behind the network; arguments as ``predict``."""
+        """Segments photos in order; decoding and up-sampling overlap with the network. Arguments as ``predict``."""
         if crf:
             check_available()
 
@@ -165,11 +166,11 @@ class Segmenter:
             yield found
 
     def stream(self, images: Iterable, finish: Callable[[NetworkPhoto, Maps], T]) -> Iterator[T | DataError]:
-        """``finish(photo, maps)`` of every image in order, or the error of one that cannot be read."""
+        """Yields ``finish(photo, maps)`` of every image in order, or the DataError of one that cannot be read."""
         return (self._side_by_side if self.run.device.type == "cpu" else self._pipelined)(images, finish)
 
     def _side_by_side(self, images: Iterable, finish: Callable) -> Iterator:
-        """A thread per core, each with a photo of its own: nothing waits for the slowest part of a layer."""
+        """One photo per thread and one thread per core: threads do not wait for each other in every layer."""
         total = torch.get_num_threads()
         workers = max(1, min(total, len(images) if isinstance(images, Sized) else total))
 
@@ -185,10 +186,10 @@ class Segmenter:
             with ThreadPoolExecutor(workers, "photo", torch.set_num_threads, (total // workers,)) as pool:
                 yield from ahead(pool, whole, images, workers + 2)
         finally:
-            torch.set_num_threads(total)  # threads also left their number as the default of later ones
+            torch.set_num_threads(total)  # the pool's threads also set the default for later threads
 
     def _pipelined(self, images: Iterable, finish: Callable) -> Iterator:
-        """Batches through the network here, while threads decode and scale ahead, and others run `finish`."""
+        """Runs batches in this thread, while some threads decode and scale ahead and others run ``finish``."""
         with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
             pending: deque[Future] = deque()
             for group in self._groups(ahead(readers, _or_error(self.prepare), images, self.batch + READERS + 1)):
@@ -203,13 +204,13 @@ class Segmenter:
                 yield pending.popleft().result()
 
     def prepare(self, image) -> NetworkPhoto:
-        """A photo, decoded and scaled."""
+        """Decodes and scales a photo for the network."""
         array, data, backbone = as_rgb(image), self.run.config.data, self.run.backbone
         plan = layout(array.shape[:2], data.eval_size, self.window, backbone.stride, backbone.multiple)
         return NetworkPhoto(image, array, scaled(array, plan.size, data.interpolation), plan)
 
     def _groups(self, photos: Iterable[NetworkPhoto | DataError]) -> Iterator[list[NetworkPhoto] | DataError]:
-        """Photos with equal windows that fit into one batch, or an error."""
+        """Yields groups of photos with equal windows that fit into one batch, or an error."""
         group: list[NetworkPhoto] = []
         count = 0
         for photo in photos:
@@ -250,7 +251,7 @@ class Segmenter:
         pixels = to_device(torch.from_numpy(np.stack(windows)), self.run.device).permute(0, 3, 1, 2)
         size = (pixels.shape[2] // self.run.backbone.stride, pixels.shape[3] // self.run.backbone.stride)
         maps = self.run.backbone.stage_maps(to_float(pixels))
-        step = 1 if pixels.is_cpu else len(pixels)  # what lies between the layers is as large as the features
+        step = 1 if pixels.is_cpu else len(pixels)  # intermediate results are as large as the features
         parts = ([m[i : i + step] for m in maps] for i in range(0, len(pixels), step))
         return torch.cat([self.run.codes(self.run.transform.of_stages(part, size)) for part in parts])  # not rounded
 
@@ -267,7 +268,7 @@ class Segmenter:
         return up_sampled_ids(maps.scores, photo.image.shape[:2]) if maps.ids is None else maps.ids
 
     def unary(self, maps: Maps) -> dict[str, np.ndarray]:
-        """What ``depthg.inference.crf.crf_ids`` takes."""
+        """The maps that ``depthg.inference.crf.crf_ids`` takes."""
         return {"cluster.codes": maps.codes, "cluster.centroids": self._centroids}
 
     def refined(self, photo: NetworkPhoto, maps: Maps, refine: Callable[..., dict] = crf_ids) -> np.ndarray:
@@ -283,7 +284,7 @@ class Segmenter:
 
 
 def _or_error(function: Callable) -> Callable:
-    """``function``, which returns its DataError instead of raising it."""
+    """Wraps ``function`` to return a DataError instead of raising it."""
 
     def outcome(item):
         try:
@@ -295,7 +296,7 @@ def _or_error(function: Callable) -> Callable:
 
 
 def window_of(text: str) -> int | str:
-    """``resize``, or a number of pixels."""
+    """Parses a window: ``resize`` or a number of pixels; raises ValueError for anything else."""
     if text == RESIZE:
         return text
     if not text.isdecimal():

@@ -1,4 +1,4 @@
-"""How a photo of any size goes through a network: its size there, overlapping windows, and their blending."""
+"""Layout of a photo for the network: its scaled size, overlapping windows, and their blending."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from torch.nn import functional as F
 
 from depthg.data.files import read_image, rgb_array
 
-OVERLAP = 0.25  # least share of a window that its neighbour sees too
-LONGEST = 3  # a photo that is not cut is at most so many times as long as the longer evaluation side ...
-NARROWEST = 32  # ... and, cut or not, at most so many times as long as that when its shorter side is scaled to fit
+OVERLAP = 0.25  # minimum overlap of neighbouring windows, as a fraction of a window
+LONGEST = 3  # a scaled photo is cut if a side exceeds this many times the longer evaluation side ...
+NARROWEST = 32  # ... and is scaled down until no side exceeds this many times that side
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes are (height, width) in pixels at network resolution, ``corners`` the (top, left) of every window."""
+    """Scaled size, window size and window corners of a photo, in pixels at network resolution.
+
+    Sizes are (height, width); ``corners`` holds (top, left) of every window.
+    """
 
     size: tuple[int, int]
     window: tuple[int, int]
@@ -32,7 +35,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class NetworkPhoto:
-    """A photo on its way to the network; ``source`` is what the caller gave."""
+    """A decoded and scaled photo; ``source`` is the caller's argument."""
 
     source: object
     image: np.ndarray  # uint8 [H, W, 3]
@@ -41,14 +44,14 @@ class NetworkPhoto:
 
 
 def layout(photo: tuple[int, int], evaluation: Sequence[int], window: int | None, stride: int, multiple: int) -> Layout:
-    """Where the windows of a photo lie.
+    """Computes the scaled size and the windows of a photo.
 
     Args:
         photo: height and width of the photo.
         evaluation: height and width of evaluation views; without `window`, photos are scaled to cover them.
-        window: side of the windows, in pixels of the photo, which then keeps its size; None: the whole photo at once,
-            and windows only along the length of a panorama.
-        stride: pixels per feature cell. Windows start at cells, so that blending them is a mean over cells.
+        window: side of the windows in pixels of the photo, which then keeps its size; None: one window for the whole
+            photo, several only along the length of a panorama.
+        stride: pixels per feature cell. Windows start at cell borders, so that blending is a mean over cells.
         multiple: sides of windows are multiples of this.
     """
     if window is None:
@@ -96,14 +99,14 @@ def _ramp(n: int, device: torch.device) -> Tensor:
 
 
 def cut(image: np.ndarray, plan: Layout) -> list[np.ndarray]:
-    """The windows of an image ``[h, w, 3]`` of the plan's size, as views."""
+    """The windows of an image ``[h, w, 3]`` that has the size of the plan, as numpy views."""
     return [image[top : top + plan.window[0], left : left + plan.window[1]] for top, left in plan.corners]
 
 
 def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:  # uint8 [h, w, 3]
-    """An image at another size: bilinear with antialias, or the pixel at the centre (``nearest``).
+    """Scales an image: bilinear with antialias, or the pixel at the centre (``nearest``).
 
-    The first is torch's, several times as fast as Pillow's, which training uses; they differ by at most one level.
+    Bilinear scaling is torch's, several times as fast as Pillow's, which training uses; results differ by at most 1.
     """
     if image.shape[:2] == size:
         return image
@@ -114,7 +117,11 @@ def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
 
 
 def as_rgb(image) -> np.ndarray:
-    """Any kind of image that ``Segmenter.predict`` takes, as uint8 [H, W, 3]."""
+    """Converts any kind of image that ``Segmenter.predict`` takes to uint8 [H, W, 3].
+
+    Raises:
+        TypeError, ValueError: an unsupported type or shape, or values out of range.
+    """
     if isinstance(image, (str, PathLike)):
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
