@@ -1,1 +1,1 @@
-"""Scores: one pass over a split, confusion matrices, matching, k-means baselines and results."""
+"""Evaluation: one pass over a split, confusion matrices, matching, k-means baselines and results."""

@@ -1,4 +1,4 @@
-"""How many clusters the data themselves support, without labels."""
+"""Estimates, without labels, the number of clusters that the data support."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn.functional import normalize
 
 from depthg.model.clustering import assign, cosine_kmeans
 
-THRESHOLD = 0.8  # Tibshirani and Walther: 0.8 to 0.9 separates clusters that exist from cuts through one
+THRESHOLD = 0.8  # Tibshirani and Walther: 0.8 to 0.9 separates real clusters from splits of one cluster
 RESTARTS = 5
 
 
 @dataclass(frozen=True)
 class ClusterCount:
-    """``strength`` and ``silhouette`` per number of clusters in ``k``; ``suggested`` is None when none is certain."""
+    """``strength`` and ``silhouette`` for each number of clusters in ``k``; ``suggested``: None if none is reliable."""
 
     k: tuple[int, ...]
     strength: tuple[float, ...]
@@ -34,27 +34,27 @@ def count_clusters(
     threshold: float = THRESHOLD,
     seed: int = 0,
 ) -> ClusterCount:
-    """Most clusters that two halves of the images agree upon.
+    """The largest number of clusters on which two halves of the images agree.
 
-    The images are divided at random, each half is clustered on its own (cosine k-means), and both results are applied
-    to the second half. The prediction strength (Tibshirani and Walther, 2005) is the share of pairs of points of one
-    cluster that the other half's clusters put together as well, in the cluster where that share is lowest. The
-    suggestion is the largest k whose strength, averaged over ``splits``, reaches ``threshold``. Classes that are rare,
-    or that differ by less than the spread of others, are beyond it, so more clusters than suggested can be right.
+    The images are divided at random, each half is clustered separately (cosine k-means), and both clusterings are
+    applied to the second half. For each cluster, take the fraction of its point pairs that the other half's clustering
+    also puts together. The prediction strength (Tibshirani and Walther, 2005) is the lowest of these fractions. The
+    suggestion is the largest k with a strength, averaged over ``splits``, of at least ``threshold``. This misses rare
+    classes and classes that differ by less than the spread of others, so more clusters than suggested can be right.
 
     Args:
         x: R vectors of each of V images; lengths do not matter.
         k: numbers of clusters to try.
         splits: random divisions of the images.
-        threshold: strength that counts as agreement, in (0, 1].
-        seed: of divisions and k-means.
+        threshold: minimum strength, in (0, 1].
+        seed: seed of divisions and k-means.
 
     Returns:
-        Strength in [0, 1] and, for comparison, the mean silhouette in [-1, 1] by cosine distance to the own and the
-        next centroid.
+        Strength in [0, 1] and, for comparison, the mean silhouette in [0, 1] by cosine distance to the nearest and the
+        second nearest centroid.
 
     Raises:
-        ValueError: fewer than two images, or fewer vectors in a half than clusters.
+        ValueError: fewer than two images, a k below 2, or fewer vectors in a half than clusters.
     """
     ks = tuple(k)
     half = len(x) // 2
@@ -78,7 +78,7 @@ def count_clusters(
 
 
 def prediction_strength(own: Tensor, other: Tensor, k: int) -> float:  # int64 [n], [n]
-    """Share of pairs of one cluster of ``own`` that share one of ``other`` too, of the cluster where it is lowest."""
+    """Minimum over clusters of ``own`` of the fraction of its point pairs that also share a cluster of ``other``."""
     together = torch.bincount(own * k + other, minlength=k * k).view(k, k).double()
     size = together.sum(1)
     large = size > 1  # a cluster of one point has no pair
@@ -89,6 +89,6 @@ def prediction_strength(own: Tensor, other: Tensor, k: int) -> float:  # int64 [
 
 
 def mean_silhouette(x: Tensor, centroids: Tensor) -> float:  # unit [n, C], unit [k, C]
-    """Mean of ``(b - a) / max(a, b)``: a and b are the cosine distances to the own and to the next centroid."""
+    """Mean of ``(b - a) / max(a, b)``; a and b are cosine distances to the nearest and second nearest centroid."""
     near = 1 - (x @ centroids.T).topk(2, dim=1).values
     return float(((near[:, 1] - near[:, 0]) / near[:, 1].clamp(min=1e-9)).mean())

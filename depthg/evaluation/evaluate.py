@@ -1,4 +1,4 @@
-"""Scores of a trained run under the paper's test-time protocol, and others."""
+"""Evaluates a trained run under the paper's test-time protocol, or others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_CLUSTERS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be evaluated; see the command's help."""
+    """Options of an evaluation; see the command's help."""
 
     split: str = "val"
     resolutions: tuple[Resolution, ...] = ()  # none: the run's data.eval_size
@@ -54,10 +54,10 @@ def requested(
     crf: bool | None,
     **rest,
 ) -> Request:
-    """The request for one resolution and variant, or for all.
+    """Builds the request for one resolution and variant, or for all.
 
     Args:
-        default: the run's ``data.eval_size``, for centre crops where ``resolution`` says nothing else.
+        default: the run's ``data.eval_size``: size of the centre crop unless ``resolution`` gives another.
         everything: plain, flip and, unless ``crf`` is False, flip + CRF, on the centre crop and on full frames.
         rest: other fields of :class:`Request`.
     """
@@ -70,15 +70,15 @@ def requested(
 
 
 def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
-    """Scores of a run, one :class:`Evaluation` per resolution and variant; nothing is written.
+    """Scores of a run, one :class:`Evaluation` per resolution and variant; writes nothing.
 
-    Of several processes (``runtime.processes``) each passes over a part of the photos; all but the first return
-    nothing.
+    With several processes (``runtime.processes``), each evaluates a part of the photos; all but the first return an
+    empty list.
 
     Raises:
         ValueError: clusters out of range, a resolution that does not fit the backbone, other classes than the run's, an
             unknown split, or no labelled pixel.
-        ImportError: a CRF is asked for and pydensecrf2 is missing.
+        ImportError: a CRF is requested and pydensecrf2 is missing.
         DataError: a photo or label cannot be read.
     """
     config = run.config
@@ -115,10 +115,10 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
 
 
 def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, variant: Variant) -> str:
-    """File name without ending; unlike protocols have unlike names.
+    """File name without extension; different protocols have different names.
 
-    Settings of the data and of the scores that are not the run's own stand in it: the matching and the count as words,
-    the others as a checksum, the root for folders of photos alone: other data sets are what they are wherever they lie.
+    It includes data and score settings that differ from the run's: matching and count as words, the others as a
+    checksum. ``data.root`` counts only for ``data=folder``, since other data sets are the same in any location.
     """
     size = FULL if resolution == FULL else "x".join(map(str, resolution))
     clusters = "" if request.clusters is None else f"k{request.clusters}"
@@ -169,8 +169,13 @@ def _split(preparation: Preparation, name: str) -> Split:
 
 
 def _classes(run: LoadedRun, preparation: Preparation) -> tuple[str, ...]:
-    """Classes of the labels: the run's own where it had labels; a run that only numbers its classes takes the names of
-    the data in their order."""
+    """Class names of the labels: those of the data, which must be the run's if it was trained with labels.
+
+    A run that only numbers its classes takes the names of the data in their order.
+
+    Raises:
+        ValueError: the run has other classes.
+    """
     classes, data = tuple(preparation.dataset.classes), f"data={preparation.dataset.name}"
     if not classes or not run.classes or classes == run.classes:
         return classes

@@ -1,4 +1,4 @@
-"""Frames that are scored: a photo as the network sees it, as the CRF sees it, and its label at the scored size."""
+"""Frames to score: the network's input, the photo for the CRF, and the label, at one resolution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Frame:
 
 
 class _OnePhoto:
-    """A split of one decoded photo, so that several resolutions decode it once."""
+    """A split that holds one decoded photo, so that several resolutions decode it only once."""
 
     def __init__(self, split: Split, number: int):
         self.names = [split.names[number]]
@@ -61,11 +61,11 @@ def load_frames(
 ) -> list[Frame]:
     """A photo at every resolution, decoded once.
 
-    A crop is scaled to cover (height, width) and its centre taken, photo and label alike. A full frame keeps label and
-    photo as they are; only the network's input is scaled, to the nearest multiples of ``multiple``.
+    For a centre crop, photo and label are scaled to cover (height, width) and cropped. A full frame keeps photo and
+    label at their size; only the network's input is scaled, to the nearest multiples of ``multiple``.
 
     Raises:
-        DataError: photo or label cannot be read, or differ in size.
+        DataError: photo or label cannot be read, or their sizes differ.
     """
     photo, found = _OnePhoto(split, number), []
     for resolution in resolutions:
@@ -95,12 +95,13 @@ def batches(
     pixels: int,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[list[Frame]]:
-    """All photos of a split (or those with some ``numbers``) at all resolutions, decoded ahead, in batches of one size.
+    """Photos of a split at all resolutions, decoded ahead, in batches of frames with one size.
 
     Args:
-        multiple: of the network's input.
+        multiple: sides of the network's input are multiples of this.
         interpolation: ``antialias`` or ``nearest``.
-        pixels: most pixels of a batch; larger frames come alone.
+        pixels: maximum pixels of a batch; a larger frame forms a batch alone.
+        numbers: indices of the photos; None: all.
     """
     pending: dict[Resolution, list[Frame]] = {resolution: [] for resolution in resolutions}
 
@@ -122,7 +123,7 @@ def batches(
 
 
 def resolution_of(text: str) -> Resolution:
-    """``320``, ``320x416`` (height x width) or ``full``."""
+    """Parses a resolution: ``320``, ``320x416`` (height x width) or ``full``; raises ValueError for anything else."""
     if text == FULL:
         return FULL
     try:

@@ -1,4 +1,4 @@
-"""k-means of training codes and of raw features, as baselines and to cluster codes anew with another number."""
+"""k-means read-outs of training codes and raw features: baselines, or another number of clusters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from depthg.runtime.device import to_device
 from depthg.runtime.progress import ProgressBar
 from depthg.storage.cache import cache_key, is_whole
 
-MOST_CENTROIDS = 500  # of all restarts together; up to 50 clusters have ten restarts, as in training
+MOST_CENTROIDS = 500  # maximum over all restarts together; up to 50 clusters have ten restarts, as in training
 
 
 def kmeans_read_outs(
     run: LoadedRun, preparation: Preparation, clusters: int | None, *, baselines: bool
 ) -> dict[str, ReadOut]:
-    """Clusterings of training vectors (``val.kmeans_samples`` of them), fitted as at the end of training.
+    """k-means read-outs fitted on ``val.kmeans_samples`` training vectors, as at the end of training.
 
     Args:
         run: the trained run.
         preparation: its data set.
-        clusters: None: baselines with as many clusters as the run has. A number: ``cluster`` is a k-means of the codes
-            with so many clusters, in the place of the learned probe, and the baseline on features has as many.
-        baselines: whether there are baselines.
+        clusters: None: baselines with as many clusters as the run. A number: ``cluster`` is a k-means of the codes with
+            this many clusters, replacing the learned probe; the baseline on features has as many.
+        baselines: True to fit the baselines.
 
     Raises:
         ValueError: fewer vectors than clusters.
@@ -55,8 +55,10 @@ def _fit(vectors: Tensor, k: int, run: LoadedRun) -> Tensor:
 
 
 def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: int) -> Tensor:  # [rows, C]
-    """The feature vectors that ``scoring.sample_rows`` draws at the end of training: from the features that training
-    kept, else from photos through the backbone."""
+    """The feature vectors that ``model.codes.sample_rows`` draws at the end of training.
+
+    They come from the feature cache of the training if it still exists, else from photos through the backbone.
+    """
     views, dtype = preparation.train_views, DTYPES[run.config.features.dtype]
     folder = preparation.root / "features" / cache_key(preparation.feature_settings)
     if run.header.get("features") == folder.name and is_whole(folder):

@@ -1,7 +1,7 @@
 """Confusion matrix, matching of clusters to classes, and the scores of a segmentation.
 
-Counts are int64 ``[n_classes, n_predicted]``: rows are true classes, columns are predicted ids. They add up over
-images, so one matching is made over a whole split and not one per image.
+Counts are int64 ``[n_classes, n_predicted]``: rows are true classes, columns are predicted ids. They are summed over
+images, so that clusters are matched once for a whole split, not once per image.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 VOID = -1
-BLOCK = 100  # bootstrap samples whose counts are held at a time
+BLOCK = 100  # bootstrap samples with counts in memory at a time
 
 
 class Scores(NamedTuple):
-    """Scores in percent; the arrays are float64 [n_classes] and NaN where the quantity is undefined.
+    """Scores in percent; the arrays are float64 [n_classes], NaN where a quantity is undefined.
 
     ``iou``: TP / (TP + FP + FN), NaN for a class without a labelled pixel. ``precision``: TP / (TP + FP), NaN for a
     class that is never predicted. ``recall``: TP / (TP + FN), NaN for a class without a labelled pixel.
@@ -45,11 +45,11 @@ def confusion_matrix(
         n_classes: number of classes.
 
     Returns:
-        A numpy array on the CPU, so that counts of several batches are added with ``+=``.
+        A numpy array on the CPU, so that counts of several batches can be added with ``+=``.
 
     Raises:
-        ValueError: shapes differ, or an id is out of range (predictions under void are checked as well).
-        TypeError: an input is not of an integer dtype.
+        ValueError: shapes differ, or an id is out of range (predictions on void pixels are checked too).
+        TypeError: an input does not have an integer dtype.
     """
     for name, value in (("n_predicted", n_predicted), ("n_classes", n_classes)):
         if value < 1:
@@ -78,7 +78,7 @@ def image_confusions(
     n_predicted: int,
     n_classes: int,
 ) -> np.ndarray:  # int64 [B, n_classes, n_predicted]
-    """``confusion_matrix`` of every image of a batch, in one count."""
+    """``confusion_matrix`` of every image of a batch, counted in one pass."""
     images, cells = len(predicted), n_classes * n_predicted
     _check_range(predicted.flatten(), "predicted", 0, n_predicted, "is n_predicted the number of clusters?")
     _check_range(label.flatten(), "label", VOID, n_classes, "map void to -1 and other ids to classes first")
@@ -98,7 +98,7 @@ def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
         int64 [n_predicted]; -1 for a cluster left without a class, which happens when n_predicted > n_classes. With
         n_predicted < n_classes some classes have no cluster.
     """
-    from scipy.optimize import linear_sum_assignment  # half a second, which most commands can do without
+    from scipy.optimize import linear_sum_assignment  # takes half a second, and most commands do not need it
 
     confusion = _counts(confusion)
     assignment = np.full(confusion.shape[1], -1, dtype=np.int64)
@@ -110,7 +110,7 @@ def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
 def match_many_to_one(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
     """Each cluster takes its most frequent class: ``assignment[p] = argmax_c confusion[c, p]``.
 
-    Ties go to the lowest class. A cluster that holds no labelled pixel has nothing to go by and gets -1.
+    Ties go to the lowest class. A cluster without a labelled pixel gets -1.
 
     Args:
         confusion: counts [n_classes, n_predicted].
@@ -127,10 +127,10 @@ def matched_confusion(confusion: np.ndarray | torch.Tensor, assignment: np.ndarr
 
     Args:
         confusion: counts [n_classes, n_predicted].
-        assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are classes already.
+        assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are already classes.
 
     Returns:
-        Column c holds the pixels predicted as class c, the last column those of clusters without a class.
+        Column c counts the pixels predicted as class c; the last column, those of clusters without a class.
     """
     confusion = _counts(confusion)
     n_classes, n_predicted = confusion.shape
@@ -156,16 +156,15 @@ def scores(
 ) -> Scores:
     """Accuracy = trace / sum and mIoU = mean IoU over the classes that occur in the labels, in percent.
 
-    Pixels of a cluster without a class are wrong: they stay in the denominator of the accuracy and in the union of
+    Pixels of a cluster without a class are wrong: they count in the denominator of the accuracy and in the union of
     their true class (protocol, item 32).
 
     Args:
         confusion: counts [n_classes, n_predicted].
-        assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are classes already.
-        drop_unmatched: leave the pixels of clusters without a class out of everything, as the released code does.
-        count_absent: let a class without a labelled pixel that is predicted somewhere enter the mean with IoU 0, as the
-            released code does; by default it is skipped (IoU NaN). A class neither labelled nor predicted is always
-            skipped.
+        assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are already classes.
+        drop_unmatched: ignore the pixels of clusters without a class, as the released code does.
+        count_absent: count a class that is predicted but never labelled with IoU 0 in the mean, as the released code
+            does; by default it is skipped (IoU NaN). A class neither labelled nor predicted is always skipped.
 
     Raises:
         ValueError: there is no labelled pixel to score.
@@ -191,7 +190,7 @@ def scores(
 
 
 class Intervals(NamedTuple):
-    """Lower and upper ends in percent."""
+    """Confidence intervals: lower and upper ends in percent."""
 
     accuracy: tuple[float, float]
     miou: tuple[float, float]
@@ -207,22 +206,22 @@ def bootstrap_intervals(
     drop_unmatched: bool = False,
     count_absent: bool = False,
 ) -> Intervals | None:
-    """Percentile bootstrap over images: how much the scores would move with other images of the same kind.
+    """Percentile bootstrap over images: how much the scores vary with other images of the same kind.
 
-    V images are drawn from the V with replacement, ``samples`` times, and everything that made the score is repeated on
-    each draw: the counts are added, the clusters are matched **anew**, and classes that do not occur are skipped. The
-    interval holds the central ``level`` percent. It says nothing about other seeds, nor about other cameras.
+    Draws V of the V images with replacement, ``samples`` times, and repeats the whole computation for each draw: counts
+    are added, clusters are matched **again**, and classes that do not occur are skipped. The interval contains the
+    central ``level`` percent. It does not describe the variation over seeds or cameras.
 
     Args:
         confusions: counts per image.
-        match: ``match_hungarian`` or ``match_many_to_one``; None: predicted ids are classes already.
+        match: ``match_hungarian`` or ``match_many_to_one``; None: predicted ids are already classes.
         samples: number of draws.
         level: percent inside the interval.
-        seed: of the draws.
+        seed: seed of the draws.
         drop_unmatched, count_absent: as in ``scores``.
 
     Returns:
-        None when fewer than two images hold a labelled pixel.
+        The intervals; None if ``samples`` is 0 or fewer than two images have a labelled pixel.
     """
     labelled = confusions.any(axis=(1, 2))
     if labelled.sum() < 2 or samples < 1:
@@ -244,7 +243,7 @@ def bootstrap_intervals(
 
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """``100 * part / whole``, NaN where the whole is 0."""
+    """``100 * part / whole``, NaN where ``whole`` is 0."""
     return 100.0 * np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
@@ -264,7 +263,7 @@ def _int64(value, name: str, device: torch.device | None = None):
 
 
 def _check_range(ids, name: str, lowest: int, end: int, hint: str) -> None:
-    """Raise a ValueError that names the first end of the range that is exceeded."""
+    """Raise a ValueError that names an id outside ``[lowest, end)``."""
     if not ids.shape[0]:
         return
     for value in (int(ids.min()), int(ids.max())):

@@ -1,4 +1,4 @@
-"""One pass over the images of a split: every test-time variant and every read-out, counted image by image."""
+"""One pass over a split that counts every test-time variant and every read-out, image by image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH_PIXELS = 4 * 320 * 320
 
 @dataclass(frozen=True)
 class Variant:
-    """What is done at test time: average the codes of photo and mirror image, refine by the CRF."""
+    """Test-time variant: average the codes of photo and mirror image, refine by the CRF."""
 
     flip: bool = False
     crf: bool = False
@@ -45,8 +45,8 @@ PLAIN, FLIP, FLIP_CRF = Variant(), Variant(flip=True), Variant(flip=True, crf=Tr
 class ReadOut:
     """Scores that are linear in the codes (or in the raw features): ``x @ weight.T + bias``.
 
-    ``cosine``: the rows of ``weight`` are unit centroids, and class probabilities are the softmax of twice the cosine;
-    else that of the scores. The arg-max needs neither.
+    With ``cosine``, the rows of ``weight`` are unit centroids, and class probabilities are the softmax of twice the
+    cosine; otherwise they are the softmax of the scores. The arg-max needs no probabilities.
     """
 
     weight: Tensor  # [n, K], or [n, C] for features
@@ -65,7 +65,7 @@ class ReadOut:
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def maps(self, name: str, codes: Tensor, grid: tuple[int, int]) -> dict[str, np.ndarray]:  # [h*w, K]
-        """What :func:`depthg.inference.crf.probe_log_probabilities` needs, at feature resolution."""
+        """The input of :func:`depthg.inference.crf.probe_log_probabilities`, at feature resolution."""
         values = codes if self.cosine else self(codes)
         kind = "codes" if self.cosine else "scores"
         found = {f"{name}.{kind}": values.T.unflatten(1, grid).cpu().numpy()}
@@ -73,7 +73,7 @@ class ReadOut:
 
 
 def probe_read_outs(run: LoadedRun) -> dict[str, ReadOut]:
-    """The learned probes of a run; no linear one when it had no labels."""
+    """The learned probes of a run; without labels only the cluster probe."""
     found = {"cluster": ReadOut(torch.nn.functional.normalize(run.cluster.centroids, dim=1))}
     if run.linear is not None:
         found["linear"] = ReadOut(run.linear.weight, run.linear.bias, cosine=False)
@@ -82,7 +82,7 @@ def probe_read_outs(run: LoadedRun) -> dict[str, ReadOut]:
 
 @dataclass
 class Counts:
-    """Confusion matrices per image; without labels one row that counts the pixels of every id."""
+    """Confusion matrices per image; without labels, one row that counts the pixels of every id."""
 
     tables: list[np.ndarray] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
@@ -104,9 +104,9 @@ class EvaluationPass:
 
     Args:
         run: head, backbone and transform.
-        read_outs: by name; ``cluster`` and ``linear`` are the ones that the CRF refines.
-        variants: what to do at test time.
-        n_classes: classes of the labels; 0: there are none, and pixels of every id are counted.
+        read_outs: by name; the CRF refines ``cluster`` and ``linear``.
+        variants: test-time variants to count.
+        n_classes: number of classes; 0: no labels, the pixels of every id are counted.
         pool: CRF processes, needed by variants with a CRF.
     """
 
@@ -123,9 +123,9 @@ class EvaluationPass:
         self._refining: deque[tuple[Frame, Variant, Future]] = deque()
 
     def over(self, split: Split, resolutions: Sequence[Resolution]) -> dict[Key, np.ndarray]:
-        """Runs over a split: int64 ``[V, n_classes, n]`` per key, ``n_classes`` 1 without labels.
+        """Runs over a split; returns int64 ``[V, n_classes, n]`` for each key (``n_classes`` is 1 without labels).
 
-        Processes take photos in turn, and all get the counts of all.
+        The photos are divided among processes, and every process gets all counts.
         """
         numbers = range(processes.rank(), len(split), processes.count())
         with ProgressBar("evaluation", len(numbers) * len(resolutions)) as bar:
@@ -169,7 +169,7 @@ class EvaluationPass:
         return {"features": features, "codes": self.run.codes(features)}
 
     def _labels(self, frames: list[Frame]) -> Tensor:  # int64 [B, H, W]
-        """Labels; zeros, a single class, where there are none."""
+        """Labels of the frames; zeros (a single class) if there are no labels."""
         if self.n_classes:
             return to_device(torch.stack([frame.label for frame in frames]), self.run.device)
         return torch.zeros(len(frames), *frames[0].image.shape[:2], dtype=torch.int64, device=self.run.device)
@@ -190,7 +190,7 @@ class EvaluationPass:
             self._refining.append((frame, variant, self.pool.submit(frame.image, maps)))
 
     def _collect(self) -> None:
-        """Counts the oldest image that the CRF has under way."""
+        """Waits for the oldest image in the CRF pool and counts it."""
         frame, variant, future = self._refining.popleft()
         label = self._labels([frame])
         for name, ids in future.result().items():

@@ -1,4 +1,4 @@
-"""What a person looks at after a run: the scores and the protocol they were measured under."""
+"""The protocol of a run, and printing of its scores."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from depthg.inference.read_outs import READ_OUTS
 
 
 def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float]) -> dict:
-    """What every number of a run depends on.
+    """The protocol: settings that the scores of a run depend on.
 
     Args:
-        photos: which of the data set's photos and lists were found.
-        guided: whether the run had depth.
+        photos: note on which photos and lists of the data set were found; empty: all.
+        guided: True if the run had depth.
         shifts: b of self, neighbour and negative pairs.
     """
     depth = config.loss.depth
@@ -37,7 +37,7 @@ def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float])
 
 
 def print_metrics(metrics: dict, run: Path, console: Console) -> None:
-    """The read-outs with per-class IoU, the protocol they were measured under, and where the pictures are."""
+    """Prints scores and per-class IoU of the read-outs, the protocol, times, and the paths of pictures and report."""
     classes = metrics["classes"]
     if classes:
         read_outs = [name for name in READ_OUTS if f"{name}.accuracy" in metrics]

@@ -1,4 +1,4 @@
-"""What an evaluation says and where it is kept: scores with intervals and the protocol that they depend on."""
+"""Results of an evaluation: scores with intervals and their protocol; writing, reading and printing them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ from depthg.inference.read_outs import READ_OUTS
 from depthg.storage.whole_files import write_text
 
 FOLDER = "evaluations"
-HUNGARIAN = "_hungarian"  # ending of a clustering's second entry, where it has more or fewer clusters than classes
+HUNGARIAN = "_hungarian"  # suffix of the second entry of a clustering with more or fewer clusters than classes
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One resolution and variant: ``results`` by read-out; ``shares`` of every cluster in percent without labels."""
+    """Results of one resolution and variant: ``results`` by read-out or, without labels, ``shares`` of every cluster.
 
-    name: str  # of its files
+    Scores and shares are in percent.
+    """
+
+    name: str  # of its files, without extension
     variant: Variant
     protocol: dict
     classes: tuple[str, ...]
     results: dict[str, dict]
     shares: dict[str, list[float]]
-    skipped: tuple[str, ...] = ()  # what data.on_error=skip left out, a line per photo
+    skipped: tuple[str, ...] = ()  # photos skipped by data.on_error=skip, a line each
 
 
 def protocol_of(
     base: Mapping, split: str, images: int, resolution: Resolution, variant: Variant, clusters: dict, checkpoint: str
 ) -> dict:
-    """The protocol of a run with what this evaluation did differently."""
+    """The protocol of a run, updated with the settings of this evaluation."""
     full = resolution == FULL
     return {
         **base, "split": split, "images": images, "resolution": "photo size" if full else list(resolution),
@@ -50,7 +53,7 @@ def protocol_of(
 
 
 def protocol_line(protocol: Mapping) -> str:
-    """The protocol of :func:`protocol_of` in one line, without the parameters of the CRF."""
+    """The protocol of :func:`protocol_of` as one line, without the parameters of the CRF."""
     return "; ".join(protocol_parts(protocol))
 
 
@@ -81,7 +84,7 @@ def score(
     count: str,
     samples: int,
 ) -> dict:
-    """Scores in percent of one read-out over a split; ``matching`` None: ids are classes already."""
+    """Scores in percent of one read-out over a split; ``matching`` None: ids are already classes."""
     total, match = per_image.sum(0), MATCHINGS[matching] if matching else None
     assignment = match(total) if match else None
     found = scores(total, assignment, **counting(count))
@@ -103,8 +106,8 @@ def score_all(
 ) -> dict[str, dict]:
     """Scores of every read-out.
 
-    A clustering with as many clusters as classes is matched by ``matching``; any other one many to one, so that every
-    cluster has a class, and a second time, under its name and ``_hungarian``, one to one.
+    A clustering with as many clusters as classes is matched by ``matching``. Any other clustering is matched many to
+    one, so that every cluster has a class, and also one to one under the name with the suffix ``_hungarian``.
     """
     found = {}
     for name, counts in per_image.items():
@@ -117,7 +120,7 @@ def score_all(
 
 
 def cluster_shares(per_image: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    """Percent of all pixels in every cluster, for data without labels."""
+    """Percentage of all pixels in every cluster, for data without labels."""
     totals = {name: counts.sum((0, 1)) for name, counts in per_image.items()}
     return {name: [_percent(100 * share) for share in total / total.sum()] for name, total in totals.items()}
 
@@ -130,7 +133,7 @@ def _percent(value: float) -> float | None:
 
 
 def write_evaluation(folder: Path, found: Evaluation, environment: Mapping, seconds: float) -> Path:
-    """``NAME.json``; returns its path."""
+    """Writes ``NAME.json`` and returns its path."""
     path = folder / f"{found.name}.json"
     content = {
         "protocol": found.protocol, "protocol_line": protocol_line(found.protocol), "classes": list(found.classes),
@@ -142,7 +145,7 @@ def write_evaluation(folder: Path, found: Evaluation, environment: Mapping, seco
 
 
 def read_metrics(run: Path) -> dict:
-    """``metrics.json`` of a run with its list ``evaluations``; a new one when there is none.
+    """Reads ``metrics.json`` of a run; a missing file or list ``evaluations`` counts as empty.
 
     Raises:
         ValueError: the file is damaged.
@@ -159,7 +162,9 @@ def read_metrics(run: Path) -> dict:
 
 
 def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
-    """Adds the evaluations to the list ``evaluations`` of the run's ``metrics.json``; nothing else in it changes.
+    """Adds evaluations to the list ``evaluations`` of the run's ``metrics.json``, replacing those of the same files.
+
+    Adds ``classes`` if it is missing; everything else stays unchanged.
 
     Raises:
         ValueError: the file is damaged.
@@ -182,7 +187,7 @@ def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
 
 
 def print_evaluations(found: Sequence[Evaluation], console: Console) -> None:
-    """A line per read-out with 95% intervals, classes when there is one evaluation, and the protocol."""
+    """Prints a line per read-out with 95% intervals, classes if there is one evaluation, and the protocol."""
     table = Table("frames", "test time", "read-out", "accuracy %", "mIoU %", title="scores with 95% intervals")
     for evaluation in found:
         for name, result in evaluation.results.items():
@@ -202,7 +207,7 @@ def print_evaluations(found: Sequence[Evaluation], console: Console) -> None:
                 f"{READ_OUTS[name]}, percent of pixels by cluster: {listed}".replace("\n", " "), highlight=False
             )
     parts = [protocol_parts(evaluation.protocol) for evaluation in found]
-    common = [part for part in parts[0] if all(part in others for others in parts)]  # the rest stands in the rows
+    common = [part for part in parts[0] if all(part in others for others in parts)]  # the rest is in the rows
     console.print(f"protocol: {'; '.join(common)}", highlight=False)
     if not table.row_count:
         console.print("no labels: clusters alone, nothing is scored")

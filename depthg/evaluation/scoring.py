@@ -1,4 +1,4 @@
-"""From codes to scores: confusion matrices of a cached split, and their summary."""
+"""Confusion matrices of a cached split, and their summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from depthg.runtime import processes
 from depthg.runtime.device import to_device
 
 MATCHINGS = {"hungarian": match_hungarian, "many_to_one": match_many_to_one}
-BATCH_VALUES, BATCH_PIXELS = 2**25, 2**22  # of features (128 MiB) and of labels that are scored at a time
+BATCH_VALUES, BATCH_PIXELS = 2**25, 2**22  # maximum of a batch: feature values (128 MiB) and label pixels
 
 
 def confusions(
@@ -21,8 +21,8 @@ def confusions(
 ) -> dict[str, np.ndarray]:
     """One confusion matrix per read-out over a whole split; a read-out is ``(uses_codes, function of vectors)``.
 
-    Processes take batches in turn, and all get the sum. A batch is smaller where images are large: features and labels
-    on the device stay below ``BATCH_VALUES`` and ``BATCH_PIXELS``, or at one image.
+    The batches are divided among processes, and every process gets the sum. Large images reduce the batch size:
+    features and labels on the device stay within ``BATCH_VALUES`` and ``BATCH_PIXELS``, or at one image.
     """
     _, cells, channels = data.features.shape
     batch = max(1, min(batch, BATCH_VALUES // (cells * channels), BATCH_PIXELS // (data.size[0] * data.size[1])))
@@ -38,7 +38,7 @@ def confusions(
             ids = predict_ids(value, data.grid, data.size)
             counted = confusion_matrix(ids, label, value.shape[-1], n_classes)
             total[name] = total.get(name, 0) + counted
-    parts = processes.collect(total)  # a process may have had none
+    parts = processes.collect(total)  # a process may have had no batch
     zero = np.zeros((), np.int64)
     return {name: sum((part[name] for part in parts if name in part), zero) for name in read_outs}
 
@@ -48,8 +48,8 @@ def summarize(
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering.
 
-    ``count="released"`` drops the pixels of clusters without a class, and a class that is predicted but never labelled
-    enters the mean with IoU 0, as in the released code.
+    As the released code does, ``count="released"`` drops the pixels of clusters without a class and counts a class that
+    is predicted but never labelled with IoU 0.
     """
     match = MATCHINGS[matching]
     metrics: dict = {"per_class": {}}
@@ -66,5 +66,5 @@ def summarize(
 
 
 def counting(count: str) -> dict[str, bool]:
-    """Keywords of ``metrics.scores`` for ``val.count``: ``all`` or ``released``."""
+    """Keyword arguments of ``metrics.scores`` for ``val.count``: ``all`` or ``released``."""
     return {"drop_unmatched": count == "released", "count_absent": count == "released"}

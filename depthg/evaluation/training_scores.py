@@ -1,4 +1,4 @@
-"""Scores of a model in training, on the cached features and labels of the evaluation split."""
+"""Scores of a model during training, on the cached features and labels of the evaluation split."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from depthg.training.trainer import Trainer
 
 
 class TrainingScores:
-    """Metrics of a trainer's model as it is when they are asked for."""
+    """Metrics of a trainer's current model, computed on request."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     def probes(self) -> dict:
-        """The learned read-outs, as ``scoring.confusions`` takes them."""
+        """The learned read-outs, in the form that ``scoring.confusions`` takes."""
         model = self.trainer.model
         found = {"cluster": (True, model.cluster)}
         return found | ({"linear": (True, model.linear)} if model.linear is not None else {})
 
     @cached_property
     def feature_centroids(self) -> torch.Tensor:
-        """k-means of the raw features; they never change."""
+        """k-means centroids of the raw features, computed once, since features never change."""
         trainer = self.trainer
         features, count = trainer.data.features, trainer.config.val.kmeans_samples
         return trainer.kmeans(lambda: to_device(sample_rows(features, count, trainer.config.seed), trainer.device))
