@@ -1,4 +1,4 @@
-"""The rows of a table of the paper over seeds, ours beside the paper's."""
+"""Reproduces a table of the paper: trains its rows over seeds and compares them with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHOSEN_HERE = ("name", "runs_dir", "resume", "overwrite", "seed", "checkpoint.ru
 
 
 def choose_table(name: str, overrides: Sequence[str]) -> PaperTable:
-    """The table; for ``table4`` with other data than COCO the ablation.
+    """Returns a table by name; for ``table4`` with ``data=...`` the ablation on that data.
 
     Raises:
-        ValueError: unknown table, or other data for a table that is about one data set.
+        ValueError: an unknown table, or ``data=...`` for a table with a fixed data set.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}; choose one of {', '.join(TABLES)}{nearest(name, TABLES)}")
@@ -44,7 +44,11 @@ def data_of(overrides: Sequence[str]) -> str | None:
 
 
 def choose_rows(table: PaperTable, names: Sequence[str]) -> list[Row]:
-    """Rows that can be run, all or those named."""
+    """Rows of a table that can be run: all, or those in ``names``.
+
+    Raises:
+        ValueError: an unknown row.
+    """
     rows = {row.row: row for row in table.rows if row.experiment or table.name == "ablation"}
     unknown = [name for name in names if name not in rows]
     if unknown:
@@ -55,7 +59,7 @@ def choose_rows(table: PaperTable, names: Sequence[str]) -> list[Row]:
 
 
 def settings_of(table: PaperTable, row: Row, overrides: Sequence[str]) -> tuple[str, ...]:
-    """Everything that makes the run of a row: experiment, table, user, and what the row is about, in this order."""
+    """All settings of a row's run: those of the experiment, the table, the user and the row, in this order."""
     base = table.experiments.get(data_of(overrides) or "", table.experiments.get("default", ()))
     if row.experiment:
         base = (f"experiment={row.experiment}",)
@@ -73,10 +77,10 @@ def plan(
     protocol: str,
     split: str | None,
 ) -> list[Job]:
-    """Jobs of all rows and seeds, every row's settings proved possible.
+    """Jobs of all rows and seeds, after checking the settings of every row.
 
     Raises:
-        ValueError: settings that this command chooses, impossible settings, or rows that need depth and have none.
+        ValueError: settings that this command chooses itself, invalid settings, or rows that need depth and have none.
     """
     for text in overrides:
         key = text.partition("=")[0]
@@ -108,7 +112,7 @@ def row_jobs(
     protocol: str,
     split: str | None,
 ) -> list[Job]:
-    """A job per seed. Both checkpoints are wanted where the training evaluates on the way."""
+    """One job per seed; scores both checkpoints if the training run evaluates regularly, and not on the test split."""
     both = bool(config.val.every and config.iterations and config.data.eval_split != "test")
     kmeans = row.read_out.startswith("kmeans") or any(metric.startswith("kmeans") for metric in table.metrics)
     if row.read_out != "cluster" and protocol == "flip-crf":
@@ -127,7 +131,7 @@ def row_jobs(
 
 
 def check_row(row: Row, config: Config) -> None:
-    """Raise ValueError where a row is about depth and there is none."""
+    """Raises ValueError if a row needs depth and there is none."""
     about_depth = not (row.row.startswith(("stego", "dino")))
     if about_depth and config.depth.source == "none":
         raise ValueError(
@@ -141,7 +145,11 @@ def default_out(name: str, overrides: Sequence[str]) -> Path:
 
 
 def split_arguments(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Seeds as numbers, and settings that stood behind them put with the others."""
+    """Parses seeds to numbers and moves settings that followed ``--seeds`` to the overrides.
+
+    Raises:
+        ValueError: a seed is not a whole number, or there is none.
+    """
     listed = [part for text in seeds if "=" not in text for part in text.split(",") if part]
     if not all(re.fullmatch(r"\d+", part) for part in listed) or not listed:
         raise ValueError(f"--seeds {' '.join(seeds)}: whole numbers from 0 on are needed, as in --seeds 0 1 2")
@@ -149,7 +157,7 @@ def split_arguments(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[lis
 
 
 def run_all(jobs: Sequence[Job], overwrite: bool, console: Console) -> None:
-    """One after the other; failures are printed and kept."""
+    """Runs the jobs one after the other; a failure is printed and recorded, and the next job runs."""
     for number, job in enumerate(jobs, 1):
         if not commands(job, overwrite):
             console.print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}: finished before", markup=False)
@@ -161,7 +169,7 @@ def run_all(jobs: Sequence[Job], overwrite: bool, console: Console) -> None:
 
 
 def write_tables(out: Path, table: PaperTable, jobs: Sequence[Job], name: str, command: str) -> tuple[str, bool]:
-    """``NAME.md`` and ``NAME.csv`` from whatever is finished; returns the first's text and whether all went well."""
+    """Writes ``NAME.md`` and ``NAME.csv`` from all finished jobs; returns the Markdown and True if none failed."""
     results = [result_of(job) for job in jobs]
     text = markdown(table, results, command)
     write_text(out / f"{name}.md", text)
@@ -170,7 +178,7 @@ def write_tables(out: Path, table: PaperTable, jobs: Sequence[Job], name: str, c
 
 
 def reproduce(options: argparse.Namespace, line: str) -> bool:
-    """Everything behind the command line, which is ``line`` as typed; whether every run went well."""
+    """Runs the command with parsed ``options`` (``line``: the command as typed); True if every run succeeded."""
     seeds, overrides = split_arguments(options.seeds, options.overrides)
     launcher = next((text for text in overrides if text.lstrip("+~").startswith("hydra")), None)
     if launcher is not None:

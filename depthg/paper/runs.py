@@ -1,4 +1,4 @@
-"""One run of a table: trained and evaluated in processes of its own, resumed where it stopped, read back as numbers."""
+"""One run of a table: trained and evaluated in separate processes, resumable, with its metrics read back."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Job:
 
     Attributes:
         settings: ``key=value`` of the training, without its folder and seed.
-        checkpoints: what is scored.
-        protocol: test time, one of ``PROTOCOLS``.
-        evaluation: start of the file names of an evaluation; empty: the training's own numbers are all that is wanted.
-        split: what an evaluation scores.
-        kmeans: whether k-means baselines are wanted from an evaluation.
+        checkpoints: checkpoints to score.
+        protocol: test-time protocol, one of ``PROTOCOLS``.
+        evaluation: prefix of the file names of an evaluation; empty: the metrics of the training suffice.
+        split: split that an evaluation scores.
+        kmeans: True if an evaluation computes the k-means baselines.
     """
 
     row: str
@@ -65,12 +65,12 @@ class Job:
 
 
 def quoted(path: Path) -> str:
-    """A path as a value of Hydra's grammar, where a space or a comma would have a meaning."""
+    """A path quoted for Hydra's grammar, in which spaces and commas have a meaning."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def check_folder(job: Job, overwrite: bool) -> None:
-    """Raise FileExistsError when the job's folder holds something other than this run, unless it may be replaced."""
+    """Raises FileExistsError if the job's folder contains anything other than this run, unless ``overwrite``."""
     if overwrite or not job.folder.exists() or (job.folder.is_dir() and not any(job.folder.iterdir())):
         return
     try:
@@ -89,7 +89,7 @@ def check_folder(job: Job, overwrite: bool) -> None:
 
 
 def different_settings(a: Config, b: Config) -> dict[str, tuple]:
-    """Keys whose values differ, but for places and devices: ``key -> (a, b)``."""
+    """Settings that differ, except for locations, device and workers: ``key -> (value in a, value in b)``."""
     first, second = (_flat(dataclasses.asdict(config)) for config in (a, b))
     return {
         key: (first[key], second[key])
@@ -106,9 +106,9 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 
 def run_job(job: Job, overwrite: bool = False) -> str:
-    """Train, unless finished, and evaluate, unless done; returns an empty string or what went wrong.
+    """Trains and evaluates unless that is done already; returns an empty string, or the error.
 
-    The last line of a failed process is kept in ``errors/`` beside the run folders.
+    The last line of a failed process is stored in ``errors/`` beside the run folders.
     """
     try:
         for command in commands(job, overwrite):
@@ -121,7 +121,7 @@ def run_job(job: Job, overwrite: bool = False) -> str:
 
 
 def commands(job: Job, overwrite: bool = False) -> list[list[str]]:
-    """What remains to be run; a finished and evaluated job needs nothing."""
+    """The commands that remain to be run; none for a finished and evaluated job."""
     found = []
     finished = (job.folder / "metrics.json").is_file()
     if not finished or overwrite:
@@ -139,7 +139,12 @@ def commands(job: Job, overwrite: bool = False) -> list[list[str]]:
 
 
 def run_command(command: list[str]) -> None:
-    """Run a process with its output on the screen; RuntimeError with its last line of errors when it fails."""
+    """Runs a process and shows its output.
+
+    Raises:
+        RuntimeError: it failed; contains its last line on stderr.
+        KeyboardInterrupt: it was stopped.
+    """
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
         kept: deque[str] = deque(maxlen=20)
 
@@ -153,9 +158,9 @@ def run_command(command: list[str]) -> None:
         try:
             status = process.wait()
         except KeyboardInterrupt as stop:
-            if stop.args:  # SIGTERM, to this process alone perhaps; Ctrl-C goes to both
+            if stop.args:  # SIGTERM may reach this process only; Ctrl-C reaches both
                 process.terminate()
-            process.wait()  # it saves
+            process.wait()  # it saves a checkpoint first
             raise
         reader.join()
     if status == 130:
@@ -167,7 +172,10 @@ def run_command(command: list[str]) -> None:
 
 
 def result_of(job: Job) -> Result:
-    """The numbers of a job as far as they are there, per checkpoint."""
+    """The metrics a job has produced so far.
+
+    They are listed per checkpoint; ``error`` tells what failed or is missing.
+    """
     error = job.error_file.read_text(encoding="utf-8").strip() if job.error_file.is_file() else ""
     found, problem = {}, ""
     for checkpoint in job.checkpoints:
@@ -191,5 +199,5 @@ def _metrics(job: Job, checkpoint: str) -> dict:
     evaluated = [line for line in read_log(job.folder / "metrics.jsonl") if "cluster.miou" in line]
     if not evaluated:
         raise ValueError("metrics.jsonl holds no evaluation")
-    best = max(evaluated, key=lambda line: line["cluster.miou"])  # the first of equals, as the trainer keeps
+    best = max(evaluated, key=lambda line: line["cluster.miou"])  # the first of equal ones, as in the trainer
     return {**best, "protocol": {**metrics["protocol"], "checkpoint": "best", "iterations": best["iteration"]}}

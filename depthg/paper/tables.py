@@ -1,4 +1,4 @@
-"""The paper's tables (``tables.yaml``), and ours beside them as Markdown and CSV."""
+"""The paper's tables (``tables.yaml``), and their comparison with our results as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ import yaml
 READ_OUTS = {"cluster": "clusters", "linear": "linear probe", "kmeans_codes": "k-means on codes"}
 SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
 CHECKPOINTS = ("last", "best")
-NOT_SHOWN = ("seed", "checkpoint", "shifts", "intervals")  # parts of a protocol: told elsewhere, or of one seed
+NOT_SHOWN = ("seed", "checkpoint", "shifts", "intervals")  # parts of a protocol shown elsewhere, or specific to a seed
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; without ``settings`` it is only quoted.
+    """A line of a table. Without ``experiment`` it is only quoted from the paper, except in the ablation.
 
     Attributes:
         row: its name on the command line and in folders.
-        paper: the paper's figures in percent by metric, None where it gives none.
-        settings: ``key=value`` that make the run: its experiment, and what the row changes in it.
-        read_out: what the columns of "cluster" are taken from; any other than "cluster" has no linear probe.
+        paper: the paper's numbers in percent by metric, None where it gives none.
+        experiment: preset of the run.
+        settings: ``key=value`` that the row changes in it.
+        read_out: read-out shown in the "cluster" columns; any other than "cluster" has no linear probe.
     """
 
     row: str
@@ -43,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Rows that are compared by the same metrics; ``settings`` hold for all of them and come before the user's."""
+    """Rows with the same metrics; ``settings`` apply to all of them, and the user's settings override them."""
 
     name: str
     title: str
@@ -56,7 +57,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Result:
-    """One finished or failed run: ``metrics`` per checkpoint as in ``metrics.json``, or ``error``."""
+    """The result of one run: ``metrics`` per checkpoint as in ``metrics.json``, and ``error`` if it failed."""
 
     row: str
     seed: int
@@ -67,7 +68,7 @@ class Result:
 
 @lru_cache
 def paper_tables() -> dict[str, PaperTable]:
-    """``table1`` to ``table4`` and ``ablation``, table 4 on other data."""
+    """``table1`` to ``table4`` and ``ablation`` (table 4 on other data), by name."""
     text = (resources.files("depthg") / "tables.yaml").read_text(encoding="utf-8")
     return {name: _table(name, **content) for name, content in yaml.safe_load(text).items()}
 
@@ -84,7 +85,7 @@ def _table(name: str, title: str, metrics: list, rows: list, settings=(), experi
 
 
 def value_of(row: Row, metrics: Mapping, metric: str) -> float | None:
-    """A row's value of a table's metric, from where its read-out says."""
+    """A row's value of a metric, taken from its read-out; None if there is none."""
     kind, score = metric.split(".")
     if row.read_out != "cluster":
         kind = row.read_out if kind == "cluster" else "none"
@@ -93,7 +94,7 @@ def value_of(row: Row, metrics: Mapping, metric: str) -> float | None:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for a single value."""
+    """Mean and sample standard deviation (None for a single value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -106,7 +107,7 @@ def _cell(values: Sequence[float | None]) -> str:
 
 
 def column_names(metrics: Iterable[str]) -> list[str]:
-    """``clusters: accuracy``, ``mIoU``, ...: the read-out is named where it changes."""
+    """Column heads such as ``clusters: accuracy``, ``mIoU``: the read-out is named where it changes."""
     names, before = [], ""
     for metric in metrics:
         kind, score = metric.split(".")
@@ -116,7 +117,7 @@ def column_names(metrics: Iterable[str]) -> list[str]:
 
 
 def markdown(table: PaperTable, results: Sequence[Result], command: str = "") -> str:
-    """The table with the paper's figures and ours, then protocol, notes and failures."""
+    """The table in Markdown with the paper's numbers and ours, then protocol, notes and failures."""
     quoted = any(row.paper for row in table.rows)
     head = ["method", *(["model"] if quoted else []), "source", "seeds", *column_names(table.metrics)]
     lines = [f"## {table.title}", "", f"`{command}`", ""] if command else [f"## {table.title}", ""]
@@ -147,7 +148,7 @@ def _notes(table: PaperTable, results: Sequence[Result]) -> Iterable[str]:
         yield table.note
     shown = {result.row for result in results}
     yield from (f"{row.method}: {row.note}." for row in table.rows if row.note and (row.paper or row.row in shown))
-    measured: dict[str, Any] = {}  # of a row's last checkpoint, or of what there is
+    measured: dict[str, Any] = {}  # protocol of a row's last checkpoint, or else of its best
     for result in results:
         for metrics in result.metrics.values():
             own = {key: value for key, value in metrics.get("protocol", {}).items() if key not in NOT_SHOWN}
@@ -165,7 +166,7 @@ def _notes(table: PaperTable, results: Sequence[Result]) -> Iterable[str]:
 
 
 def common_items(mappings: Sequence[Mapping]) -> dict:
-    """Items that all mappings share."""
+    """Items that are equal in all mappings."""
     first, *others = mappings
     return {key: value for key, value in first.items() if all(other.get(key, ...) == value for other in others)}
 
@@ -175,7 +176,7 @@ def protocol_text(protocol: Mapping) -> str:
 
 
 def csv_text(table: PaperTable, results: Sequence[Result]) -> str:
-    """A line per source and seed, and mean and standard deviation over seeds; full precision."""
+    """The table as CSV: a line per source and seed, and mean and standard deviation over seeds, in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("table", "row", "method", "model", "source", "seed", *table.metrics, "folder", "error"))
