@@ -1,4 +1,4 @@
-"""The former place of ``depthg.config.load_config``."""
+"""Former import path of ``depthg.config.load_config``, kept for compatibility."""
 
 from depthg.config import load_config
 

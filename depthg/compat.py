@@ -1,6 +1,6 @@
-"""Drop-in for STEGO's ``ContrastiveCorrelationLoss``: the same call, draws and results, without its tensors.
+"""Drop-in for STEGO's ``ContrastiveCorrelationLoss``: the same call, draws and results, without its large tensors.
 
-STEGO is MIT-licensed (Hamilton et al., 2022); this is our own writing of what its class computes.
+STEGO is MIT-licensed (Hamilton et al., 2022); this is an independent implementation of its class.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ ATTRIBUTES = (
 
 
 class ContrastiveCorrelationLoss(nn.Module):
-    """STEGO's loss on feature and code maps, one import away.
+    """STEGO's loss on feature and code maps, as a drop-in replacement.
 
     ``cfg`` is any object with STEGO's attributes: ``pointwise`` (spatial centring), ``zero_clamp``, ``stabalize``
     (similarities above 0.8 count as 0.8), ``feature_samples`` (points per side), ``neg_samples`` (draws),
     ``use_salience``, ``pos_intra_shift``, ``pos_inter_shift``, ``neg_inter_shift``. They are read at every call, so
-    code that changes them while training keeps working.
+    code that changes them during training keeps working.
 
-    The random draws are those of the original, in its order, so equal seeds give equal losses: ``coords1`` then
-    ``coords2`` uniform in [-1, 1], then one permutation per negative draw, all negatives read at ``coords2``.
+    Random numbers are drawn as in the original and in its order, so equal seeds give equal losses: ``coords1`` then
+    ``coords2`` uniform in [-1, 1], then one permutation per negative draw. All negatives are read at ``coords2``.
+
+    Raises:
+        ValueError: ``cfg`` lacks an attribute.
+        NotImplementedError: ``cfg.use_salience`` is set.
     """
 
     def __init__(self, cfg: Any, *, impl: str = "auto") -> None:
@@ -59,8 +63,8 @@ class ContrastiveCorrelationLoss(nn.Module):
         """Losses and mean similarities of the image with itself, with its positive and with the negatives.
 
         Returns:
-            ``(self loss, self similarity, positive loss, positive similarity, negative loss, negative similarity)``,
-            0-dim tensors where the original returns tensors of five dimensions for the caller to average: ``.mean()``
+            ``(self loss, self similarity, positive loss, positive similarity, negative loss, negative similarity)`` as
+            0-dim tensors. The original returns tensors with five dimensions for the caller to average; ``.mean()``
             works on both. Similarities are detached.
         """
         n, side, device = orig_feats.shape[0], self.cfg.feature_samples, orig_feats.device
@@ -90,13 +94,13 @@ class ContrastiveCorrelationLoss(nn.Module):
         return sample_points(maps, coords.to(maps.dtype), align_corners=True, impl=self.impl)
 
     def _negatives(self, maps: Tensor, coords: Tensor, index: Tensor) -> Tensor:  # -> [R N, P, C]
-        """Draw r reads image ``index[r, n]`` at the points of n, so every pair has vectors of its own."""
+        """Reads image ``index[r, n]`` of draw r at the points of image n, so every pair has separate vectors."""
         points = coords.to(maps.dtype).repeat(len(index), 1, 1)
         return sample_points(maps, points, index=index.flatten(), align_corners=True, impl=self.impl)
 
 
 def _draw(n: int, device: torch.device) -> Tensor:
-    """A permutation whose fixed points move on by one; not a permutation any more, as in the original."""
+    """A permutation with its fixed points shifted by one; not a permutation any more, as in the original."""
     index = torch.randperm(n, device=device)
     index[index == torch.arange(n, device=device)] += 1
     return index % n

@@ -1,4 +1,4 @@
-"""``python -m depthg.convert CKPT --out RUN``: checkpoints of STEGO and DepthG become run folders."""
+"""``python -m depthg.convert CKPT --out RUN``: converts checkpoints of STEGO and DepthG to run folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depthg.runtime import command
 
 
 def describe(run: Path, found: Config, classes: int) -> str:
-    """What was converted, and what to do with it."""
+    """Summary of a converted run, and the commands to use it."""
     extra = f", {found.n_classes - classes} of them extra" if classes and found.n_classes > classes else ""
     weights = "" if found.backbone.weights else "; its backbone is not in the checkpoint and will be loaded by name"
     known = found.data.name != "folder"
@@ -29,7 +29,7 @@ def describe(run: Path, found: Config, classes: int) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Converts a checkpoint and says what was found in it."""
+    """Converts a checkpoint and prints a summary."""
     loaded = load_run(convert(options.checkpoint, options.out, options.overwrite))
     print(describe(loaded.path, loaded.config, len(loaded.classes)))
 
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Turns a checkpoint of STEGO or DepthG into a run folder. Nothing in the file is executed.",
     )
     parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="the .ckpt file")
-    parser.add_argument("--out", required=True, metavar="RUN", type=Path, help="run folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run folder that is there")
+    parser.add_argument("--out", required=True, metavar="RUN", type=Path, help="run folder to create")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
     options = parser.parse_args(arguments)
     return command.run(lambda: run(options), f"stopped; {show(options.out)} is as it was, or complete")
 

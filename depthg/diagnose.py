@@ -20,7 +20,7 @@ from depthg.training.step import HISTOGRAM_RANGE
 
 
 def run(options: argparse.Namespace) -> None:
-    """Computes the statistics that the command line asks for, writes them and prints a summary."""
+    """Computes the statistics of the command line's run or settings, writes them and prints a summary."""
     runs = [text for text in options.what if "=" not in text]
     overrides = [text for text in options.what if "=" in text]
     if len(runs) > 1:

@@ -1,4 +1,4 @@
-"""``python -m depthg.evaluate RUN``: scores of a trained run under the paper's test-time protocol, and others."""
+"""``python -m depthg.evaluate RUN``: scores a trained run under the paper's test-time protocol, or others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Writes RUN/{FOLDER}/*.json and *.png, and the list "evaluations" of RUN/metrics.
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser("python -m depthg.evaluate", description=ABOUT)
     found.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    found.add_argument("overrides", nargs="*", metavar="key=value", help=f"given anew: {', '.join(MOVABLE)}")
+    found.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings to override: {', '.join(MOVABLE)}")
     found.add_argument("--split", choices=("val", "test", "train"), default="val")
     found.add_argument(
         "--resolution", type=command.argument(resolution_of), metavar="320|HxW|full",
@@ -37,22 +37,22 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--crf", action=both, default=None, help="refine both probes by the dense CRF (no baselines)")
     found.add_argument(
         "--all", action="store_true",
-        help="plain, flip and flip + CRF, on the centre crop and on full frames, in one pass (--no-crf leaves it out)",
+        help="plain, flip and flip + CRF, on the centre crop and on full frames, in one pass (--no-crf: without CRF)",
     )  # fmt: skip
     found.add_argument(
-        "--clusters", type=int, metavar="K", help="cluster the codes anew by k-means instead of the cluster probe"
+        "--clusters", type=int, metavar="K", help="cluster the codes by k-means instead of the cluster probe"
     )
     found.add_argument("--checkpoint", choices=CHECKPOINTS, default="last")
-    found.add_argument("--kmeans", action=both, default=True, help="the k-means baselines; they read training photos")
+    found.add_argument("--kmeans", action=both, default=True, help="k-means baselines, which read training photos")
     found.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="draws for the intervals (0: none)")
     found.add_argument("--workers", type=int, metavar="N", help="CRF processes (default: one per core)")
-    found.add_argument("--out", type=Path, metavar="DIR", help="write here and leave RUN alone")
+    found.add_argument("--out", type=Path, metavar="DIR", help="write here and leave RUN unchanged")
     found.add_argument("--overwrite", action="store_true", help="replace results of the same protocol")
     return found
 
 
 def request_of(options: argparse.Namespace, default: Sequence[int]) -> Request:
-    """The request that the options make; ``default`` is the run's ``data.eval_size``."""
+    """Builds the request from the options; ``default`` is the run's ``data.eval_size``."""
     return requested(
         default, options.resolution, everything=options.all, flip=options.flip, crf=options.crf, split=options.split,
         clusters=options.clusters, kmeans=options.kmeans, samples=options.bootstrap, workers=options.workers,
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluates what the command line asks for, writes it and prints it."""
+    """Runs the evaluation of the command line, writes and prints the results."""
     started, console = time.perf_counter(), command.console()
     overrides = [re.sub("^data=", "data.name=", override) for override in options.overrides]
     trained = load_run(options.run, options.checkpoint, None, overrides)
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     request = request_of(options, trained.config.data.eval_size)
     folder = options.out or trained.path / FOLDER
     if not options.out:
-        read_metrics(trained.path)  # its errors before the long work
+        read_metrics(trained.path)  # raises its errors before the long work
     names = [evaluation_name(trained, request, *part) for part in product(request.resolutions, request.variants)]
     files = [name + ending for name in names for ending in (".json", ".png")]
     processes.from_main(lambda: output_folder(folder, files, options.overwrite))

@@ -1,4 +1,4 @@
-"""Losses as modules: the options live in the module, the work in ``depthg.kernels``.
+"""Losses as modules: a module holds the options, ``depthg.kernels`` computes the loss.
 
 criterion = FeatureCorrelation(shift=0.08)
 loss = criterion(feats_a, feats_b, codes_a, codes_b).loss
@@ -86,7 +86,7 @@ class DepthCorrelation(nn.Module):
 
 
 class DepthGuidedLoss(nn.Module):
-    """``kernels.depthg_loss``: all terms of Eq. 7. ``settings`` may be replaced between steps, as the schedules do."""
+    """``kernels.depthg_loss``: all terms of Eq. 7. ``settings`` may be replaced between steps, e.g. by a schedule."""
 
     def __init__(self, settings: LossSettings | None = None, *, impl: str = "auto") -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class DepthGuidedLoss(nn.Module):
         negatives: Tensor,  # [R, N] int64
         **optional: Any,
     ) -> DepthGLoss:
-        """``optional`` are the keywords of ``kernels.depthg_loss``: depth, negatives, another crop, points of maps."""
+        """The loss; ``optional`` are keyword arguments of ``kernels.depthg_loss``: depth, another crop, points ..."""
         return kernels.depthg_loss(
             feats, codes, feats_neighbour, codes_neighbour, negatives, self.settings, impl=self.impl, **optional
         )

@@ -1,4 +1,4 @@
-"""``python -m depthg.predict RUN IMAGES... --out DIR``: segments anybody's photos with a trained run."""
+"""``python -m depthg.predict RUN IMAGES... --out DIR``: segments any photos with a trained run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ where the run was scored with labels), their colours and their share of the pixe
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         "python -m depthg.predict", description=SUMMARY, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,27 +38,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--window", default=RESIZE, type=command.argument(window_of), metavar="SIZE|resize",
-        help="resize: scale photos to the run's evaluation size (default); SIZE: blend overlapping windows of so many "
-        "pixels, at the photos' own resolution",
+        help="resize: scale photos to the run's evaluation size (default); SIZE: keep the photos' resolution and blend "
+        "overlapping square windows with sides of SIZE pixels",
     )  # fmt: skip
     parser.add_argument("--crf", action="store_true", help="refine with a dense CRF (the extra crf)")
     parser.add_argument("--probabilities", action="store_true", help="DIR/probabilities: float16 [clusters, H, W]")
     parser.add_argument("--overlay", choices=tuple(OVERLAYS), default="jpg", help="format of overlays (%(default)s)")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help="weights of the run (%(default)s)")
-    parser.add_argument("--weights", metavar="PATH", help="weights of the backbone, where they were moved")
+    parser.add_argument("--weights", metavar="PATH", help="path of the backbone's weights, if it has changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="windows per forward pass (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     options = parser.parse_args(arguments)
     options.out = options.out.expanduser()
     return options
 
 
 def run(options: argparse.Namespace) -> int:
-    """Segments what the command line names; returns the number of inputs that could not be used.
+    """Segments the photos of the command line; returns the number of inputs that could not be used.
 
     Raises:
-        ValueError, OSError, ImportError: nothing can be done, or an output cannot be written.
+        ValueError, OSError, ImportError: no photo can be segmented, or an output cannot be written.
     """
     found, problems = find_photos(options.images, options.out)
     if not found:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m depthg.predict``; 1 when an input could not be used."""
+    """``python -m depthg.predict``; returns 1 if an input could not be used."""
     options = parse(arguments)
     left = f"what is in {show(options.out)} is whole, but {LEGEND} is missing"
     errors = (*command.USER_ERRORS, RuntimeError)  # RuntimeError: a CRF process ended

@@ -1,4 +1,4 @@
-"""``python -m depthg.prepare``: computes what training needs and never changes, and keeps it."""
+"""``python -m depthg.prepare``: computes and caches the fixed inputs of training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthg.runtime.stopping import terminate_as_interrupt
 
 
 def prepare(config: Config) -> Preparation:
-    """Finds or builds everything that a configuration needs, and prints a summary."""
+    """Finds or builds all caches of a configuration, and prints a summary."""
     with terminate_as_interrupt():
         try:
             preparation = Preparation(config, pick_device(config.device))

@@ -1,4 +1,4 @@
-"""``python -m depthg.replay``: the losses of an iteration that a run kept because one was NaN or infinite."""
+"""``python -m depthg.replay``: recomputes the losses of an iteration that was kept because one was NaN or infinite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["main", "read_step", "replay"]
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the values of the step, then and now."""
+    """Prints the values of the step as logged and as recomputed."""
     found = replay(options.file, options.device)
     kept = json.loads(options.file.read_text(encoding="utf-8"))
     console = command.console()

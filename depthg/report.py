@@ -1,4 +1,4 @@
-"""``python -m depthg.report RUN``: builds the report of a run again; of two runs, a page that compares them."""
+"""``python -m depthg.report RUN``: rebuilds the report of a run, or builds a page that compares two runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from depthg.runtime import command
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the page that the command line asks for and prints where it lies."""
+    """Writes the report or comparison of the command line and prints its path."""
     runs = options.run
     if len(runs) > 2:
         raise ValueError(f"one run, or two to compare; got {len(runs)}")
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE", help="write here (default: RUN/report.html, or beside RUN_A)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing comparison or --out")
-    parser.add_argument("--no-pictures", action="store_true", help="compare without data and checkpoints")
+    parser.add_argument("--no-pictures", action="store_true", help="no pictures: needs no data or checkpoints")
     options = parser.parse_args(arguments)
     return command.run(lambda: run(options))
 

@@ -1,4 +1,4 @@
-"""``python -m depthg.reproduce TABLE``: the rows of a table of the paper over seeds, ours beside the paper's."""
+"""``python -m depthg.reproduce TABLE``: trains the rows of a table of the paper over seeds and compares the numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from depthg.paper.reproduction import TABLES, reproduce
 from depthg.paper.runs import PROTOCOLS
 from depthg.runtime import command
 
-ABOUT = """Runs the rows of a table of the paper over seeds and prints ours (mean, standard deviation, last and best
-checkpoint) beside the paper's figures. Finished runs are kept, stopped ones go on, a failing one does not stop the
-rest. On small data, the ablation of Table 4: "table4 data=scenes", "table4 data=camvid data.root=DIR". Settings
-(key=value) hold for every row."""
+ABOUT = """Runs the rows of a table of the paper over seeds and prints our numbers (mean, standard deviation, last and
+best checkpoint) beside the paper's. Finished runs are kept, stopped runs resume, and a failing run does not stop the
+others. On small data, the ablation of Table 4: "table4 data=scenes", "table4 data=camvid data.root=DIR". Settings
+(key=value) apply to every row."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,10 +28,10 @@ def parser() -> argparse.ArgumentParser:
         "--protocol", choices=PROTOCOLS,
         help="test time: the paper's flip averaging and CRF, or less (default: flip-crf, on other data plain)",
     )  # fmt: skip
-    found.add_argument("--split", choices=("val", "test"), help="split scored, when not that of the best checkpoint")
-    found.add_argument("--out", type=Path, metavar="DIR", help="where runs and tables go (default runs/TABLE-...)")
+    found.add_argument("--split", choices=("val", "test"), help="split to score (default: data.eval_split)")
+    found.add_argument("--out", type=Path, metavar="DIR", help="folder of runs and tables (default runs/TABLE-...)")
     found.add_argument("--dry-run", action="store_true", help="print the commands that would be run")
-    found.add_argument("--overwrite", action="store_true", help="train and evaluate anew")
+    found.add_argument("--overwrite", action="store_true", help="train and evaluate again")
     return found
 
 

@@ -20,7 +20,7 @@ On your own photos: data=folder data.root=DIR n_classes=12"""
 
 
 def train(config: Config) -> dict:
-    """Trains and evaluates one configuration; returns what ``metrics.json`` holds."""
+    """Trains and evaluates one configuration; returns the content of ``metrics.json``."""
     lock, trainer, console = RunLock(run_path(config)), None, Console(quiet=not processes.is_main())
     with terminate_as_interrupt():
         try:
