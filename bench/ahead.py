@@ -1,8 +1,8 @@
-"""Triton kernels compiled ahead of time, without a GPU, exactly as the launchers would call them.
+"""Compiles Triton kernels ahead of time, without a GPU, exactly as the launchers call them.
 
-The public functions run on CPU tensors with ``impl="triton"``. A stand-in for Triton's driver names the device to
-compile for, and a launch ends after compiling. So the specialisation (values of 1, multiples of 16, 32 or 64 bits) and
-the options are those of a real launch. Nothing is computed: results are whatever was in memory.
+The public functions run on CPU tensors with ``impl="triton"``. A stand-in for Triton's driver names the target device,
+and a launch ends after compiling. So the specialisation (values of 1, multiples of 16, 32 or 64 bits) and the options
+are those of a real launch. Nothing is computed: results are uninitialised memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # of shared memory that a block may have
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # maximum shared memory of a block, by architecture
 OPTIONS = ("num_warps", "num_stages")
 WATCHED = (
     "HMMA", "HGMMA", "UTCHMMA", "FFMA", "FFMA2", "LDG", "LDGSTS", "LDS", "LDSM", "LDL", "STL", "REDG", "ATOMG", "BAR",
@@ -30,7 +30,7 @@ WATCHED = (
 
 
 class Driver:
-    """What Triton asks of its driver before a launch. ``device`` keys Triton's caches in memory: a new one is cold."""
+    """The driver methods that Triton calls before a launch. ``device`` is the key of Triton's in-memory caches."""
 
     def __init__(self, target: int, device: int = 0) -> None:
         self.target, self.device = target, device
@@ -52,7 +52,7 @@ class Driver:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One compiled kernel: what it takes of a multiprocessor, and its instructions."""
+    """One compiled kernel: its resources on a multiprocessor, and its instructions."""
 
     name: str
     variant: str  # values of the constexpr arguments and the options
@@ -61,10 +61,10 @@ class Kernel:
     stack: int  # bytes per thread
     shared: int  # bytes per block
     products: int  # tl.dot
-    scalar_products: int  # of these, such as run without tensor cores
+    scalar_products: int  # those that run without tensor cores
     instructions: int
-    counts: dict[str, int]  # of the instructions WATCHED
-    cpu_s: float  # of this process and of the assembler
+    counts: dict[str, int]  # number of each instruction in WATCHED
+    cpu_s: float  # compile time, of this process and of the assembler
 
     @property
     def matrix_instructions(self) -> int:
@@ -75,17 +75,17 @@ class Kernel:
 class Launch:
     kernel: Kernel
     grid: tuple[int, ...]
-    compiled: bool  # by this launch, and not taken from a cache
+    compiled: bool  # True if this launch compiled it, False if it came from a cache
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its children that have ended."""
+    """CPU seconds of this process and of its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def disassemble(cubin: bytes) -> tuple[dict[str, int], collections.Counter[str]]:
-    """Registers and stack, and the number of instructions by the first part of their name."""
+    """Registers and stack of a kernel, and the number of its instructions by the first part of their name."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -118,7 +118,7 @@ def describe(kernel: Any, compiled: Any, arguments: dict[str, Any], cpu_s: float
 
 @contextmanager
 def recording(driver: Driver, record: Callable[[Launch], None]) -> Iterator[None]:
-    """Every Triton launch is compiled and handed to ``record``."""
+    """Context in which every Triton launch is compiled and passed to ``record``."""
     seen: dict[str, Kernel] = {}
 
     def run(plain: Callable[..., Any], kernel: Any, *args: Any, grid: Any, **options: Any) -> Any:
@@ -138,11 +138,10 @@ def recording(driver: Driver, record: Callable[[Launch], None]) -> Iterator[None
 
 @contextmanager
 def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Public functions take Triton, also for CPU tensors, and a launch ends where the driver would be called.
+    """Context in which public functions use Triton, also for CPU tensors, and a launch ends before the driver call.
 
-    ``around(plain, kernel, *args, **options)``, if given, stands in the place of each launch and calls ``plain`` with
-    the rest.
-    Kernels come from Triton's caches, in memory by ``driver.device`` and on disk.
+    ``around(plain, kernel, *args, **options)``, if given, replaces each launch; it calls ``plain`` with the remaining
+    arguments. Kernels are cached by Triton, in memory by ``driver.device`` and on disk.
     """
     import triton
     from triton.runtime.jit import JITFunction
@@ -158,7 +157,7 @@ def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Itera
 
     checks.choose_impl = lambda impl, *tensors: "triton" if impl == "auto" else impl
     fps.choose_impl = lambda impl, *where: impl
-    pair_pass_native.AVAILABLE = False  # C++ for the CPU, which CUDA tensors would not take
+    pair_pass_native.AVAILABLE = False  # the C++ path for the CPU, which CUDA tensors do not use
     JITFunction.run = plain if around is None else lambda kernel, *args, **how: around(plain, kernel, *args, **how)
     triton.runtime.driver.set_active(driver)
     launch_triton.architecture.cache_clear()
@@ -168,7 +167,7 @@ def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Itera
         launch_triton.architecture.cache_clear()
         JITFunction.run = launch
         checks.choose_impl, fps.choose_impl, pair_pass_native.AVAILABLE = kept
-        if torch.cuda.is_available():  # else Triton has no driver to go back to
+        if torch.cuda.is_available():  # without a GPU Triton has no driver to restore
             triton.runtime.driver.reset_active()
 
 
@@ -177,5 +176,5 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def use_empty_cache(folder: str) -> None:
-    """Triton's cache on disk, so that what another process compiled counts here too."""
+    """Sets Triton's disk cache to ``folder``, so that kernels compiled by other processes are compiled again here."""
     os.environ["TRITON_CACHE_DIR"] = folder

@@ -1,10 +1,10 @@
-"""Every path on a GPU against float64 and the CPU, and times of single calls: ``python bench/check_gpu.py``.
+"""Checks every GPU path against float64 and the CPU, and times single calls: ``python bench/check_gpu.py``.
 
     python bench/check_gpu.py [--json FILE] [--seconds S] [--only TEXT] [--small] [--interpret]
 
-One JSON line per check; goes on after a failure and ends with status 1 when any failed, 2 when there is no GPU.
+Prints one JSON line per check and continues after a failure. The exit status is 1 if any check failed, 2 without a GPU.
 ``--small`` runs small shapes only, without times, memory and graphs (for compute-sanitizer). ``--interpret`` runs them
-without a GPU, Triton in its interpreter, which tests this script and not a GPU.
+without a GPU in Triton's interpreter, which tests this script and not a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def report(row: dict) -> None:
 
 
 def run(checks: list, deadline_s: float) -> list[dict]:
-    """Every check ``(name, function)``: what it returns are figures, what it raises is its failure."""
+    """Runs the checks ``(name, function)``: a returned dict holds measured values, an exception is a failure."""
     begin, rows = time.monotonic(), []
     for name, check in checks:
         started = time.monotonic()
@@ -32,7 +32,7 @@ def run(checks: list, deadline_s: float) -> list[dict]:
         else:
             try:
                 rows.append({"check": name, "ok": True, **(check() or {})})
-            except Exception as error:  # whatever it is, the next check runs
+            except Exception as error:  # the next check runs in any case
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 text = f"{type(error).__name__}: {error}"[:400]
                 rows.append(

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, floors measured in the same run, the machine's description, tables and JSON."""
+"""Shared code of the benchmarks: timing, floors measured in the same run, machine description, tables and JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-BLOCK = 5  # timed calls of one contender in a row
-REST_S = 0.01  # before them: OpenMP threads spin for a while after a call, and would take the next contender's cores
+BLOCK = 5  # consecutive timed calls of one contender
+REST_S = 0.01  # pause before them: OpenMP threads spin after a call and would occupy the next contender's cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ def time_all(
     least: int = 3,
     most: int = 200,
 ) -> dict[str, Timing]:
-    """Times every call, warmed up first, in turns of a few calls: a machine that slows down slows all of them.
+    """Times all calls after a warm-up, alternating between them, so that a slower machine slows all of them.
 
-    A call takes part in as many rounds as fit in ``budget_s`` seconds of its own, but ``least`` to ``most`` rounds.
+    Each call runs for about ``budget_s`` seconds, but at least ``least`` and at most ``most`` times.
     """
     rounds = {}
     for name, call in calls.items():
@@ -76,7 +76,7 @@ def time_all(
     blocks = -(-max(rounds.values(), default=0) // BLOCK)
     for block in range(blocks):
         for name, call in calls.items():
-            # Calls with few rounds are spread over the whole time, so that all see the same machine.
+            # Calls with few rounds are spread over the whole time, so that all run under the same conditions.
             due = -(-rounds[name] * (block + 1) // blocks) - len(samples[name])
             if due > 0 and rounds[name] >= blocks:
                 time.sleep(REST_S)
@@ -87,9 +87,9 @@ def time_all(
 
 
 def peak_memory(call: Callable[[], object], device: str = "cpu") -> int | None:
-    """Bytes by which the peak exceeds the memory in use before the call; None where the system does not tell.
+    """Bytes by which the peak exceeds the memory in use before the call; None if the system does not report it.
 
-    On a CPU this is the resident set of the process (Linux): pages that are already mapped and reused do not count, so
+    On a CPU this is the resident set of the process (Linux). Pages that are already mapped and reused do not count, so
     call it in a fresh process, before anything of that size has run.
     """
     if device == "cuda":
@@ -114,7 +114,7 @@ def _resident(field: str) -> int:
 
 
 def measure_bandwidth(device: str = "cpu", mebibytes: int = 256) -> float:
-    """Bytes per second of a large copy, reading and writing counted."""
+    """Bytes per second of a large copy, counting reads and writes."""
     source = torch.ones(mebibytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = time_all({"copy": lambda: target.copy_(source)}, device=device, budget_s=0.5).pop("copy").p20
@@ -145,7 +145,7 @@ def device_name(device: str = "cpu") -> str:
 
 
 def scheduling() -> str:
-    """The scheduler's class of this process; a real-time class keeps other processes off the cores while it runs."""
+    """The scheduling class of this process; a real-time class keeps other processes off its cores while it runs."""
     if not hasattr(os, "sched_getscheduler"):
         return "unknown"
     names = {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "real-time fifo", os.SCHED_RR: "real-time round robin"}
@@ -153,7 +153,7 @@ def scheduling() -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
-    """Device, threads, versions and commit: what a number means nothing without."""
+    """Device, threads, versions and commit, which every result needs."""
     try:
         import triton
 
@@ -203,9 +203,9 @@ def format_cell(value: object) -> str:
 def write_json(
     path: str | Path, *, device: str, rows: Sequence[object], compact: bool = False, **extra: object
 ) -> None:
-    """The machine, anything else worth keeping (floors, arguments), and one object per row (dataclasses or dicts).
+    """Writes the machine, ``extra`` values (floors, arguments), and one object per row (dataclass or dict).
 
-    ``compact``: a line per row.
+    ``compact``: one line per row.
     """
     plain = [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in rows]
     path = Path(path)
@@ -217,6 +217,6 @@ def write_json(
 
 
 def results_path(benchmark: str, device: str = "cpu") -> Path:
-    """Where the committed results of this device belong."""
+    """Path of the committed results of this device."""
     name = "".join(c if c.isalnum() else "-" for c in device_name(device).lower())
     return ROOT / "bench" / "results" / f"{benchmark}-{'-'.join(filter(None, name.split('-')))}.json"

@@ -1,20 +1,20 @@
-"""Every Triton kernel compiled ahead of time, without a GPU, against budgets: ``python bench/compile.py``.
+"""Compiles every Triton kernel ahead of time, without a GPU, and checks budgets: ``python bench/compile.py``.
 
     python bench/compile.py [--quick] [--targets 80,90] [--dtypes fp16,bf16] [--cases TEXT] [--jobs N] [--json FILE]
 
-The public functions run at the shapes of ``bench/loss.py`` and some others (see ``ahead.py``). Per launch a line,
-unless an earlier one had the same kernel and grid: the grid, registers, stack (spilled bytes per thread), shared
-memory, the number of instructions, CPU seconds of compiling, and the number of some instructions by name. Exits 1 if
+The public functions run at the shapes of ``bench/loss.py`` and some others (see ``ahead.py``). Prints one line per
+distinct kernel and grid: the grid, registers, stack (spilled bytes per thread), shared memory, the number of
+instructions, CPU seconds of compiling, and the number of some instructions by name. Exits 1 if
 
 - a kernel has more stack than 32 bytes for half inputs, 64 for TF32, 256 for float32 (histograms: always 32);
-- a block takes more shared memory than the architecture has;
-- a product (``tl.dot``) of half or TF32 inputs runs without tensor cores, or one of any inputs is missing (Triton
-  3.7.1 makes an empty kernel for sm_100 of some products in float32);
-- the main launch of the paper's step has fewer programs than two for each of the 132 multiprocessors of an H100;
+- a block uses more shared memory than the architecture has;
+- a product (``tl.dot``) of half or TF32 inputs runs without tensor cores, or a product of any inputs is missing (Triton
+  3.7.1 compiles some float32 products for sm_100 to an empty kernel);
+- the main launch of the paper's step has fewer than two programs for each of the 132 multiprocessors of an H100;
 - the kernels of the paper's step take more than 20 CPU seconds to compile, from an empty cache;
-- a step compiles anew when only N, P, C or K have changed, and not what they are padded to.
+- a step compiles again although only N, P, C or K have changed, and not the sizes they are padded to.
 
-Another version of Triton is tried by running the script in an environment that has it.
+To test another version of Triton, run the script in an environment with that version.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FIRST_STEP_S = 20.0
 
 @dataclasses.dataclass
 class Row:
-    """A launch of a kernel compiled for one target and type of inputs; ``case`` is the first that had it."""
+    """A kernel launch compiled for one target and input type; ``case`` is the first case that launched it."""
 
     target: int
     dtype: str
@@ -72,7 +72,7 @@ class Row:
 
 @dataclasses.dataclass
 class Unit:
-    """What was compiled for one target and type, from an empty cache."""
+    """Results of one target and input type, compiled from an empty cache."""
 
     target: int
     dtype: str
@@ -88,7 +88,7 @@ class Unit:
 
 
 def faults(kernel: ahead.Kernel, grid: Sequence[int], target: int, dtype: str) -> list[str]:
-    """What of one kernel is over budget."""
+    """Budget violations of one kernel."""
     found = []
     stack = STACK_HISTOGRAM if "histogram" in kernel.name else STACK[dtype]
     if kernel.stack > stack:
@@ -109,7 +109,7 @@ def faults(kernel: ahead.Kernel, grid: Sequence[int], target: int, dtype: str) -
 
 
 def main_launch_faults(rows: Sequence[tuple[ahead.Kernel, Sequence[int]]]) -> list[str]:
-    """Whether the launch with the most tensor-core work fills a device."""
+    """A fault if the launch with the most products does not fill a device, else an empty list."""
     main = max(rows, key=lambda row: row[0].products * programs(row[1]), default=None)
     if main is None or programs(main[1]) >= PROGRAMS:
         return []
@@ -121,7 +121,7 @@ def programs(grid: Sequence[int]) -> int:
 
 
 def compile_unit(target: int, dtype: str, number: int, chosen: Sequence[str], variations: bool) -> Unit:
-    """All chosen cases for one target and type; prints a line per launch that compiles."""
+    """Compiles all chosen cases for one target and type; prints a line per distinct kernel and grid."""
     unit, launched, seen = Unit(target, dtype), [], set()
 
     def record(case: str, launch: ahead.Launch) -> None:
@@ -163,7 +163,7 @@ def run_units(tasks: Sequence[tuple], jobs: int) -> list[Unit]:
 
 
 def report(units: Sequence[Unit], path: Path | None) -> list[str]:
-    """Prints what each target and type took; writes the kernels to ``path``; returns all faults."""
+    """Prints a summary of each target and type, writes the kernels to ``path``, and returns all faults."""
     header = ("target", "type", "launches", "kernels", "most stack", "most shared", "first step, CPU s", "over budget")
     lines = []
     for unit in units:
@@ -182,7 +182,7 @@ def report(units: Sequence[Unit], path: Path | None) -> list[str]:
 
 
 def listed(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """An argument that is a list of some of the choices, by commas."""
+    """Returns a parser of comma-separated lists of some of the choices."""
 
     def parse(text: str) -> list[str]:
         for word in text.split(","):
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.targets = args.targets or (["80", "90"] if args.quick else targets)
     args.dtypes = args.dtypes or (["fp32", "fp16"] if args.quick else DTYPES)
     pairs = [(int(target), dtype) for dtype in args.dtypes for target in args.targets]
-    vary = compile_cases.PAPER_STEP in chosen  # once: which sizes compile anew does not depend on target and type
+    vary = compile_cases.PAPER_STEP in chosen  # once: which sizes compile again does not depend on target and type
     tasks = [(*pair, number, chosen, vary and number == 0) for number, pair in enumerate(pairs)]
     print(common.machine_line())
     return 1 if report(run_units(tasks, args.jobs), args.json) else 0

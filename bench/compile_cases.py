@@ -1,6 +1,6 @@
 """The calls that ``bench/compile.py`` compiles: public functions at the shapes of ``bench/loss.py`` and some others.
 
-Inputs are zeros: nothing is computed. Each case is a function of the type of its inputs.
+Inputs are zeros, since nothing is computed. Each case is a function of the input dtype.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def loss_case(
     n: int, p: int, c: int, k: int, *, cells: int = 28, draws: int = 5, relation: str = "product", depth: bool = True,
     grad: bool = True, wide_feats: bool = False, bank: bool = False,
 ) -> Callable[[torch.dtype], None]:  # fmt: skip
-    """Eq. 7 and its gradients, from maps of ``cells`` squared cells, or at given points with 0.
+    """Eq. 7 and its gradients, from maps of ``cells`` x ``cells`` cells, or from vectors at the points if 0.
 
-    ``wide_feats``: features in float32 beside codes of the case's type. ``bank``: negatives of their own.
+    ``wide_feats``: float32 features with codes of the case's dtype. ``bank``: negatives from separate tensors.
     """
 
     def run(dtype: torch.dtype) -> None:
@@ -56,7 +56,7 @@ def loss_case(
 
 
 def given(n: int, channels: int, size: tuple[int, ...], dtype: torch.dtype, grad: bool) -> Tensor:
-    """Maps [N, channels, H, W], or vectors [N, P, channels] where ``size`` is (P,)."""
+    """Maps [N, channels, H, W], or vectors [N, P, channels] if ``size`` is (P,)."""
     return empty(*((n, channels, *size) if len(size) == 2 else (n, *size, channels)), dtype=dtype, grad=grad)
 
 
@@ -69,7 +69,7 @@ def from_maps(
 
 
 def drop_in(dtype: torch.dtype) -> None:
-    """STEGO's class, from ``depthg.compat``."""
+    """The drop-in for STEGO's class in ``depthg.compat``."""
     from depthg.compat import ContrastiveCorrelationLoss
 
     cfg = SimpleNamespace(
@@ -122,7 +122,7 @@ def histogram(n: int, p: int, c: int, bins: int) -> Callable[[torch.dtype], None
 
 
 def sampling(n: int, c: int, side: int, p: int) -> Callable[[torch.dtype], None]:
-    """Coordinates and cells, with gradients."""
+    """``sample_points`` at coordinates and at cells, with gradients."""
 
     def run(dtype: torch.dtype) -> None:
         maps = empty(n, c, side, side, dtype=dtype, grad=True)

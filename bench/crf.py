@@ -1,8 +1,9 @@
-"""Dense CRF of both probes, ways of running it: ``python bench/crf.py [--images DIR] [--json FILE]``.
+"""Times several ways to run the dense CRF of both probes: ``python bench/crf.py [--images DIR] [--json FILE]``.
 
-Rendered scenes (or photos of a folder, centre crop) under random unary terms of as many classes as COCO-Stuff (27),
-CamVid (11) and the demo (8) have. Milliseconds per image for both probes, from maps at feature resolution to ids at
-full size. Results are compared, bit for bit, before anything is timed. `floor` is one worker's time over the cores.
+Images are rendered scenes (or photos of a folder, centre crop) with random unary terms. The numbers of classes are
+those of COCO-Stuff (27), CamVid (11) and the demo (8). Times are milliseconds per image for both probes, from maps at
+feature resolution to ids at full size. Ids are compared for equality before anything is timed. `floor` is one worker's
+time divided by the number of cores.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PER_PROBE, SHARED = "one process, a lattice per probe", "one process, one lattic
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Milliseconds per image; ``speedup``: over the first row; ``equal``: ids are those of the first row."""
+    """Milliseconds per image; ``speedup``: over the first row; ``equal``: ids equal those of the first row."""
 
     classes: int
     implementation: str
@@ -66,7 +67,7 @@ def random_maps(n: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def per_probe(image: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """How it is usually written: each probe on its own."""
+    """The usual way: each probe separately."""
     found = {}
     for probe in ("linear", "cluster"):
         found |= crf_ids(image, {key: value for key, value in maps.items() if key.startswith(probe)})

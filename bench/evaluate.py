@@ -1,10 +1,10 @@
-"""The evaluation pass against writing it down: ``python bench/evaluate.py [--json FILE]``.
+"""Times the evaluation pass against its plain definition: ``python bench/evaluate.py [--json FILE]``.
 
-Both read the same frames (rendered scenes), run the same backbone and head, and count both probes. Written down: codes
-up-sampled to the label, cosine and linear scores at every pixel, an arg-max over channels, a confusion matrix per
-image.
-`floor` is backbone and head alone, already decoded; `read-outs` leaves them out on both sides. Counts are compared
-before anything is timed: pixels may differ where two classes tie in the last bit.
+Both read the same frames (rendered scenes), run the same backbone and head, and count both probes. The definition
+("written down") up-samples codes to the size of the label, computes cosine and linear scores at every pixel, takes the
+arg-max over channels and counts a confusion matrix per image. `floor` is backbone and head alone, without decoding;
+`read-outs` excludes them on both sides. Counts are compared before anything is timed: pixels may differ where two
+classes tie in the last bit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from depthg.model.loaded_run import LoadedRun
 
 DIM = 70
 CASES = ((8, (224, 224), 16), (27, (320, 320), 16), (27, (1024, 2048), 1))  # classes, size, images
-MOST_DIFFERENT = 1e-4  # share of pixels
+MOST_DIFFERENT = 1e-4  # maximum fraction of differing pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Row:
     images_per_s: float
     speedup: float
     times_floor: float | None
-    peak_mb: float | None  # over what was held before; read-outs only
+    peak_mb: float | None  # above the memory in use before; read-outs only
 
 
 class Memory:
-    """A split of rendered scenes that lie in memory, scaled to one size: what is compared is not the decoding."""
+    """A split of rendered scenes in memory, scaled to one size, so that decoding is not timed."""
 
     def __init__(self, count: int, size: tuple[int, int], classes: int):
         rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ class Memory:
 
 
 def make_run(classes: int) -> LoadedRun:
-    """A run of the demo's sizes with random head and probes."""
+    """A run with the sizes of the demo and random head and probes."""
     torch.manual_seed(0)
     config = load_config([])
     backbone = load_backbone("efficientnet_lite0")

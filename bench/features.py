@@ -1,10 +1,10 @@
-"""The backbone, what the preparation costs beside it, and reading batches: ``python bench/features.py``.
+"""Times the backbone, the rest of the preparation, and reading batches: ``python bench/features.py``.
 
     python bench/features.py [--device cpu|cuda] [--photos DIR] [--json FILE] [--quick]
 
-1. Images per second of DINO ViT-S/8 (random weights) with fused attention against the same network with attention
+1. Images per second of DINO ViT-S/8 (random weights) with fused attention, against the same network with attention
    weights in memory; their features are compared first.
-2. Share of the preparation's time that is not the backbone: the features stage over JPEG photos (decoding, resizing,
+2. Fraction of the preparation's time outside the backbone: the features stage over JPEG photos (decoding, resizing,
    rounding, writing, flushing) against bare forward passes over as many images, in turns.
 3. A training batch from the cache: whole maps and single cells, against indexing the memory map and converting.
 """
@@ -43,7 +43,7 @@ class Row:
     p20_ms: float
     p80_ms: float
     per_second: float
-    ratio: float  # to the first contender of the part
+    ratio: float  # median over that of the part's first contender
 
 
 def rows_of(part: str, timings: dict[str, common.Timing], count: int) -> list[Row]:
@@ -69,7 +69,7 @@ def random_weights(folder: Path) -> Path:
 
 
 def attention(weights: Path, device: str, quick: bool) -> list[Row]:
-    """Fused attention first, then attention weights in memory."""
+    """Times fused attention, and attention with its weights in memory."""
     backbone = load_backbone(NAME, weights, device)
     images = torch.rand(BATCH, 3, SIDE, SIDE, device=device)
 
@@ -84,7 +84,7 @@ def attention(weights: Path, device: str, quick: bool) -> list[Row]:
 
 
 def write_photos(folder: Path, count: int) -> Path:
-    """JPEGs of smooth colours and some noise: they take about as long to decode as photos of that size."""
+    """Writes JPEGs of smooth colours and some noise, which take about as long to decode as photos of that size."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -97,7 +97,7 @@ def write_photos(folder: Path, count: int) -> Path:
 
 @contextmanager
 def watched(backbone: Backbone) -> Iterator[list[float]]:
-    """Seconds of every forward pass."""
+    """Context that records the seconds of every forward pass."""
     seconds: list[float] = []
     original = backbone.forward
 
@@ -116,7 +116,7 @@ def watched(backbone: Backbone) -> Iterator[list[float]]:
 
 
 def preparation(weights: Path, photos: Path, folder: Path, device: str, rounds: int) -> tuple[list[Row], float]:
-    """The features stage in turns with bare passes; also the share of the stage that passed outside the backbone."""
+    """Times the features stage in turns with bare passes; also returns the stage's fraction outside the backbone."""
     backbone = load_backbone(NAME, weights, device)
     bare, stage, inside, count = [], [], [], 0
     for number in range(rounds):
@@ -149,7 +149,7 @@ def preparation(weights: Path, photos: Path, folder: Path, device: str, rounds: 
 
 
 def reading(folder: Path, device: str, quick: bool) -> list[Row]:
-    """Batches of 32 random views of 28 x 28 cells and 384 channels, from a file in the page cache."""
+    """Times reading batches of 32 random views of 28 x 28 cells and 384 channels, from a file in the page cache."""
     views, cells, channels, size, points = 128 if quick else 512, 784, 384, 32, 121
     rng = np.random.default_rng(0)
     path = folder / "features.npy"

@@ -1,9 +1,10 @@
 """Farthest point sampling against installable packages: ``python bench/fps.py [--device cpu|cuda] [--json FILE]``.
 
-Every contender gets the same clouds, warm, in turns, and is compared with the eager reference before it is timed.
-`ratio` is its median over that of the first row ("depthg", all threads). `floor` is the time that the arithmetic of the
-brute force takes on registers alone (CPU: measured vector rate; GPU: half the measured matrix rate), or its bytes over
-the measured bandwidth if that is longer; `x floor` is the median over it, and pruning can go below 1.
+All contenders get the same clouds, are warmed up, run in turns, and are compared with the eager reference before they
+are timed. `ratio` is the median over that of the first row ("depthg", all threads). `floor` is the time of the
+brute-force arithmetic on registers alone (CPU: measured vector rate; GPU: half the measured matrix rate), or of its
+memory traffic at the measured bandwidth if that is longer. `x floor` is the median over the floor; pruning can go below
+1.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ SHAPES = [
     (1, 1_000_000, 1024),
 ]
 QUICK = SHAPES[:1] + SHAPES[3:4]
-SLOW_UPDATES = 5e7  # distance updates from which --quick leaves out the loops in Python
-SLOW_MS = 1500  # a first call that takes longer is not repeated
+SLOW_UPDATES = 5e7  # above this number of distance updates, --quick skips the loops in Python
+SLOW_MS = 1500  # a contender with a slower first call is not repeated
 OPTIONAL = ("fpsample", "torch_quickfps", "torch_fps", "torch_cluster", "pytorch3d")
 
 Sampler = Callable[[], torch.Tensor]  # -> [B, k] indices
@@ -43,7 +44,7 @@ Sampler = Callable[[], torch.Tensor]  # -> [B, k] indices
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Milliseconds; ``equal``: the indices are those of the eager reference."""
+    """Milliseconds; ``equal``: the indices equal those of the eager reference."""
 
     shape: str
     implementation: str
@@ -58,7 +59,7 @@ class Row:
 
 
 def numpy_loop(points: np.ndarray, k: int) -> torch.Tensor:  # [B, N, 3] -> [B, k]
-    """One cloud after the other, one pick after the other: how the authors' training code samples."""
+    """One cloud after the other, one pick after the other, as the authors' training code samples."""
     picks = np.zeros((len(points), k), dtype=np.int64)
     for cloud, row in zip(points, picks, strict=True):
         nearest = np.full(len(cloud), np.inf, dtype=np.float32)
@@ -81,7 +82,7 @@ def with_threads(threads: int, call: Sampler) -> Sampler:
 
 
 def optional(name: str):
-    """The module, or None when it is not installed or does not load here."""
+    """Imports a module; None if it is not installed or does not load."""
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
@@ -95,7 +96,7 @@ def fpsample_calls(points: torch.Tensor, k: int) -> dict[str, Sampler]:
     if fpsample is None or points.device.type != "cpu":
         return {}
     clouds = points.numpy()
-    height = 3 if points.shape[1] < 4096 else 7  # as its documentation advises for small and large clouds
+    height = 3 if points.shape[1] < 4096 else 7  # as its documentation recommends for small and large clouds
 
     def per_cloud(sample: Callable, **options: int) -> Sampler:
         def run() -> torch.Tensor:
@@ -113,7 +114,7 @@ def fpsample_calls(points: torch.Tensor, k: int) -> dict[str, Sampler]:
 
 
 def package_calls(points: torch.Tensor, k: int) -> dict[str, Sampler]:
-    """The packages that are installed and take this device."""
+    """Calls of all installed packages that support this device."""
     batch, n, _ = points.shape
     calls = fpsample_calls(points, k)
     if quickfps := optional("torch_quickfps"):
@@ -149,12 +150,12 @@ def our_calls(points: torch.Tensor, k: int) -> dict[str, Sampler]:
 
 
 def depth_calls(batch: int, n: int, k: int, device: str) -> dict[str, Sampler]:
-    """The same number of cells of rendered-like depth maps: from the maps, and from their unprojected points."""
+    """Sampling of synthetic depth maps with n cells: from the maps, and from their unprojected points."""
     side = round(n**0.5)
     if side * side != n:
         return {}
     row, column = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
-    step = (torch.arange(batch)[:, None, None] % 5 / 5 + 0.2) < column  # an edge in depth, elsewhere in each map
+    step = (torch.arange(batch)[:, None, None] % 5 / 5 + 0.2) < column  # a depth edge at different places in the maps
     depth = (1 + row + step.float() + 0.01 * torch.rand(batch, side, side)).to(device)
     points = unproject(depth, 90.0)
     return {
@@ -164,7 +165,7 @@ def depth_calls(batch: int, n: int, k: int, device: str) -> dict[str, Sampler]:
 
 
 def vector_rate(threads: int) -> float:
-    """Float operations a second of all threads together, on registers; 0 without the compiled module."""
+    """Floating-point operations per second of all threads together, on registers; 0 without the compiled module."""
     if not HAS_CPU:
         return 0.0
     rounds = 2_000_000
@@ -183,7 +184,10 @@ def vector_rate(threads: int) -> float:
 
 
 def floor_ms(shape: tuple[int, int, int], operations: float, bandwidth: float) -> float:
-    """Brute force: 3 subtractions, 3 products, 2 sums, a minimum and a maximum for each of N points and k - 1 picks."""
+    """Floor of brute force: 10 operations for each of N points and k - 1 picks, or reading the points once.
+
+    The operations are 3 subtractions, 3 products, 2 sums, a minimum and a maximum.
+    """
     batch, n, k = shape
     arithmetic = 10 * batch * n * (k - 1) / operations if operations else 0.0
     return 1e3 * max(arithmetic, batch * n * 12 / bandwidth)
@@ -196,7 +200,7 @@ def measure(shape: tuple[int, int, int], device: str, budget_s: float, floor: fl
     left_out = {"numpy loop", "eager"} if quick and batch * n * k > SLOW_UPDATES and device == "cpu" else set()
     once: dict[str, common.Timing] = {}
     if device == "cuda":
-        calls["eager"]()  # loads its kernels
+        calls["eager"]()  # loads the kernels first
     begin = time.perf_counter()
     reference = calls["eager"]().cpu()
     once["eager"] = common.summary([(time.perf_counter() - begin) * 1e3])
@@ -206,7 +210,7 @@ def measure(shape: tuple[int, int, int], device: str, budget_s: float, floor: fl
             continue
         try:
             if device == "cuda":
-                call().cpu()  # compiles, or loads, what a first call must
+                call().cpu()  # compiles or loads kernels
             begin = time.perf_counter()
             equal[name] = torch.equal(call().cpu().long(), reference)
             once[name] = common.summary([(time.perf_counter() - begin) * 1e3])
@@ -236,7 +240,7 @@ def measure(shape: tuple[int, int, int], device: str, budget_s: float, floor: fl
 
 
 def draw(path: Path, device: str, budget_s: float) -> None:
-    """Milliseconds of one cloud against N, 121 picks."""
+    """Draws milliseconds against N, for one cloud and 121 picks."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""What ``check_gpu.py`` checks of the kernels: values and gradients, layouts, and that two runs are equal."""
+"""Checks of the kernels for ``check_gpu.py``: values and gradients, layouts, and equality of two runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from depthg.kernels import LossSettings, fps, reference
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
-FACTOR = 8  # eps of the dtype beyond eager's own error, as in the tests
-KINKS = 3e-3  # of a gradient's length, beside twice eager's error: an S within rounding of 0 falls on either side
+FACTOR = 8  # allowed error beyond eager's, in eps of the dtype, as in the tests
+KINKS = 3e-3  # allowed relative gradient error besides twice eager's: an S near 0 can round to either side of the clamp
 TF32_EPS = 2.0**-11
 Check = tuple[str, Callable[[], dict | None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where checks run. ``small``: small shapes, nothing about times, memory and graphs."""
+    """Device of the checks. ``small``: small shapes, without times, memory and graphs."""
 
     device: str
     small: bool
@@ -39,7 +39,7 @@ def require(condition: object, text: str) -> None:
 
 
 def relative(found: Tensor, truth: Tensor) -> float:
-    """Error by the length of the truth, or by 1e-4 where that is less (gradients that cancel)."""
+    """Error relative to the norm of the truth, or to 1e-4 if that is larger (gradients that cancel)."""
     return float((found.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-4))
 
 
@@ -75,7 +75,7 @@ SMALL_CLOUDS = [(2, 40, 3, 9, "float32"), (1, 1, 3, 1, "float32"), (2, 33, 5, 7,
 
 
 def samplers(place: Place) -> list[str]:
-    """Implementations for tensors of the place."""
+    """FPS implementations for tensors on the device."""
     named = ["cuda"] if place.gpu and HAS_CUDA else []
     return [*named, *(["triton"] if "triton" in fps.IMPLS else []), "eager"]
 
@@ -89,7 +89,7 @@ def fps_checks(place: Place) -> Iterable[Check]:
 
 
 def same_picks(place: Place, impl: str, clouds: int, n: int, dims: int, k: int, dtype: str) -> None:
-    """Picks of lattices, of points that coincide and of plain ones, strided, with lengths and starts."""
+    """Picks of random, lattice and coinciding points equal the CPU's, with strided input, lengths and start 0."""
     generator = torch.Generator().manual_seed(n)
     plain = torch.randn(clouds, n, dims, generator=generator)
     for points in (plain, (2 * plain).round(), plain[:, :1].expand(-1, n, -1) * 1.0):
@@ -147,7 +147,7 @@ def loss_checks(place: Place) -> Iterable[Check]:
 
 
 def close_to_truth(place: Place, shape: tuple[int, ...], dtype: torch.dtype, precision: str) -> dict:
-    """The error is at most eager's in this dtype and FACTOR eps; with the clamp, gradients have kinks beside."""
+    """The error is at most eager's in this dtype plus FACTOR eps; clamped gradients may have twice it + KINKS."""
     tensors = inputs(place, *shape, dtype)
     eps, figures = torch.finfo(dtype).eps if precision == "highest" else TF32_EPS, {}
     torch.set_float32_matmul_precision(precision)
@@ -194,7 +194,7 @@ def layout_checks(place: Place) -> Iterable[Check]:
 
 
 def any_layout(place: Place) -> None:
-    """Transposed, strided and expanded indices, and maps with any strides, give the same bits."""
+    """Transposed, strided and expanded indices, and vectors with other strides, give equal bits."""
     shape = (4, 20, 24, 9) if place.small else (16, 121, 384, 70)
     feats, codes, near, near_codes, negatives, depth = inputs(place, *shape, torch.float32)
     every = torch.arange(shape[0], device=place.device).expand(3, -1)

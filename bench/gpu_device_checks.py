@@ -1,4 +1,4 @@
-"""What ``check_gpu.py`` checks of calls on a device: graphs, memory, a second device; and how long calls take."""
+"""Checks of calls on a GPU for ``check_gpu.py``: graphs, memory, a second device, and times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from depthg import kernels
 REPLAYS = 3
 PAPER, DENSE, LARGE = (32, 121, 384, 70), (8, 784, 384, 70), (32, 1600, 384, 70)
 CLOUDS = ((64, 784, 121), (256, 784, 121), (8, 12544, 1024), (1, 100_000, 2048))
-VIEWS = 65536  # of NT-Xent
+VIEWS = 65536  # number of views of NT-Xent
 
 
 def checks(place: Place) -> Iterable[Check]:
@@ -36,7 +36,7 @@ def checks(place: Place) -> Iterable[Check]:
 
 
 def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A graph of the call, which ran on a stream of its own before."""
+    """Captures the call in a CUDA graph, after warm-up calls on a separate stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -50,7 +50,7 @@ def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def graph_call(place: Place, name: str) -> tuple[Tensor, Callable[[], list[Tensor]]]:
-    """An input that may be filled anew, and a call that reads it."""
+    """An input tensor that can be overwritten, and a call that reads it."""
     if name == "loss":
         tensors = inputs(place, *PAPER, torch.float32)
         return tensors[1], lambda: loss_and_gradients(tensors, SETTINGS, "triton", torch.float32)
@@ -60,7 +60,7 @@ def graph_call(place: Place, name: str) -> tuple[Tensor, Callable[[], list[Tenso
 
 
 def graph(place: Place, name: str) -> None:
-    """Replays give the bits of plain calls, with what the input holds at that time."""
+    """Replays equal plain calls bit for bit, with the current content of the input."""
     given, call = graph_call(place, name)
     held: list[Tensor] = []
 
@@ -76,7 +76,7 @@ def graph(place: Place, name: str) -> None:
 
 
 def memory(place: Place) -> dict:
-    """Peak of forward and backward above what lay there before: at most 1/20 of eager's."""
+    """Peak memory of forward and backward above the memory in use before is at most 1/20 of eager's."""
     (n, p, *_), tensors, peaks = LARGE, inputs(place, *LARGE, torch.float32, draws=5), {}
     for impl in ("triton", "eager"):
         loss_and_gradients(inputs(place, 2, *LARGE[1:], torch.float32), SETTINGS, impl, torch.float32)  # compiles
@@ -85,19 +85,19 @@ def memory(place: Place) -> dict:
             call = functools.partial(loss_and_gradients, tensors, SETTINGS, impl, torch.float32)
             peaks[impl] = common.peak_memory(call, "cuda")
         except torch.OutOfMemoryError:
-            peaks[impl] = 3 * 4 * n * 7 * p**2  # three tensors per pair, which is less than eager takes
+            peaks[impl] = 3 * 4 * n * 7 * p**2  # three tensors per pair, a lower bound of eager's memory
     require(20 * peaks["triton"] <= peaks["eager"], f"{peaks}")
     return {f"{impl}_mib": peak / 2**20 for impl, peak in peaks.items()}
 
 
 def nt_xent_large(place: Place) -> dict:
-    """The matrix would take 8 GiB in float16. Gradients of the first rows against float64, which needs those alone."""
+    """NT-Xent whose matrix would take 8 GiB in float16; checks gradients of the first rows against float64."""
     z = torch.randn(VIEWS, 128, generator=torch.Generator().manual_seed(0)).to(place.device, torch.float16)
     leaf, some, t = z.clone().requires_grad_(), 64, 0.5
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     loss = kernels.nt_xent_loss(leaf[: VIEWS // 2], leaf[VIEWS // 2 :], t, impl="triton")
-    (1024 * loss).backward()  # or float16 would hold most entries as subnormal numbers
+    (1024 * loss).backward()  # scaled: most entries would be subnormal in float16
     peak = torch.cuda.max_memory_allocated() - before
     unit = torch.nn.functional.normalize(z.double(), dim=1)
     logits, itself = unit[:some] @ unit.T / t, torch.arange(some, device=place.device)
@@ -127,14 +127,14 @@ def time_fps(place: Place, clouds: int, n: int, k: int) -> dict:
 
 
 def time_loss(place: Place, shape: tuple[int, ...], dtype: torch.dtype, precision: str) -> dict:
-    """Forward and backward from points: calls (with what the host does) and replays of a graph (the device alone)."""
+    """Times forward and backward from points: calls (host included) and replays of a graph (device only)."""
     tensors, found = inputs(place, *shape, dtype, draws=5), {}
     torch.set_float32_matmul_precision(precision)
     try:
         for impl in ("triton", "eager"):
             call = functools.partial(loss_and_gradients, tensors, SETTINGS, impl, dtype)
             found[f"{impl}_call_ms"] = median_ms(call)
-            if impl == "triton":  # a graph of eager would measure whether eager can be captured
+            if impl == "triton":  # eager is not captured: it may not support graphs
                 found[f"{impl}_graph_ms"] = median_ms(capture(call).replay)
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -142,7 +142,7 @@ def time_loss(place: Place, shape: tuple[int, ...], dtype: torch.dtype, precisio
 
 
 def second_device(place: Place) -> None:
-    """Everything on cuda:1 while cuda:0 is the current device, against the same on cuda:0."""
+    """Calls on cuda:1, while cuda:0 is the current device, give the results of cuda:0."""
     tensors = inputs(place, *PAPER, torch.float32)
     there = [x.to("cuda:1") for x in tensors]
     found, expected = (loss_and_gradients(x, SETTINGS, "triton", torch.float32) for x in (there, tensors))

@@ -1,4 +1,4 @@
-"""What ``check_gpu.py`` checks of training and evaluation: a step that waits for nothing, scores in bounded memory."""
+"""Checks of training and evaluation for ``check_gpu.py``: steps without synchronisation, scores in bounded memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def checks(place: Place) -> Iterable[Check]:
 
 
 def same_step(place: Place, options: tuple[str, ...]) -> dict:
-    """Losses as on the CPU, and on a GPU no operation that waits for it, optimisers included."""
+    """Losses equal the CPU's, and a step on a GPU, optimiser included, never synchronises with the host."""
     side, channels = (6, 16) if place.small else (28, 384)
     small = ("batch_size=4", "sampling.points=2", "loss.negative.draws=2") if place.small else ("batch_size=32",)
     config = load_config([*PRESET, *options, *small, "head.dropout=0"])
@@ -64,7 +64,7 @@ def same_step(place: Place, options: tuple[str, ...]) -> dict:
         torch.manual_seed(0)
         model = Model(channels, config.head.dim, 0.0, CLASSES, CLASSES).to(device)
         step, optimiser = Step(config, data, model, device, ahead=False), adam(model, 5e-4, device)
-        losses = step.losses(0)[0]  # compiles, and keeps what is computed once
+        losses = step.losses(0)[0]  # compiles, and fills caches
         found.append({name: loss.item() for name, loss in losses.items()})
         if not place.gpu or device.type == "cpu":
             continue
@@ -88,7 +88,7 @@ def same_step(place: Place, options: tuple[str, ...]) -> dict:
 
 
 def arg_max(place: Place) -> dict:
-    """Ids of 27 classes at 2,048 x 1,024 equal the CPU's, counted below 1 GB."""
+    """Ids of 27 classes at 2,048 x 1,024 equal the CPU's; computing and counting them takes less than 1 GB."""
     cells, size = ((4, 6), (32, 48)) if place.small else ((128, 256), (1024, 2048))
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1, cells[0] * cells[1], CLASSES, generator=generator)
@@ -110,7 +110,7 @@ def arg_max(place: Place) -> dict:
 
 
 def up_sampled_probe(place: Place) -> None:
-    """Scores and gradients by products against ``interpolate`` in float64, twice the same."""
+    """Scores and gradients by matrix products agree with ``interpolate`` in float64, and two runs are equal."""
     grid, size = ((3, 4), (24, 32)) if place.small else ((28, 28), (224, 224))
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, grid[0] * grid[1], CLASSES, generator=generator)

@@ -1,10 +1,10 @@
-"""What a step of the losses costs the host, without a GPU: ``python bench/host.py [--json FILE]``.
+"""Host cost of one step of the losses, measured without a GPU: ``python bench/host.py [--json FILE]``.
 
-Forward and backward of ``depthg_loss`` from maps at the paper's step, with Triton, on CPU tensors and a stand-in for
-Triton's driver (see ``ahead.py``): every launch does all that it does on a GPU but the call of the driver itself.
-Counted are Triton launches and other operations that a device would execute (no views, no allocations). Time is the CPU
-time of the calling thread, with tensors so small that arithmetic hardly counts, against the eager loss of
-``bench/stego.py`` in the same run. Exits 1 over 8 launches, 12 other operations, or a tenth of eager's time.
+Runs forward and backward of ``depthg_loss`` from maps at the paper's step, with Triton, on CPU tensors and a stand-in
+for Triton's driver (see ``ahead.py``): a launch does everything that it does on a GPU except the driver call. Counts
+Triton launches and other operations that a device would execute (no views, no allocations). Time is the CPU time of the
+calling thread, with tensors so small that arithmetic is negligible, against the eager loss of ``bench/stego.py`` in the
+same run. Exits 1 above 8 launches, 12 other operations, or a tenth of eager's time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_WORK = ("empty", "detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_a
 
 
 class Operations(TorchDispatchMode):
-    """Counts what a device would execute, inside our custom operators too."""
+    """Counts the operations that a device would execute, also inside our custom operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Operations(TorchDispatchMode):
         if function.namespace == "depthg":
             from torch._library.custom_ops import OPDEFS
 
-            with self:  # a mode is off while it handles a call, and would not see what the operator itself calls
+            with self:  # a mode is off while it handles a call, and would miss the operator's inner calls
                 return OPDEFS[function._schema.name]._init_fn(*args, **kwargs or {})
         name = function._schema.name.split("::")[1]
         if not function.is_view and not any(word in name for word in NO_WORK):
@@ -56,7 +56,7 @@ class Operations(TorchDispatchMode):
 
 @contextmanager
 def without_range_checks() -> Iterator[None]:
-    """The values of an index are looked at on the CPU only; on a GPU that would wait for the device."""
+    """Context without range checks of indices, which run on the CPU only (on a GPU they would synchronise)."""
     check, checks.check_range = checks.check_range, lambda *args: None
     try:
         yield
@@ -66,7 +66,7 @@ def without_range_checks() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Problem:
-    """A step: N images of ``cells`` squared cells, P = side squared points, C and K channels, R draws."""
+    """Inputs of a step: N images of ``cells`` x ``cells`` cells, P = ``side``^2 points, C and K channels, R draws."""
 
     images: int
     side: int
@@ -106,7 +106,7 @@ class Row:
 
 def count(call: Callable[[], None], launches: list[str]) -> tuple[int, collections.Counter[str]]:
     """Triton launches and other operations of one call."""
-    call()  # what happens once only, as compiling, does not count
+    call()  # work that happens only once, e.g. compiling, does not count
     launches.clear()
     with Operations() as operations:
         call()
@@ -114,7 +114,7 @@ def count(call: Callable[[], None], launches: list[str]) -> tuple[int, collectio
 
 
 def thread_ms(call: Callable[[], None], samples: int = 30, calls: int = 10) -> float:
-    """CPU time of this thread for one call: the least of some samples, since other processes can only add to it.
+    """CPU milliseconds of this thread for one call: the minimum of the samples, since other processes only add to it.
 
     A sample is several calls, since reading the clock takes time too.
     """

@@ -1,13 +1,13 @@
-"""Nearest neighbours of images, ours against blocks of rows and a full top-k: ``python bench/knn.py``.
+"""Nearest neighbours of images, against blocks of rows and a full top-k: ``python bench/knn.py``.
 
     python bench/knn.py [--device cpu|cuda] [--json FILE] [--quick]
 
-The usual way multiplies a sixteenth of the vectors with all of them and takes ``torch.topk`` of every row (STEGO's way
-to its 30 neighbours). Ours computes every tile of the symmetric product once, for its rows and its columns, and merges
-what beats the k-th best so far. Before anything is timed the similarities at both results are compared.
+The usual way multiplies a sixteenth of the vectors with all of them and takes ``torch.topk`` of every row (as STEGO
+finds its 30 neighbours). Ours computes every tile of the symmetric product once, for its rows and its columns, and
+merges values above the k-th best so far. The similarities at both results are compared before anything is timed.
 
-Peak memory is the growth of the resident set during the call, in a process of its own; the vectors are not counted. The
-last part takes two pairs of strips of a larger set from disk, as the preparation does, and extrapolates to all pairs.
+Peak memory is the growth of the resident set during the call, in a separate process, without the vectors. The last part
+times two pairs of strips of a larger set from disk, as in the preparation, and extrapolates to all pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from depthg.runtime.progress import ProgressBar
 from depthg.storage.cache import Build
 
 CHANNELS, K = 384, 30
-BLOCKS = 16  # of rows in the usual way
+BLOCKS = 16  # number of row blocks in the usual way
 GROUPS = 400  # clusters of the synthetic vectors
 
 
@@ -44,12 +44,12 @@ class Row:
     p20_ms: float
     p80_ms: float
     times_ours: float
-    floor_ms: float  # multiplications over the measured peak
+    floor_ms: float  # multiply-adds over the measured peak rate
     peak_mb: float | None
 
 
 def mean_features(count: int, seed: int = 0) -> Tensor:  # float32 [count, CHANNELS]
-    """Means with groups and a common direction, as those of real features have."""
+    """Synthetic mean features with groups and a common direction, like those of real features."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(GROUPS, CHANNELS, generator=generator)
     groups = torch.randint(GROUPS, (count,), generator=generator)
@@ -57,7 +57,7 @@ def mean_features(count: int, seed: int = 0) -> Tensor:  # float32 [count, CHANN
 
 
 def usual(vectors: Tensor) -> Tensor:
-    """Blocks of rows against all vectors, full top-k; the first is the vector itself."""
+    """Blocks of rows against all vectors with a full top-k; the first neighbour, the vector itself, is dropped."""
     rows = -(-len(vectors) // BLOCKS)
     found = [(block @ vectors.T).topk(K + 1, dim=1).indices[:, 1:] for block in vectors.split(rows)]
     return torch.cat(found)
@@ -71,7 +71,7 @@ CONTENDERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def contenders(device: str) -> list[str]:
-    """On a CPU also what remains without a compiler."""
+    """Names of the contenders; on a CPU also the eager version, which needs no compiler."""
     return [name for name in CONTENDERS if device == "cpu" or name != "depthg, eager"]
 
 
@@ -88,17 +88,17 @@ def check_equal(vectors: Tensor, names: list[str]) -> None:
 
 
 def peak(name: str, count: int, device: str, threads: int) -> float | None:
-    """Peak of one contender in megabytes; for a process of its own."""
+    """Peak memory of one contender in megabytes; to be called in a fresh process."""
     torch.set_num_threads(threads)
     vectors = unit_vectors(mean_features(count)).to(device)
-    CONTENDERS[name](vectors[:256])  # libraries and thread pools
+    CONTENDERS[name](vectors[:256])  # loads libraries, starts thread pools
     give_back_memory()
     found = common.peak_memory(lambda: CONTENDERS[name](vectors), device)
     return None if found is None else found / 1e6
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system, so that a call that uses it again is seen to."""
+    """Returns freed memory to the system, so that its reuse counts in the peak."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
@@ -121,13 +121,13 @@ def measure(count: int, device: str, quick: bool) -> list[Row]:
 
 
 def in_process(function: Callable, *arguments):
-    """The result of a function that runs in a fresh process."""
+    """Runs a function in a fresh process and returns its result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def large(count: int, strip: int, device: str, threads: int) -> dict[str, float]:
-    """Seconds of a pair within a strip, of a pair of two strips and of a merge, and peak resident memory."""
+    """Seconds of a pair within one strip, of a pair of two strips and of a merge, and peak resident memory."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         means, rows = Path(folder) / "means.npy", 50_000
@@ -158,7 +158,7 @@ def large(count: int, strip: int, device: str, threads: int) -> dict[str, float]
         pairs = strips * (strips - 1) // 2
         total = strips * (seconds["within"] + seconds["merge"]) + pairs * seconds["between"]
         if growth is not None and device == "cpu":
-            growth = common._resident("VmHWM")  # all of the process
+            growth = common._resident("VmHWM")  # of the whole process
         return {
             "vectors": count, "strips": strips, **{f"{name}_s": value for name, value in seconds.items()},
             "total_s": total, "peak_process_mb": None if growth is None else growth / 1e6,

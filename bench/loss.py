@@ -1,12 +1,13 @@
-"""Correlation losses: ours, eager as STEGO writes it, and torch.compile of that: ``python bench/loss.py``.
+"""Correlation losses: ours, eager in STEGO's form, and torch.compile of eager: ``python bench/loss.py``.
 
     python bench/loss.py [--device cpu|cuda] [--json FILE] [--quick] [--no-compile] [--case TEXT]
 
 Contenders get the same tensors, are compared with each other before they are timed, and run in turns. ``floor`` is the
-matrix products of the plain algorithm over the matrix rate (forward: F and S once; with backward: two more products of
-S's size), or reading the inputs and writing the gradients once over the bandwidth if that is longer; both rates are
-measured in the same run. Ours can go below it: pairs drawn twice or mirrored are one pair. ``ratio`` is
-the contender's median over ours. Memory is the peak above what was in use before, each in a fresh process.
+time of the plain algorithm's matrix products at the matrix rate (forward: F and S once; with backward: two more
+products of S's size), or of reading the inputs and writing the gradients once at the memory bandwidth, if that is
+longer. Both rates are measured in the same run. Ours can be faster than the floor: pairs drawn twice or mirrored are
+computed once. ``ratio`` is the contender's median over ours. Memory is the peak above the memory in use before, each
+contender in a fresh process.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from depthg.compat import ContrastiveCorrelationLoss
 from depthg.kernels import LossSettings, reference
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
-MEMORY_LIMIT = 4 << 30  # of the eager tensors, above which they are not run on a CPU
+MEMORY_LIMIT = 4 << 30  # bytes of eager's tensors above which eager does not run on a CPU
 CONTENDERS = ("depthg", "eager", "compile")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """``images`` N, ``side`` squared points, C feature and K code channels, R draws; side 0 is NT-Xent on 2N views.
+    """``images`` N, ``side`` x ``side`` points, C feature and K code channels, R draws; side 0 is NT-Xent on 2N views.
 
-    The points are read from maps of ``cells`` squared cells; with 0 their vectors are given. ``drop_in``: the call of
-    STEGO's class against ``depthg.compat``, random draws included and without depth.
+    Points are read from maps of ``cells`` x ``cells`` cells; with 0, the vectors at the points are given. ``drop_in``:
+    STEGO's class against ``depthg.compat``, with random draws and without depth.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Case:
         return self.images * (2 + self.draws)
 
     def operations(self, backward: bool) -> float:
-        """Multiply-adds of the matrix products, times two; depth shares the S of self."""
+        """Floating-point operations of the matrix products (a multiply-add is two); depth shares the S of self."""
         if self.side == 0:
             return 2.0 * (2 * self.images) ** 2 * self.codes * (3 if backward else 1)
         width = self.channels + self.codes * (3 if backward else 1)
@@ -63,7 +64,7 @@ class Case:
         return 2.0 * self.side**4 * (self.pairs * width + self.images * depth)
 
     def bytes_moved(self, backward: bool) -> float:
-        """Inputs of both sides read once, with backward also gradients of the codes written once."""
+        """Bytes to read both inputs once and, with backward, to write the gradients of the codes once."""
         passes = 2 if backward else 1
         if self.side == 0:
             return 4.0 * 2 * self.images * self.codes * passes
@@ -73,7 +74,7 @@ class Case:
         return 1e3 * max(self.operations(backward) / rate, self.bytes_moved(backward) / bandwidth)
 
     def eager_bytes(self) -> float:
-        """Rough size of what eager keeps at a time: three tensors per pair in the graph."""
+        """Approximate bytes that eager holds at a time: three tensors per pair in the graph."""
         return (2 * self.images) ** 2 * 4.0 * 3 if self.side == 0 else 3 * 4.0 * self.pairs * self.side**4
 
 
@@ -105,7 +106,7 @@ class Row:
 
 
 def make_calls(case: Case, device: str, names: tuple[str, ...]) -> dict[str, tuple[Callable, list[torch.Tensor]]]:
-    """Per contender the loss as a function without arguments, and the leaves that get gradients."""
+    """For each contender, the loss as a function without arguments, and the leaves that get gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, grad: bool = False) -> torch.Tensor:
@@ -122,7 +123,7 @@ def make_calls(case: Case, device: str, names: tuple[str, ...]) -> dict[str, tup
 
 
 def loss_calls(case: Case, draw: Callable, device: str, names: tuple[str, ...]) -> dict[str, tuple[Callable, list]]:
-    """Eq. 7 from maps, or from the vectors at the points."""
+    """Calls of Eq. 7 from maps, or from the vectors at the points."""
     n, side, c, k, size = case.images, case.side, case.channels, case.codes, case.cells or case.side
     feats, near_feats = draw(n, c, size, size).relu(), draw(n, c, size, size).relu()
     codes, near_codes = draw(n, k, size, size, grad=True), draw(n, k, size, size, grad=True)
@@ -174,7 +175,7 @@ def replaced_class(case: Case, maps: list[torch.Tensor]) -> torch.Tensor:
 
 
 def fused_at(feats, codes, near_feats, near_codes, negatives, depth, at, near_at) -> torch.Tensor:
-    """``stego.loss_at`` with this package: every image is read once for all of its pairs."""
+    """``stego.loss_at`` computed by this package: every image is read once for all its pairs."""
     maps = feats, codes, near_feats, near_codes
     return kernels.depthg_loss(*maps, negatives, SETTINGS, depth=depth, points=at, points_neighbour=near_at).total
 
@@ -186,9 +187,9 @@ def forward_backward(call: Callable, leaves: list[torch.Tensor]) -> None:
 
 
 def check_equal(calls: dict[str, tuple[Callable, list[torch.Tensor]]]) -> None:
-    """Values to 1e-5, gradients to 1e-3 of their length: accuracy proper is the tests' matter.
+    """Raises if losses differ by more than 1e-5 or gradients by 1e-3 of their norm; the tests check accuracy strictly.
 
-    Among millions of S some lie within rounding of the kink at 0, and each that falls on the other side moves the
+    Among millions of S, some are within rounding of the kink at 0. Each that rounds to the other side changes the
     gradient by a few 1e-4.
     """
     seen = {}
@@ -238,7 +239,7 @@ def no_grad(call: Callable) -> Callable:
 
 
 def peak(case: Case, name: str, device: str) -> int | None:
-    """Peak memory of one forward and backward, in a process of its own."""
+    """Peak memory of one forward and backward, in a separate process."""
     command = [sys.executable, __file__, "--memory", case.name, name, "--device", device]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
@@ -250,9 +251,9 @@ def print_peak(case_name: str, name: str, device: str) -> None:
     case = next(c for c in CASES + GPU_CASES if c.name == case_name)
     small = dataclasses.replace(case, images=min(case.images, 4), side=min(case.side, 4), cells=min(case.cells, 4))
     call, leaves = make_calls(small, device, (name,))[name]
-    forward_backward(call, leaves)  # loads and starts everything
+    forward_backward(call, leaves)  # loads libraries, starts thread pools
     call, leaves = make_calls(case, device, (name,))[name]
-    for x in leaves:  # gradients that every contender leaves behind are not its working memory
+    for x in leaves:  # gradients, which all contenders leave behind, are not working memory
         x.grad = torch.zeros_like(x)
     if name == "compile":
         call()  # compiles

@@ -1,19 +1,18 @@
-"""Segmenting photos against the time of the backbone alone on the same photos: ``python bench/predict.py``.
+"""Time to segment photos, against that of the backbone alone on the same photos: ``python bench/predict.py``.
 
     python bench/predict.py [--device cpu|cuda] [--json FILE] [--quick] [--photos N] [--size HxW] [--folder DIR]
 
 Runs have random weights of the real sizes, so their maps are rougher than trained ones and up-sampling them costs more.
 Milliseconds per photo, wall clock, of
-- backbone: the network alone, on photos that are decoded and scaled already, 8 windows at a time;
-- backbone, side by side: the same with a thread per core, each with a photo of its own;
-- published, in both ways: `extract_features` of the package efficientnet_lite_pytorch, whose weights these are, where
-  it is installed (the vision transformer is that of the package transformers already);
-- files: what Pillow takes to decode each JPEG, to encode it again and to encode the id PNG, in memory, a photo per
-  core and nothing else;
+- backbone: the network alone, on decoded and scaled photos, 8 windows at a time;
+- backbone, side by side: the same with one photo per thread and one thread per core;
+- published, in both ways: `extract_features` of the package efficientnet_lite_pytorch, the source of the weights, if it
+  is installed (the vision transformer is already that of the package transformers);
+- files: Pillow alone, decoding each JPEG, encoding it again and encoding the id PNG, in memory, one photo per core;
 - segmenter: `Segmenter.predict_many` on decoded photos: scaling, network, head, probe, ids at the photo's size;
-- command: what `python -m depthg.predict` does after it has loaded the run: reading JPEGs, the above, writing the id
+- command: the work of `python -m depthg.predict` after loading the run: reading JPEGs, all of the above, writing the id
   PNG and the overlay JPEG of each photo (in threads beside the network).
-Shares are over the fastest way to run the backbone: as it is here, and as it is published.
+Overheads are relative to the fastest way to run the backbone: this package's, and the published one.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Row:
 
 
 def write_dino(folder: Path) -> Path:
-    """A run on DINO ViT-S/8, converted from a checkpoint of random weights laid out as STEGO's."""
+    """A run on DINO ViT-S/8, converted from a checkpoint in STEGO's format with random weights."""
     width, layers = DINO["dino_vits8"].embed_dim, 12
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 785, width), "patch_embed.proj.weight": (width, 3, 8, 8)}
     shapes |= {name: (width,) for name in ("patch_embed.proj.bias", "norm.weight", "norm.bias")}
@@ -88,7 +87,7 @@ def write_dino(folder: Path) -> Path:
 
 
 def write_efficientnet(folder: Path) -> Path:
-    """A run on EfficientNet-Lite0 with a random head, laid out as the CamVid preset's."""
+    """A run on EfficientNet-Lite0 with a random head, with the sizes of the CamVid preset."""
     backbone, run = load_backbone("efficientnet_lite0"), folder / "efficientnet_lite0"
     config = Config(n_classes=CLUSTERS)
     config.backbone.standardize, config.backbone.pca, config.head.dim = True, 128, CODES
@@ -103,7 +102,7 @@ def write_efficientnet(folder: Path) -> Path:
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """JPEGs with structure at many scales and some noise."""
+    """Writes JPEGs with structure at several scales and some noise."""
     rng = np.random.default_rng(0)
     (folder / "photos").mkdir()
     for number in range(count):
@@ -117,7 +116,7 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
 
 
 def published(backbone: Backbone) -> Callable[[torch.Tensor], object] | None:
-    """The network as its own package runs it; None without the package, and where ours is that of a package."""
+    """The network as published in its package; None without the package, or if ours already is a package's network."""
     if backbone.name != "efficientnet_lite0":
         return None
     try:
@@ -204,8 +203,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table and the machine to this file")
     parser.add_argument("--quick", action="store_true", help="few photos and repeats")
     parser.add_argument("--photos", type=int, default=8, help="synthetic photos")
-    parser.add_argument("--size", default="720x960", help="of the synthetic photos, HxW")
-    parser.add_argument("--folder", type=Path, help="photos of your own instead")
+    parser.add_argument("--size", default="720x960", help="size of the synthetic photos, HxW")
+    parser.add_argument("--folder", type=Path, help="folder of photos to use instead")
     args = parser.parse_args()
     size = tuple(int(n) for n in args.size.split("x"))
     count, rounds = (2, 2) if args.quick else (args.photos, 5)

@@ -1,12 +1,12 @@
-"""How the cost of training grows with images, points, batch and processes: ``python bench/scale.py``.
+"""Cost of training against images, points, batch size and processes: ``python bench/scale.py``.
 
     OMP_NUM_THREADS=1 python bench/scale.py [--json FILE] [--quick]
 
-The trainer's own step (``training.step``) with the settings of ``experiment=cocostuff27_vits8`` on synthetic features
+Times the trainer's step (``training.step``) with the settings of ``experiment=cocostuff27_vits8`` on synthetic features
 of ViT-S/8 size: draws, reading, sampling, head, all terms, both probes on all cells, backward, Adam. One quantity
-changes at a time; the others are 1,000 images, 121 points, batch 32, one process. Two processes work on one batch of
-32, connected by gloo, with the threads of one each. Every case has processes of its own; its memory is that by which
-the peak of a step exceeds what was in use before.
+changes at a time; the others are 1,000 images, 121 points, batch 32, one process. Two processes, connected by gloo,
+share one batch of 32; each has as many threads as the single process. Every case runs in separate processes; memory is
+the peak of a step above the memory in use before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from depthg.runtime import processes
 from depthg.training.step import Model, Step
 
 CHANNELS, CLASSES, SIDE, WIDE_SIDE = 384, 27, 28, 40  # cells per side: 224 and 320 pixels
-DISTINCT = 128  # maps in memory; further images repeat them
+DISTINCT = 128  # distinct maps in memory; more images repeat them
 IMAGES, POINTS, BATCHES, PROCESSES = (100, 1000, 10_000), (81, 121, 400, 1600), (8, 32, 64, 128), (1, 2)
 
 
@@ -61,7 +61,7 @@ class Row:
 
 
 class RepeatedFeatures(Features):
-    """``DISTINCT`` maps that stand for any number of images."""
+    """``DISTINCT`` maps, repeated for any number of images."""
 
     def __init__(self, images: int, cells: int):
         super().__init__((images, cells, CHANNELS), torch.float16)
@@ -72,7 +72,7 @@ class RepeatedFeatures(Features):
 
 
 def prepared(case: Case) -> Prepared:
-    """What training reads of a synthetic data set."""
+    """The prepared inputs of a synthetic data set."""
     rng, cells = np.random.default_rng(0), case.side**2
     coarse = torch.from_numpy(rng.random((DISTINCT, 1, 4, 4), dtype=np.float32))
     depth = torch.nn.functional.interpolate(coarse, (case.side, case.side), mode="bicubic").clamp(0.05, 1)
@@ -88,7 +88,7 @@ def prepared(case: Case) -> Prepared:
 
 
 class Repeated:
-    """An array whose rows stand for any number of images."""
+    """An array with rows repeated for any number of images."""
 
     def __init__(self, rows: np.ndarray, images: int):
         self.rows, self.shape = rows, (images, *rows.shape[1:])
@@ -98,7 +98,7 @@ class Repeated:
 
 
 def training(case: Case) -> tuple[list[float], float | None]:
-    """Milliseconds of some steps, and MiB by which one step's peak exceeds the memory before it (None: unknown)."""
+    """Milliseconds of some steps, and MiB of the first step's peak above the memory before it (None: unknown)."""
     side = round(case.points**0.5)
     config = load_config(
         [
@@ -126,7 +126,7 @@ def training(case: Case) -> tuple[list[float], float | None]:
 
 
 def in_new_processes(case: Case) -> tuple[list[float], float | None]:
-    """As ``training``, in processes of its own: as many as the case says, each with this one's number of threads."""
+    """``training`` in ``case.processes`` new processes, each with this process's number of threads."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
     launcher = launcher if case.processes > 1 else []
     command = [sys.executable, *launcher, __file__, "--worker", json.dumps(dataclasses.asdict(case))]
@@ -147,7 +147,7 @@ def worker(case: Case) -> None:
 
 
 def neighbours_seconds(images: int) -> float:
-    """Of the 30 nearest neighbours of so many mean features."""
+    """Seconds to find the 30 nearest neighbours of the mean features of this many images."""
     means = torch.randn(images, CHANNELS, generator=torch.Generator().manual_seed(0))
     unit = torch.nn.functional.normalize(means, dim=1)
     begin = time.perf_counter()

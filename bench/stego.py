@@ -1,7 +1,7 @@
-"""The eager baseline: STEGO's losses and DepthG's training step, on five-dimensional tensors, in our own writing.
+"""The eager baseline: an independent implementation of STEGO's losses and DepthG's training step.
 
 Formulas and shapes follow the published code (correlations ``[N, S, S, S, S]`` by einsum, grid_sample on maps, head as
-1 x 1 convolutions on whole maps, FPS in a numpy loop); nothing is made slower than it is there.
+1 x 1 convolutions on whole maps, FPS in a numpy loop); nothing is slower than in the published code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def correlate(a: Tensor, b: Tensor) -> Tensor:  # [N, C, S, S] each -> [N, S, S,
 
 
 def term(feats_a: Tensor, feats_b: Tensor, codes_a: Tensor, codes_b: Tensor, shift: float) -> Tensor:
-    """Loss per element, with spatial centring and zero clamp."""
+    """The loss of every element, with spatial centring and zero clamp."""
     with torch.no_grad():
         target = correlate(feats_a, feats_b)
         mean = target.mean()
@@ -39,7 +39,7 @@ def loss(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, n
 
 def loss_at(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, negatives: Tensor, depth: Tensor,
             at: Tensor, near_at: Tensor, s: LossSettings) -> Tensor:  # fmt: skip
-    """The same from whole maps ``[N, C, H, W]``, ``[N, K, H, W]``, ``[N, 1, H, W]``; every pair is read anew.
+    """Eq. 7 from whole maps ``[N, C, H, W]``, ``[N, K, H, W]``, ``[N, 1, H, W]``; every pair is read separately.
 
     Anchors and negatives are read at the points ``at`` ``[N, S, S, 2]`` of their image, neighbours at ``near_at``.
     """
@@ -50,7 +50,7 @@ def loss_at(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor
 
 def drop_in(feats: Tensor, codes: Tensor, near_feats: Tensor, near_codes: Tensor, draws: int, side: int,
             s: LossSettings) -> Tensor:  # fmt: skip
-    """What code around STEGO's class computes: random points and pairs, three losses from whole maps, no depth."""
+    """The loss that STEGO's training code computes: random points and pairs, three terms from whole maps, no depth."""
     n = len(feats)
     at, near_at = (torch.rand([n, side, side, 2], device=feats.device) * 2 - 1 for _ in range(2))
     a, z = read(feats, at), read(codes, at)

@@ -1,15 +1,15 @@
-"""One training step with cached features, ours against the eager path with FPS in numpy: ``python bench/step.py``.
+"""One training step with cached features, against the eager path with FPS in numpy: ``python bench/step.py``.
 
     python bench/step.py [--device cpu|cuda] [--json FILE] [--quick]
 
-Both steps work on the same arrays: sample P points by FPS on the depth of 2 N photos, read features, head, all terms of
-the loss, both probes, backward, Adam. The eager step reads and runs the head on whole maps, which the probes then see.
-Ours reads features at the sampled points alone, and for the probes at P random cells of each anchor (``probe.cells``);
-"depthg, all cells" gives the probes whole maps too, which takes another pass of the head without gradient. As the
-trainer does, it samples and reads on the CPU, where depth and features are, and sends from pinned memory to a GPU.
+Both steps use the same arrays: sample P points by FPS on the depth of 2 N photos, read features, head, all terms of the
+loss, both probes, backward, Adam. The eager step reads whole maps and runs the head on them; the probes use these
+codes. Ours reads features only at the sampled points and, for the probes, at P random cells of each anchor
+(``probe.cells``); "depthg, all cells" gives the probes whole maps too, with another pass of the head without gradient.
+Like the trainer, it samples and reads on the CPU, where depth and features are, and copies to a GPU from pinned memory.
 
-"step" is timed without looking at the parts in between: on a GPU each look waits for it, which a step alone does not.
-A second table says which share of the trainer's step waits for features in memory and on the disk (``waiting.py``).
+"step" is timed without timing its parts: on a GPU, timing a part synchronises with it, which a step alone does not do.
+A second table gives the fraction of the trainer's step that waits for features in memory and on disk (``waiting.py``).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Data:
 
 
 class Clock:
-    """Milliseconds of each part of a step; ``off``: nobody looks."""
+    """Records the milliseconds of each part of a step; with ``off``, does nothing."""
 
     def __init__(self, device: str, off: bool = False):
         self.device, self.parts, self.off = device, {}, off

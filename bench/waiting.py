@@ -1,9 +1,9 @@
-"""The share of a training step that waits for cached features; part of ``python bench/step.py``.
+"""The fraction of a training step that waits for cached features; part of ``python bench/step.py``.
 
-The steps are the trainer's own (``depthg/step.py``), with the settings of a preset, on synthetic views. "On disk" the
-features of every batch are thrown out of memory before their turn, as if the data set were far larger than memory. With
-read-ahead the system is told of a batch one step before, as the trainer does; without, it reads what is touched.
-Waiting is all the time that steps spend on reading and converting features; its share is that of their sums.
+The steps are the trainer's (``training.step``), with the settings of a preset, on synthetic views. "On disk": the
+features of every batch are dropped from memory before they are read, as if the data set were far larger than memory.
+With read-ahead, the system is told of a batch one step before, as in the trainer; without it, pages are read on access.
+Waiting is all the time that steps spend reading and converting features; its fraction is the ratio of the sums.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = {
 }
 PRESET = ("experiment=cocostuff27_vits8", "data.root=.", "knn.k=7")
 CLASSES = 27
-WARM_UP = 2  # iterations of a case that are not counted
+WARM_UP = 2  # uncounted first iterations of a case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ class FileFeatures(Features):
     """Two files of the same features, read in turn, so that one can be dropped from memory while the other is used.
 
     Attributes:
-        iteration: even: the first file is read and the second announced; odd: the other way round.
-        waited: seconds spent on reading since it was set to 0.
+        iteration: if even, the first file is read and the second is prefetched; if odd, the reverse.
+        waited: seconds spent reading since it was last reset.
     """
 
     def __init__(self, folder: Path, features: np.ndarray):
@@ -62,7 +62,7 @@ class FileFeatures(Features):
         self.iteration, self.waited = 0, 0.0
 
     def drop(self, number: int) -> None:
-        """Throws a file out of memory. Mapped pages would stay, so the map is closed meanwhile."""
+        """Drops a file from memory. Mapped pages would stay, so the map is closed and opened again."""
         self.stored[number] = None
         file = os.open(self.paths[number], os.O_RDONLY)
         os.fsync(file)
@@ -87,7 +87,7 @@ class FileFeatures(Features):
 
 
 def synthetic(features: FileFeatures, side: int, size: int) -> SimpleNamespace:
-    """Views as a preparation finds them, with labels of ``size`` x ``size`` pixels."""
+    """Synthetic inputs in the form of a preparation, with labels of ``size`` x ``size`` pixels."""
     rng, count = np.random.default_rng(0), len(features)
     coarse = torch.from_numpy(rng.random((count, 1, 4, 4), dtype=np.float32))
     depth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0.05, 1).flatten(1)
@@ -100,7 +100,7 @@ def synthetic(features: FileFeatures, side: int, size: int) -> SimpleNamespace:
 
 
 def measure(device: str, quick: bool) -> list[Row]:
-    """Every case, medians per step; empty where the system takes no advice about files."""
+    """Medians per step of every case; empty if the system has no ``posix_fadvise``."""
     side, channels, steps = (8, 64, 3) if quick else (28, 384, 16)
     given = (*PRESET, "batch_size=8", "sampling.points=4") if quick else PRESET
     rows = []
@@ -119,7 +119,7 @@ def measure(device: str, quick: bool) -> list[Row]:
                 for iteration in range(steps + WARM_UP):
                     begin = time.perf_counter()
                     if ahead:
-                        step.ahead.wait()  # for what is not there yet
+                        step.ahead.wait()  # for the reads still in progress
                     features.iteration, features.waited = iteration, time.perf_counter() - begin
                     if cold:
                         features.drop(1 - iteration % 2)
