@@ -89,13 +89,13 @@ def fps_checks(place: Place) -> Iterable[Check]:
 
 
 def same_picks(place: Place, impl: str, clouds: int, n: int, dims: int, k: int, dtype: str) -> None:
-    """Picks of random, lattice and coinciding points equal the CPU's, with strided input, lengths and start 0."""
+    """Picks of random, lattice and coinciding points equal the CPU's, with strided input, lengths and starts."""
     generator = torch.Generator().manual_seed(n)
     plain = torch.randn(clouds, n, dims, generator=generator)
     for points in (plain, (2 * plain).round(), plain[:, :1].expand(-1, n, -1) * 1.0):
         points = points.to(getattr(torch, dtype))
         lengths = torch.randint(k, n + 1, (clouds,), generator=generator)
-        start = torch.zeros(clouds, dtype=torch.int64)
+        start = (torch.rand(clouds, generator=generator) * lengths).long()
         expected = kernels.farthest_point_sample(points, k, lengths=lengths, start=start)
         there = points.to(place.device).transpose(0, 1).contiguous().transpose(0, 1)
         options = {"lengths": lengths.to(place.device), "start": start.to(place.device)}

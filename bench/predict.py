@@ -147,6 +147,8 @@ def measure(run: Path, photos: list[Path], out: Path, device: str, window: str |
     def ways(name: str, network: Callable[[torch.Tensor], object]) -> dict[str, Callable[[], object]]:
         def one(pixels: torch.Tensor) -> None:
             network(to_float(pixels.to(device).permute(0, 3, 1, 2)))
+            if device != "cpu":  # the others end with results on the host
+                torch.cuda.synchronize(device)
 
         def side_by_side() -> None:
             total = torch.get_num_threads()

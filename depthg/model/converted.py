@@ -35,7 +35,7 @@ DATA = {"cocostuff27": "cocostuff27", "cityscapes": "cityscapes", "potsdam": "po
 KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")  # entries copied to source.json
 KINDS = {"vit_small": "s", "vit_base": "b"}
 UNSUPPORTED = {  # settings that can select another network, and the supported values
-    "arch": "dino", "dino_feat_type": "feat", "projection_type": ("nonlinear", "linear"),
+    "arch": ("dino",), "dino_feat_type": ("feat",), "projection_type": ("nonlinear", "linear"),
 }  # fmt: skip
 SETTINGS = {  # numeric settings of the checkpoint -> settings of this package
     "pos_intra_weight": "loss.self.weight", "pos_intra_shift": "loss.self.shift",
@@ -111,8 +111,9 @@ def plain_setting(value: Any, path: Path) -> Any:
 def _check_supported(settings: dict, path: Path) -> None:
     for key, possible in UNSUPPORTED.items():
         value = settings.get(key)
-        if value is not None and value not in (possible if isinstance(possible, tuple) else (possible,)):
-            raise ValueError(f"{path} was made with {key}={value}; only {key}={possible} can be converted")
+        if value is not None and value not in possible:
+            known = " or ".join(f"{key}={text}" for text in possible)
+            raise ValueError(f"{path} was made with {key}={value}; only {known} can be converted")
 
 
 def _modules(state: dict[str, Tensor], channels: int, path: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Result:
 @lru_cache
 def paper_tables() -> dict[str, PaperTable]:
     """``table1`` to ``table4`` and ``ablation`` (table 4 on other data), by name."""
-    text = (resources.files("depthg") / "tables.yaml").read_text(encoding="utf-8")
+    text = (resources.files("depthg.paper") / "tables.yaml").read_text(encoding="utf-8")
     return {name: _table(name, **content) for name, content in yaml.safe_load(text).items()}
 
 
