@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -66,7 +66,7 @@ class ModelDepth(DepthSource):
         """Where this network's maps lie; what they are stands in `settings.json` beside them."""
         network = self.network
         settings = {
-            "network": network.name, "flip": network.flip, "preprocessing": asdict(network.preprocessing),
+            "network": network.name, "flip": network.flip, "preprocessing": network.preprocessing.settings,
             "values": "metres, logarithmic" if self.metric else "inverse depth, each picture from 0 to 65535",
         }  # fmt: skip
         with self._lock:  # from Python 3.12 on, threads may come here at once

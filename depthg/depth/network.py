@@ -62,7 +62,7 @@ class DepthNetwork:
     Raises:
         FileNotFoundError: it is nowhere to be had; the message says what to download and where to put it.
         ValueError: another architecture, or damaged files.
-        ImportError: transformers is not installed.
+        ImportError: transformers is not installed, or older than 5.5.
     """
 
     def __init__(

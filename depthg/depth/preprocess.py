@@ -1,15 +1,14 @@
 """What a depth network wants to see, and the way back from its output to the photo.
 
-The steps are those of the image processors in transformers, written in torch because these need torchvision: padding of
-the photo (ZoeDepth), resizing to a multiple of the patch, padding of the input (DPT on DINOv2), normalisation. Values
-come from the checkpoint's `preprocessor_config.json`; what it leaves out, from the architecture.
+The image processors of transformers make the input; those of Pillow need no torchvision. Values come from the
+checkpoint's `preprocessor_config.json`; what it leaves out, from the architecture. The way back is written here: that
+of ZoeDepth in transformers needs torchvision, and that of DPT leaves the padding of the input in the depth.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,91 +19,122 @@ from torch import Tensor
 
 from depthg.backbones.vit import IMAGENET_MEAN, IMAGENET_STD
 
-HALF = (0.5, 0.5, 0.5)
-MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which configurations hold
+MIN_TRANSFORMERS = "5.5"  # the first whose Pillow processors work without torchvision; pyproject.toml says the same
 BORDER = 3.0  # ZoeDepth pads each side by 3 sqrt(side / 2) pixels, which keeps artefacts of the border out of the photo
+PROBE = (12, 8)  # height and width of a photo that settings are tried on
+# What is taken from preprocessor_config.json
+KEYS = (
+    "do_resize", "size", "keep_aspect_ratio", "ensure_multiple_of", "resample", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std", "do_pad", "size_divisor",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Preprocessing:
     """How a photo becomes the input of a depth network.
 
-    Attributes:
-        size: height and width that the input is scaled to, None to leave the photo as it is.
-        keep_aspect: one scale for both sides, of the two the one nearer to 1.
-        multiple: both sides of the input are rounded to multiples of this.
-        mode: "nearest", "bilinear" or "bicubic".
-        align_corners: corner pixels stay corner pixels, without antialias (ZoeDepth); else half-pixel centres,
-            antialias and rounding to 8 bits as Pillow does.
-        border: reflect the photo's border before resizing.
-        divisor: fill the input with zeros, evenly on both sides, to multiples of this; 0 for never.
-        scale: factor of the 8-bit values before mean and std.
-        mean, std: per channel.
+    ZoeDepth: the photo's border is reflected, then it is resized with corner pixels as corner pixels. Depth Anything
+    and DPT: it is resized as Pillow does, then filled with zeros to multiples of `size_divisor`.
+
+    Args:
+        settings: arguments of the image processor, of those in `KEYS`.
+        zoedepth: whether it is that of ZoeDepth.
+
+    Raises:
+        ImportError: transformers is too old.
+        ValueError: the settings are impossible.
     """
 
-    size: tuple[int, int] | None
-    keep_aspect: bool
-    multiple: int
-    mode: str
-    align_corners: bool = False
-    border: bool = False
-    divisor: int = 0
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = HALF
-    std: tuple[float, ...] = HALF
+    def __init__(self, settings: dict[str, Any], zoedepth: bool = False):
+        self.processor = _processor_class(zoedepth)(**settings)
+        self.border = zoedepth and bool(self.processor.do_pad)
+        divisor = None if zoedepth or not self.processor.do_pad else self.processor.size_divisor
+        self.divisor = 1 if divisor is None else divisor
+        self._check(zoedepth)
+
+    def _check(self, zoedepth: bool) -> None:
+        """Tries the settings on a small photo."""
+        p = self.processor
+        size = p.size.height, p.size.width
+        if None in size or min(*size, p.ensure_multiple_of, self.divisor) < 1:
+            raise ValueError(
+                f"height and width {size}, ensure_multiple_of={p.ensure_multiple_of} or size_divisor={self.divisor} "
+                "is impossible"
+            )
+        if zoedepth and p.do_resize and p.resample not in (2, 3):
+            raise ValueError(f"resample={p.resample} is not 2 (bilinear) or 3 (bicubic), all that ZoeDepth takes")
+        with np.errstate(all="ignore"):
+            found = self.to_input(np.zeros((*PROBE, 3), np.uint8))
+        if not found.isfinite().all():
+            raise ValueError(
+                f"rescale_factor={p.rescale_factor}, image_mean={p.image_mean} or image_std={p.image_std} is impossible"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values of all `KEYS`, as JSON can hold them."""
+        size = [self.processor.size.height, self.processor.size.width]
+        return {**{key: getattr(self.processor, key, None) for key in KEYS}, "size": size}
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the network's input for a photo, before `divisor` fills it up."""
-        height, width = height + 2 * self._border(height), width + 2 * self._border(width)
-        if self.size is None:
+        """Height and width of the network's input for a photo, before it is filled up.
+
+        The rule of the image processors, but at least one multiple on each side: they fail where it gives 0.
+        """
+        p, (down, right) = self.processor, self._border(height, width)
+        height, width = height + 2 * down, width + 2 * right
+        if not p.do_resize:
             return height, width
-        scales = self.size[0] / height, self.size[1] / width
-        if self.keep_aspect:
+        scales = p.size.height / height, p.size.width / width
+        if p.keep_aspect_ratio:  # one scale for both sides, of the two the one nearer to 1
             scales = (scales[1],) * 2 if abs(1 - scales[1]) < abs(1 - scales[0]) else (scales[0],) * 2
-        rows, columns = round(scales[0] * height / self.multiple), round(scales[1] * width / self.multiple)
-        return max(1, rows) * self.multiple, max(1, columns) * self.multiple
+        multiple = p.ensure_multiple_of
+        rows, columns = round(scales[0] * height / multiple), round(scales[1] * width / multiple)
+        return max(1, rows) * multiple, max(1, columns) * multiple
 
     def to_input(self, image: np.ndarray) -> Tensor:  # uint8 [H, W, 3] -> float32 [3, h, w]
-        """The network's input for a photo."""
-        height, width = image.shape[:2]
-        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-        down, right = self._border(height), self._border(width)
-        x = F.pad(x, (right, right, down, down), mode="reflect")
-        size = self.input_size(height, width)
-        if size != tuple(x.shape[-2:]):
-            x = self._resize(x, size)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        x = (x[0] * self.scale - mean) / std
-        (above, below), (left, right) = map(self._fill, size)
-        return F.pad(x, (left, right, above, below))
+        """The network's input for a photo; safe to call from several threads."""
+        height, width = self.input_size(*image.shape[:2])
+        found = self.processor(
+            images=image, input_data_format="channels_last", size={"height": height, "width": width},
+            keep_aspect_ratio=False,
+        )  # fmt: skip
+        return torch.from_numpy(np.array(found["pixel_values"][0], np.float32, order="C"))
 
     def trim(self, depth: Tensor, size: tuple[int, int]) -> Tensor:  # [h, w] -> [h', w']
-        """Output without what `divisor` filled; `size` is `input_size`."""
-        (above, below), (left, right) = map(self._fill, size)
-        if not (above or below or left or right):
+        """Output without what was filled up; `size` is `input_size`."""
+        missing = [-side % self.divisor for side in size]
+        if not any(missing):
             return depth
-        whole = _bicubic(depth, (size[0] + above + below, size[1] + left + right))
+        whole = _bicubic(depth, (size[0] + missing[0], size[1] + missing[1]))
+        above, left = missing[0] // 2, missing[1] // 2
         return whole[above : above + size[0], left : left + size[1]]
 
     def to_photo(self, depth: Tensor, height: int, width: int) -> Tensor:  # [h, w] -> [height, width]
         """Trimmed output at the photo's size: bicubic, without the reflected border."""
-        down, right = self._border(height), self._border(width)
+        down, right = self._border(height, width)
         whole = _bicubic(depth, (height + 2 * down, width + 2 * right))
         return whole[down : down + height, right : right + width]
 
-    def _border(self, side: int) -> int:
-        return min(int(math.sqrt(side / 2) * BORDER), side - 1) if self.border else 0
+    def _border(self, height: int, width: int) -> tuple[int, int]:
+        if not self.border:
+            return 0, 0
+        return int(math.sqrt(height / 2) * BORDER), int(math.sqrt(width / 2) * BORDER)
 
-    def _fill(self, side: int) -> tuple[int, int]:
-        missing = -side % self.divisor if self.divisor else 0
-        return missing // 2, missing - missing // 2
 
-    def _resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.mode == "nearest":
-            return F.interpolate(x, size, mode="nearest-exact")
-        if self.align_corners:
-            return F.interpolate(x, size, mode=self.mode, align_corners=True)
-        return F.interpolate(x.byte(), size, mode=self.mode, antialias=True).float()
+def _processor_class(zoedepth: bool) -> Any:
+    """The image processor of transformers; ImportError where there is none without torchvision."""
+    import transformers
+
+    name = "ZoeDepthImageProcessorPil" if zoedepth else "DPTImageProcessorPil"
+    try:
+        found = getattr(transformers, name)
+        found()  # before 5.5 it asks for torchvision here
+    except (AttributeError, ImportError) as error:
+        raise ImportError(
+            f"depth networks need transformers {MIN_TRANSFORMERS} or later, but {transformers.__version__} is "
+            "installed: python -m pip install -U 'depthg[transformers]'"
+        ) from error
+    return found
 
 
 def _bicubic(depth: Tensor, size: tuple[int, int]) -> Tensor:  # [h, w] -> [*size]
@@ -113,25 +143,22 @@ def _bicubic(depth: Tensor, size: tuple[int, int]) -> Tensor:  # [h, w] -> [*siz
     return F.interpolate(depth[None, None].float(), size, mode="bicubic")[0, 0]
 
 
-def of_architecture(config) -> Preprocessing:
-    """The preprocessing that an architecture was published with.
+def of_architecture(config) -> dict[str, Any]:
+    """Arguments of the image processor that an architecture was published with, where they are not its defaults.
 
     Args:
         config: a transformers configuration of ZoeDepth, Depth Anything or DPT.
     """
     backbone = getattr(config, "backbone_config", None)
-    imagenet: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    imagenet = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
     if config.model_type == "zoedepth":
-        return Preprocessing((384, 512), True, 32, "bilinear", align_corners=True, border=True)
+        return {"ensure_multiple_of": 32}
     if config.model_type == "depth_anything":
         patch = _side(config.patch_size)
-        return Preprocessing((37 * patch,) * 2, True, patch, "bicubic", **imagenet)
+        return {"size": 37 * patch, "keep_aspect_ratio": True, "ensure_multiple_of": patch, **imagenet}
     if getattr(backbone, "model_type", "") == "dinov2":  # photos at their own size, filled up to whole patches
-        return Preprocessing(
-            None, False, 1, "bicubic", divisor=backbone.patch_size, mean=IMAGENET_MEAN, std=IMAGENET_STD
-        )
-    side = _side(getattr(config if needs_squares(config) else backbone, "image_size", 384))
-    return Preprocessing((side, side), False, 1, "bicubic")
+        return {"do_resize": False, "do_pad": True, "size_divisor": backbone.patch_size, **imagenet}
+    return {"size": _side(getattr(config if needs_squares(config) else backbone, "image_size", 384))}
 
 
 def needs_squares(config) -> bool:
@@ -147,60 +174,27 @@ def read_preprocessing(path: Path | None, config) -> Preprocessing:
         config: its transformers configuration.
 
     Raises:
-        ValueError: the file is damaged or asks for what is not known here.
+        ImportError: transformers is too old.
+        ValueError: the file is damaged or its values are impossible.
     """
-    default = of_architecture(config)
+    settings, zoedepth = of_architecture(config), config.model_type == "zoedepth"
     if path is None:
-        return default
+        return Preprocessing(settings, zoedepth)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        found = _from_settings(settings, default)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be used: {type(error).__name__}: {error}") from error
-    if needs_squares(config) and found.size is not None:
-        found = replace(found, keep_aspect=False)
-    if needs_squares(config) and (found.size is None or found.size[0] != found.size[1] or found.divisor):
-        raise ValueError(f"{path} cannot be used: this DPT takes square inputs only, not size {settings.get('size')}")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings |= {key: stored.get(key) for key in KEYS if stored.get(key) is not None}
+        if needs_squares(config):
+            settings["keep_aspect_ratio"] = False
+        found = Preprocessing(settings, zoedepth)
+    except ImportError:
+        raise
+    except Exception as error:  # the image processors raise almost anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be used: {type(error).__name__}: {reason}") from error
+    size = found.processor.size
+    if needs_squares(config) and not (found.processor.do_resize and size.height == size.width and found.divisor == 1):
+        raise ValueError(f"{path} cannot be used: this DPT takes square inputs only, not size {stored.get('size')}")
     return found
-
-
-def _from_settings(settings: dict, default: Preprocessing) -> Preprocessing:
-    """Values of a `preprocessor_config.json` over those of the architecture."""
-    size = settings.get("size", default.size)
-    if isinstance(size, dict):
-        size = (size["height"], size["width"])
-    size = (size, size) if isinstance(size, int) else size
-    mode = settings.get("resample", next(key for key, name in MODES.items() if name == default.mode))
-    if mode not in MODES:
-        raise ValueError(f"resample={mode} is none of {', '.join(map(str, MODES))}")
-    fills = settings.get("do_pad", bool(default.divisor or default.border))
-    divisor = (settings.get("size_divisor") or default.divisor) if fills and not default.border else 0
-    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-    normalized = settings.get("do_normalize", True)
-    found = Preprocessing(
-        size=(int(size[0]), int(size[1])) if size is not None and settings.get("do_resize", True) else None,
-        keep_aspect=bool(settings.get("keep_aspect_ratio", default.keep_aspect)),
-        multiple=int(settings.get("ensure_multiple_of", default.multiple)),
-        mode=MODES[mode],
-        align_corners=default.align_corners,
-        border=default.border and bool(fills),
-        divisor=int(divisor),
-        scale=float(scale),
-        mean=_channels(settings.get("image_mean", default.mean)) if normalized else (0.0,) * 3,
-        std=_channels(settings.get("image_std", default.std)) if normalized else (1.0,) * 3,
-    )
-    if found.multiple < 1 or (found.size is not None and min(found.size) < 1) or min(found.std) <= 0:
-        raise ValueError(
-            f"size={found.size}, ensure_multiple_of={found.multiple} or image_std={found.std} is impossible"
-        )
-    return found
-
-
-def _channels(values) -> tuple[float, ...]:
-    numbers = tuple(map(float, values)) if isinstance(values, (list, tuple)) else (float(values),) * 3
-    if len(numbers) != 3:
-        raise ValueError(f"{values} needs one number per channel")
-    return numbers
 
 
 def _side(size) -> int:

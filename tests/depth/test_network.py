@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from depth_checkpoints import TWO_HEADS, depth_anything, dpt, photo, zoedepth  #
 from depthg.backbones.vit import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from depthg.data.files import DataError  # noqa: E402
 from depthg.depth.network import FAR, NEAR, DepthNetwork, Prediction, check_finite, decode, encode  # noqa: E402
+from depthg.depth.preprocess import read_preprocessing  # noqa: E402
 
 SIZES = [(48, 80), (81, 47), (150, 222)]
 KINDS = ["zoedepth", "two_heads", "depth_anything", "metric", "dpt"]
@@ -46,10 +48,9 @@ def theirs(folder):
 
 
 def processor(folder):
-    """Their image processor; those of Pillow (version 5 on) or numpy (before) need no torchvision."""
-    name = "ZoeDepthImageProcessor" if folder.name in ("zoedepth", "two_heads") else "DPTImageProcessor"
-    found = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-    return found.from_pretrained(folder)
+    """Their image processor, as they set it up from the folder."""
+    name = "ZoeDepthImageProcessorPil" if folder.name in ("zoedepth", "two_heads") else "DPTImageProcessorPil"
+    return getattr(transformers, name).from_pretrained(folder)
 
 
 # ---- preprocessing
@@ -61,12 +62,7 @@ def test_input_equals_the_image_processor(folders, kind, size):
     image = photo(*size)
     ours = DepthNetwork(folders[kind]).prepare(image)
     truth = torch.as_tensor(processor(folders[kind])(images=image, return_tensors="pt").pixel_values[0])
-    assert ours.shape == truth.shape
-    if kind in ("zoedepth", "two_heads"):
-        torch.testing.assert_close(ours, truth, atol=2e-5, rtol=0)
-    else:  # 8 bits both, with coefficients in fixed point: now and then a neighbouring value
-        levels = (ours - truth).abs() * 255 * torch.tensor(processor(folders[kind]).image_std).view(3, 1, 1)
-        assert levels.max() < 2.01 and levels.mean() < 0.05
+    assert ours.dtype == torch.float32 and torch.equal(ours, truth)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +86,10 @@ def test_input_sizes_of_the_published_networks(tmp_path, size, expected):
         found = DepthNetwork(tmp_path / name).preprocessing
         assert found.input_size(*size) == expected[name], name
         imagenet = name == "depth_anything"
-        assert found.mean == (IMAGENET_MEAN if imagenet else (0.5,) * 3)
-        assert found.std == (IMAGENET_STD if imagenet else (0.5,) * 3)
-        assert found.border == (name == "zoedepth") and found.divisor == 0
+        assert DepthNetwork(tmp_path / name).prepare(np.zeros((*size, 3), np.uint8)).shape == (3, *expected[name])
+        assert tuple(found.settings["image_mean"]) == (IMAGENET_MEAN if imagenet else (0.5,) * 3)
+        assert tuple(found.settings["image_std"]) == (IMAGENET_STD if imagenet else (0.5,) * 3)
+        assert found.border == (name == "zoedepth") and found.divisor == 1
 
 
 def test_dpt_on_dinov2_takes_photos_at_their_own_size_filled_up_to_patches(tmp_path):
@@ -121,6 +118,7 @@ SETTINGS = {
     "aspect": ({"keep_aspect_ratio": False}, (56, 56)),
     "resize": ({"do_resize": False}, (48, 80)),
     "pad": ({"do_resize": False, "do_pad": True, "size_divisor": 14}, (56, 84)),
+    "resize and pad": ({"size": 70, "do_pad": True, "size_divisor": 28}, (56, 84)),
 }
 
 
@@ -158,11 +156,14 @@ def test_resampling_of_the_file_is_used(folders, tmp_path):
     ("text", "message"),
     [
         ("{", "JSONDecodeError"),
-        ('{"size": {"shortest_edge": 5}}', "KeyError"),
-        ('{"resample": 1}', "resample=1 is none of 0, 2, 3"),
+        ('{"size": {"shortest_edge": 5}}', r"height and width \(None, None\)"),
+        ('{"size": {"height": 0, "width": 56}}', r"height and width \(0, 56\)"),
+        ('{"resample": 9}', "ValueError: .*9"),
         ('{"ensure_multiple_of": 0}', "ensure_multiple_of=0"),
+        ('{"do_pad": true, "size_divisor": 0}', "size_divisor=0"),
         ('{"image_std": [1, 0, 1]}', "image_std"),
-        ('{"image_mean": [1, 2]}', "one number per channel"),
+        ('{"rescale_factor": NaN}', "rescale_factor=nan"),
+        ('{"image_mean": [1, 2]}', "mean must have 3 elements"),
         ("[]", "AttributeError"),
     ],
 )
@@ -170,6 +171,13 @@ def test_damaged_preprocessing_names_the_file(folders, tmp_path, text, message):
     path = shutil.copytree(folders["depth_anything"], tmp_path / "network") / "preprocessor_config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json cannot be used: .*{message}"):
+        DepthNetwork(path.parent)
+
+
+def test_zoedepth_names_resampling_that_it_does_not_have(folders, tmp_path):
+    path = shutil.copytree(folders["zoedepth"], tmp_path / "network") / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resample": 1}))
+    with pytest.raises(ValueError, match=r"resample=1 is not 2 \(bilinear\) or 3 \(bicubic\)"):
         DepthNetwork(path.parent)
 
 
@@ -459,10 +467,9 @@ def test_hub_cache_is_used_without_network(folders, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path), raising=False)  # before version 5
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("the network was asked"))
     network, local = DepthNetwork("nobody/depth"), DepthNetwork(folders["depth_anything"])
-    assert network.identity == local.identity and network.preprocessing == local.preprocessing
+    assert network.identity == local.identity and network.preprocessing.settings == local.preprocessing.settings
     assert np.array_equal(network(photo(48, 80)), local(photo(48, 80)))
 
 
@@ -470,6 +477,23 @@ def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"the depth network a/b needs transformers: .*depthg\[transformers\]"):
         DepthNetwork("a/b")
+
+
+@pytest.mark.parametrize("kind", ["zoedepth", "dpt"])
+def test_an_old_transformers_is_named(folders, monkeypatch, kind):
+    """Before 5.4 there are no Pillow processors; in 5.4 they ask for torchvision."""
+
+    def needs_torchvision(**settings):
+        raise ImportError("requires the Torchvision library")
+
+    config, path = DepthNetwork(folders[kind]).config, folders[kind] / "preprocessor_config.json"
+    names = dict.fromkeys(("ZoeDepthImageProcessorPil", "DPTImageProcessorPil"), needs_torchvision)
+    for old in (SimpleNamespace(__version__="4.57.6"), SimpleNamespace(__version__="5.4.0", **names)):
+        monkeypatch.setitem(sys.modules, "transformers", old)
+        message = rf"need transformers 5\.5 or later, but {old.__version__} is installed: python -m pip install -U"
+        for file in (path, None):
+            with pytest.raises(ImportError, match=message):
+                read_preprocessing(file, config)
 
 
 # ---- storage
