@@ -1,7 +1,10 @@
 """``python -m depthg.depth``: inputs of every kind, outputs that training reads, nothing of anybody's overwritten."""
 
+import contextlib
+import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -47,10 +50,16 @@ def photos(tmp_path):
 
 
 def call(*arguments):
-    """Exit status, None for a message (which is returned as second)."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return stop.value.code
+    """Exit status of the command, or the message of its error."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            status = main(list(map(str, arguments)))
+    except SystemExit as stop:  # of the argument parser
+        return stop.code
+    print(errors.getvalue(), end="", file=sys.stderr)
+    last = (errors.getvalue().splitlines() or [""])[-1]
+    return last if status == 1 and last.startswith("error") else status
 
 
 def tree(root):
