@@ -4,11 +4,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depthg.data.base import Dataset, Split, Subset, check_on_error, drop_unreadable
 from depthg.data.files import DataError, cache_root
-from depthg.data.transforms import View, Views, to_float
+
+if TYPE_CHECKING:
+    from depthg.data.transforms import View, Views, to_float
 
 __all__ = [
     "DataError", "Dataset", "Split", "Subset", "View", "Views", "drop_unreadable", "load_dataset", "to_float",
@@ -17,6 +19,13 @@ __all__ = [
 COUNTS = ("n_train", "n_val", "n_test", "size")
 LISTS = ("list_train", "list_val")
 FILES = (*LISTS, "labels", "classes")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs torch at its first use: processes that render scenes import this package too."""
+    if name not in ("View", "Views", "to_float"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("depthg.data.transforms"), name)
 
 
 def load_dataset(

@@ -11,15 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
-import subprocess
 import sys
-import threading
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from depthg.data.scenery.primitives import Camera
 from depthg.data.scenery.worker import scene_file, write_scene
-from depthg.runtime.worker_pool import available_cores
+from depthg.runtime.read_ahead import ahead
+from depthg.runtime.worker_pool import ONE_THREAD, WorkerEnded, WorkerPool, array_text, available_cores
 from depthg.storage.whole_files import remove_partials
 
 CLASSES = ("sky", "road", "grass", "building", "tree", "car", "person", "pole")
@@ -48,6 +45,7 @@ PALETTE = np.array(
 SPLIT_START = {"train": 0, "val": 100_000, "test": 200_000}
 MAX_IMAGES = 100_000  # per split
 RENDERER = "4e75078be3ce84ed"  # names what a picture looks like: a new value whenever its pixels change (tests)
+OS_ERRORS = {"OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -113,6 +111,7 @@ class SceneDataset:
 
     Raises:
         ValueError: a number out of range.
+        OSError: a picture cannot be written.
         RuntimeError: a rendering process stopped.
     """
 
@@ -188,59 +187,25 @@ def render_files(
             write_scene(folder, seed, index, size)
             advance()
         return
-    work: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in indices:
-        work.put(index)
-    lock = threading.Lock()
-
-    def locked_advance() -> None:
-        with lock:
+    command = ["depthg.data.scenery.worker", str(folder.absolute()), str(seed), str(size)]
+    with WorkerPool(command, workers, ONE_THREAD) as pool:  # ends them also after Ctrl-C; what is finished is kept
+        for _ in ahead(pool.threads, lambda index: _ask(pool, index), indices, 2 * workers):
             advance()
 
-    processes = [_start_worker(folder, seed, size) for _ in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for done in as_completed([pool.submit(_serve, process, work, locked_advance) for process in processes]):
-                done.result()
-        finally:  # also after Ctrl-C; what is finished is on the disk
-            for process in processes:
-                process.kill()
-    for process in processes:
-        process.communicate()
 
-
-def _start_worker(folder: Path, seed: int, size: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "depthg.data.scenery.worker", str(folder.absolute()), str(seed), str(size)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    environment = {**os.environ, **threads}
-    home = Path(__file__).resolve().parents[2]
-    if home.name not in ("site-packages", "dist-packages"):  # a checkout: it need not be on the worker's path
-        environment["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # `python -m` looks into the current folder first: in the cache there is nothing that could shadow a module
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
-    )
-
-
-def _serve(process: subprocess.Popen, work: queue.SimpleQueue, advance: Callable[[], None]) -> None:
-    """Hand picture numbers to one worker until none is left."""
-    while True:
-        try:
-            index = work.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            process.stdin.write(f"{index}\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except OSError:
-            answer = ""
-        if answer.strip() != str(index):
-            raise RuntimeError(
-                f"a process that renders scenes stopped at picture {index} (exit code {process.wait()}, its message is "
-                "above); the finished pictures are kept: start again to go on"
-            )
-        advance()
+def _ask(pool: WorkerPool, index: int) -> None:
+    """Has a worker render a picture."""
+    kept = "the finished pictures are kept: start again to go on"
+    try:
+        answer = pool.ask({"index": np.array([index])})
+    except WorkerEnded as error:
+        raise RuntimeError(
+            f"a process that renders scenes stopped at picture {index} (exit code {error.args[0]}); {kept}"
+        ) from None
+    if "error" in answer:
+        kind, text = (array_text(answer[key]) for key in ("type", "error"))
+        failure = OSError if kind in OS_ERRORS else RuntimeError
+        raise failure(f"picture {index} could not be rendered: {kind}: {text}; {kept}")
 
 
 def _load(path: Path, part: str, size: int) -> np.ndarray:

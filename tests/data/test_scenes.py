@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -455,9 +457,49 @@ def test_two_runs_on_one_cache_end_with_one_valid_cache(tmp_path):
         np.testing.assert_array_equal(results[0].train.image(index), render(0, index, 32).image)
 
 
-def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):
-    with pytest.raises(RuntimeError, match=r"exit code 1.*start again"):
+def test_an_error_in_a_worker_is_an_error_here(tmp_path):
+    with pytest.raises(RuntimeError, match=r"picture -[12] could not be rendered: ValueError: .*start again"):
         render_files(tmp_path, 0, 32, [-1, -2], 2, lambda: None)  # numpy refuses a negative seed
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"picture [01] could not be rendered: FileExistsError: .*file.*start again"):
+        render_files(tmp_path / "file", 0, 32, [0, 1], 2, lambda: None)
+
+
+def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):
+    killed = []
+
+    def kill_one() -> None:
+        children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
+        ours = [child for child in children if b"scenery.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        if not killed:
+            assert len(ours) == 2
+            killed.append(os.kill(int(ours[0]), signal.SIGKILL))
+
+    with pytest.raises(RuntimeError, match=r"stopped at picture \d+ \(exit code -9\); .*start again"):
+        render_files(tmp_path, 0, 32, range(40), 2, kill_one)
+    assert 0 < len(list(tmp_path.glob("*.npz"))) < 40
+
+
+def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
+    code = f"""if True:
+        from pathlib import Path
+        from depthg.data.scenes import render_files
+        done = iter((lambda: print("first", flush=True), *[lambda: None] * 999))
+        try:
+            render_files(Path({str(tmp_path)!r}), 0, 32, range(1000), 2, lambda: next(done)())
+        except KeyboardInterrupt:
+            children = Path("/proc/self/task/self/children".replace("task/self", f"task/{{__import__('os').getpid()}}"))
+            print("stopped", children.read_text(), flush=True)"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "first\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert (output.split(), errors) == (["stopped"], "")  # and no child is left
+    for path in (found := list(tmp_path.glob("*.npz"))):
+        with np.load(path) as stored:
+            assert stored["image"].shape == (32, 32, 3)
+    assert 0 < len(found) < 1000
 
 
 def test_the_worker_imports_no_torch():

@@ -1,20 +1,18 @@
-"""Renders scenes into the cache; also the command `python -m depthg.data.scenery.worker FOLDER SEED SIZE`.
+"""Renders scenes into the cache; also a process that does so (see data/scenes.py).
 
-The command reads picture numbers from standard input, one per line, and answers each with the same line once the
-file is in place. It is a fresh process, not a fork: the parent may hold torch threads, and neither torch nor the
-parent's main module is imported here. It ends when standard input ends, so no worker outlives its parent by more
-than one picture.
+Its arguments are folder, seed and size; it is sent one picture number at a time. Neither torch nor the parent's main
+module is imported here.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from depthg.data.scenery.renderer import render
+from depthg.runtime.worker_pool import Arrays, serve
 from depthg.storage.whole_files import write_whole
 
 
@@ -40,14 +38,16 @@ def write_scene(folder: Path, seed: int, index: int, size: int) -> None:
 
 
 def main() -> None:
-    """Serve picture numbers from standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Renders the pictures whose numbers come on standard input until it closes."""
     folder, seed, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for line in sys.stdin:
-        index = int(line)
+
+    def answer(job: Arrays) -> Arrays:
+        index = int(job["index"][0])
         if not scene_file(folder, index).exists():  # another run may share the cache
             write_scene(folder, seed, index, size)
-        print(index, flush=True)
+        return {}
+
+    serve(answer)
 
 
 if __name__ == "__main__":
