@@ -1,7 +1,7 @@
 """Frozen backbones: images in, one feature map per image out.
 
 `load_backbone("efficientnet_lite0")` works offline; `dino_*` and `hf:*` need the package transformers and weights
-(backbone_vit.py, backbone_dino.py). The features are raw; `depthg.features.transform` standardises them.
+(vit.py, dino.py). The features are raw; `depthg.features.transform` standardises them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     """A frozen feature extractor with its own normalisation.
 
     Attributes:
-        name: what `load_backbone` was given.
+        name: the name passed to `load_backbone`.
         channels: total number of feature channels C.
         stages: channels of each stage in the order in which they are concatenated, e.g. (40, 112, 320).
         stride: pixels per feature cell.
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
             return [(torch.cat(stage) if len(parts) > 1 else stage[0]).float() for stage in zip(*parts, strict=True)]
 
     def _chunks(self, images: Tensor) -> Iterator[slice]:
-        """Images that go through the body at once."""
+        """Number of images per forward pass of the body."""
         chunk = max(1, len(images))
         if images.device.type == "cpu":
             chunk = max(1, self.body.cpu_pixels // (images.shape[-2] * images.shape[-1]))

@@ -114,7 +114,7 @@ def _check_dimensions(name: str, source: str, config) -> None:
 
 
 def select_network(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Entries of one ViT in a DINO checkpoint, the teacher where there are several, without prefix and head."""
+    """State dict of one ViT in a DINO checkpoint, without prefix and head; the teacher if there are several."""
     prefixes = sorted((k.removesuffix(MARKER) for k in state if k.endswith(MARKER)), key=lambda p: "teacher" not in p)
     if not prefixes:
         hint = "; pass its folder with config.json" if any("patch_embeddings." in k for k in state) else ""

@@ -81,7 +81,7 @@ def load_hf(name: str, weights: Path | None = None) -> VisionTransformer:
 
 
 def import_transformers(name: str) -> ModuleType:
-    """The package transformers, or an ImportError that says who needs it."""
+    """The package transformers, or an ImportError that names what needs it."""
     try:
         import transformers
     except ImportError as error:
@@ -114,7 +114,7 @@ def find_source(where: str | Path, name: str, alternative: str = "", give: str =
 
     Args: where: folder or hub id; name: the network; alternative: a further download address for the message;
         give: the option that takes a local copy, for the message.
-    Raises: FileNotFoundError when there is none of them, with what to download.
+    Raises: FileNotFoundError if none of them has it; the message says what to download.
     """
     folder = Path(where).expanduser()
     if folder.is_dir():
@@ -153,7 +153,7 @@ def _is_cached(hub_id: str) -> bool:
 
 
 def _why_unreachable(url: str) -> str | None:
-    """None when the address answers; asked here because the hub client retries for over 20 s without a network."""
+    """None if the address answers; checked here because the hub client retries for over 20 s without a network."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_TIMEOUT).close()
     except urllib.error.HTTPError as error:
@@ -199,7 +199,7 @@ def from_pretrained(model_class: Any, source: Source, strict: bool = False, unus
 
 
 def read_config(source: Source):
-    """The transformers configuration of a checkpoint; ValueError when it cannot be read or is of code of its own."""
+    """The transformers configuration of a checkpoint; ValueError if it is unreadable or needs the checkpoint's code."""
     from transformers import AutoConfig
 
     try:
@@ -209,7 +209,7 @@ def read_config(source: Source):
 
 
 def preprocessor_file(source: Source) -> Path | None:
-    """The checkpoint's `preprocessor_config.json`, None when it has none."""
+    """Path of the checkpoint's `preprocessor_config.json`; None if it has none."""
     from transformers.utils import cached_file
 
     found = cached_file(
@@ -220,7 +220,7 @@ def preprocessor_file(source: Source) -> Path | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the loading reports and progress bars of transformers; what matters in them is raised instead."""
+    """Silences the loading reports and progress bars of transformers; problems are raised as errors instead."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -17,8 +17,8 @@ from depthg.foreign.torch_file import read_torch_file, tensors_of
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a `.pth` / `.pt` / `.bin` or `.safetensors` file, on the CPU.
 
-    No code of the file is run. Nested dictionaries (`{"teacher": {...}, "epoch": 3}`) are flattened with dots; what is
-    not a tensor is dropped.
+    No code of the file is run. Nested dictionaries (`{"teacher": {...}, "epoch": 3}`) are flattened with dots; values
+    other than tensors are dropped.
 
     Raises: FileNotFoundError, ValueError (not a file of tensors), each naming the file.
     """

@@ -34,7 +34,7 @@ def show(path: str | os.PathLike) -> str:
 
 
 def without_setting(error: DataError) -> str:
-    """The message for commands that go on after a bad photo and have no settings of data sets."""
+    """The message without its advice about data settings, for commands that have none."""
     return str(error).replace(_SKIP, "")
 
 
@@ -44,8 +44,8 @@ def without_setting(error: DataError) -> str:
 def list_files(root: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, recursive: bool = False) -> list[Path]:
     """Files below `root` with one of the suffixes (any case), sorted by path; hidden ones are left out.
 
-    Links to folders are followed, each folder is visited once (a loop ends), and under its real path where it has one.
-    A broken link is listed, so that reading it fails loudly.
+    Links to folders are followed. Each folder is visited once, so loops end, under its real path if that lies below
+    `root`. A broken link is listed, so that reading it fails loudly.
 
     Raises:
         DataError: a folder cannot be listed.

@@ -1,4 +1,4 @@
-"""Anybody's photos: every image below a folder, of any mix of sizes and formats; label maps are optional."""
+"""Your own photos: every image below a folder, in any mix of sizes and formats; label maps are optional."""
 
 import os
 import warnings

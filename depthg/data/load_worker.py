@@ -1,6 +1,6 @@
 """A process that decodes photos (``data.workers``; see loading.py).
 
-It is sent lists of views, pickled by the process that started it and by nobody else, and then numbers of views.
+It receives lists of views, pickled by the process that started it and by no other, and then indices of views.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Views in order, decoded ahead of whoever uses them, and what identifies them in a cache key."""
+"""Views in order, decoded ahead of their use, and the hash that identifies them in a cache key."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Loader:
     Args:
         workers: processes that decode, started at the first use and kept until :meth:`close`; 0: threads of this
             process. Both give the same views. In a worker process, the global generators of random, numpy and torch
-            start at every photo from a seed that depends on ``seed`` and the photo alone, so that what a split of one's
-            own draws from them does not depend on the number of processes. Threads are not seeded, nor are generators
-            that a split brings along, of which every process has a copy.
+            start at every photo from a seed that depends on ``seed`` and the photo alone, so that random numbers drawn
+            by a custom split do not depend on the number of processes. Threads are not seeded, and neither are
+            generators that belong to a split; every process has a copy of those.
         seed: the seed for that.
 
     Raises:
@@ -53,7 +53,7 @@ class Loader:
 
         Raises:
             DataError: a photo cannot be read.
-            OSError: a worker process is gone, or failed otherwise.
+            OSError: a worker process ended, or failed otherwise.
             ValueError: the split, or a map, cannot be sent to another process.
         """
         if not self.workers:
@@ -69,13 +69,13 @@ class Loader:
             yield from found
 
     def close(self) -> None:
-        """Ends the processes; another use starts new ones."""
+        """Ends the processes; the next use starts new ones."""
         if self._pool is not None:
             self._pool.__exit__()
             self._pool = None
 
     def _message(self, views: Views) -> tuple[int, dict[str, np.ndarray]]:
-        """What a worker has to know before it is asked for views."""
+        """Number and setup message that a worker needs before it reads views."""
         for number, (sent, message) in enumerate(self._sent):
             if sent is views:
                 return number, message
@@ -130,10 +130,10 @@ def write_views(
 def fingerprint(split: Split, missing_ok: bool = False) -> str:
     """Hash of what a split holds: its files with sizes and times, or for scenes the renderer's version and seed.
 
-    A subset may leave out files that are not there; ``missing_ok`` says so of its whole.
+    A subset may leave out missing files; ``missing_ok`` allows them in the whole split.
 
     Raises:
-        DataError: a file is not there.
+        DataError: a file is missing.
     """
     if isinstance(split, Subset):
         parts = [fingerprint(split.split, missing_ok=True), *map(str, split.indices)]

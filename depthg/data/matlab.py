@@ -1,4 +1,4 @@
-"""Numeric arrays of MATLAB files (version 5, also compressed), checked before they are believed.
+"""Numeric arrays of MATLAB files (version 5, also compressed); all sizes are checked before they are used.
 
 Written here because scipy.io.loadmat ends the process with a segmentation fault on some damaged files.
 """
@@ -21,7 +21,7 @@ COMPLEX = 0x0800
 
 
 class _Damaged(ValueError):
-    """What is wrong with a file."""
+    """The file is damaged; the message says how."""
 
 
 def read_mat(path: str | Path, name: str) -> np.ndarray:

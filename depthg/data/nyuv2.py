@@ -131,7 +131,7 @@ class Hdf5Split(FileSplit):
 
 
 def _open(path: Path, read):
-    """`read(file)` of an HDF5 file, which is opened anew each time: nothing to share between threads and processes."""
+    """`read(file)` of an HDF5 file that is opened for each call: no handle is shared between threads or processes."""
     try:
         import h5py
     except ImportError as error:

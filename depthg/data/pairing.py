@@ -21,7 +21,7 @@ def find_files(
     """Files of a folder that a data set must have.
 
     Raises:
-        FileNotFoundError: no such folder, or none of the files in it; shows the expected tree and what is there.
+        FileNotFoundError: no such folder, or no such files in it; the message shows the expected and the actual tree.
         DataError: a folder cannot be listed.
     """
     files = list_files(folder, suffixes, recursive) if folder.is_dir() else []
@@ -181,7 +181,7 @@ def check_alone(alone: Sequence[str], on_error: str) -> None:
 
 
 def find_list(given: str | Path | None, option: str, root: Path, usual: Path | None = None) -> Path | None:
-    """The list file to use: the given one (as it stands, or below `root`), else the usual one if it is there.
+    """The list file to use: the given one (as it stands, or below `root`), else the usual one if it exists.
 
     Raises:
         FileNotFoundError: the given one is no file.
@@ -231,7 +231,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def count_note(part: str, source: str, count: int, usual: int, used: int | None = None) -> str:
-    """What a number was measured on, for the protocol line; warns when the count is not that of the usual list.
+    """The photos behind a metric, for the protocol line; warns if their count differs from the published list.
 
     Args:
         part: "train" or "val".

@@ -14,10 +14,10 @@ from depthg.data.files import IMAGE_SUFFIXES, list_files, show
 def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     """Photos of files, folders (with subfolders) and quoted patterns, with their paths relative to what was given.
 
-    Pictures below `out` are results of earlier runs where `out` lies inside a folder that is searched.
+    Pictures below `out` are skipped if `out` lies inside a searched folder: they are results of earlier runs.
 
     Returns:
-        the photos with their relative paths, each photo once, and a line for every input that is not there.
+        the photos with their relative paths, each photo once, and a line for every missing input.
 
     Raises:
         DataError: a folder cannot be listed.

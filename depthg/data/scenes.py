@@ -1,6 +1,6 @@
 """Procedural outdoor RGB-D scenes with eight classes: a data set that needs no download and has true depth and labels.
 
-Every picture follows from (seed, index) alone: train, val and test are disjoint ranges of the index of one seed.
+Every picture depends on (seed, index) alone: train, val and test are disjoint ranges of the index of one seed.
 The pictures are rendered once into a cache folder named after the renderer, the seed and the size (written out in
 `settings.json` beside them), one .npz each; whatever is missing or damaged is rendered again. See scenery/renderer.py
 for what a pixel means.
@@ -97,9 +97,9 @@ class SceneSplit:
 
 
 class SceneDataset:
-    """The procedural scenes (see base.Dataset), rendered into the cache when they are not there yet.
+    """The procedural scenes (see base.Dataset), rendered into the cache if they are missing.
 
-    `test` is a third split for checks on images that no choice was made on; it is rendered when first asked for.
+    `test` is a third split that no setting was chosen on; it is rendered at its first use.
 
     Args:
         cache_dir: folder that holds the caches of all settings.
@@ -194,7 +194,7 @@ def render_files(
 
 
 def _ask(pool: WorkerPool, index: int) -> None:
-    """Has a worker render a picture."""
+    """Sends a picture number to a worker and waits for the file."""
     kept = "the finished pictures are kept: start again to go on"
     try:
         answer = pool.ask({"index": np.array([index])})

@@ -26,7 +26,7 @@ FloatMap = Callable[[int], np.ndarray]  # photo index -> float32 [H, W] or [C, H
 
 @dataclass
 class View:
-    """One training view; parts that were not asked for are missing."""
+    """One training view; parts that were not requested are missing."""
 
     image: torch.Tensor | None  # uint8 [3, h, w]
     label: torch.Tensor | None  # int64 [h, w]
@@ -48,7 +48,7 @@ class Views:
             photo's size, all values finite.
         map_size: (height, width) of the maps in a view, for instance the feature grid; `size` when None.
 
-    A crop is scaled, aspect kept, until it covers `size`, and what sticks out is cut off evenly on both sides.
+    A crop is scaled, aspect kept, until it covers `size`, and the excess is cut off evenly on both sides.
 
     Raises:
         ValueError: an impossible option, naming it.
@@ -81,7 +81,7 @@ class Views:
         self._recent: dict[tuple, _Recent] = {}  # the photos read last, oldest first, for their other crops
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict:  # for a process of its own
+    def __getstate__(self) -> dict:  # for a worker process
         return {key: value for key, value in self.__dict__.items() if key not in ("_recent", "_lock")}
 
     def __setstate__(self, state: dict) -> None:
@@ -116,7 +116,7 @@ class Views:
 
         Args:
             view: which one.
-            parts: what to read of "image", "label" and "maps"; what is left out costs nothing.
+            parts: what to read of "image", "label" and "maps"; other parts are not read.
 
         Returns:
             a View: image uint8 [3, h, w], label int64 [h, w] or None, maps float32 [C, *map_size] by name.

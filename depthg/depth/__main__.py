@@ -28,7 +28,7 @@ from depthg.storage.whole_files import write_whole
 
 STEP = 1 / 256  # metres per step of 16-bit maps, up to 256 m; KITTI's
 SUFFIX = {"png16": ".png", "npy": ".npy"}
-PREVIEWS = "previews"  # pictures are .jpg, which no depth map is: nobody takes them for maps
+PREVIEWS = "previews"  # previews are .jpg, a suffix that depth maps never have
 
 SUMMARY = f"""Depth maps of photos, one per photo under its relative path, and pictures of them in DIR/{PREVIEWS}.
 png16: 16 bits, metres in steps of 1/256 m; npy: float32 metres. Networks without scale give values in [0, 1] instead,
@@ -83,7 +83,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def check_output(out: Path, photos: Sequence[DepthFiles], made_by: dict, overwrite: bool) -> None:
-    """Raise ValueError when maps of other settings would lie beside the new ones, or be replaced unasked."""
+    """Raise ValueError if the folder holds maps of other settings, or maps would be replaced without --overwrite."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {show(out)} is a file: name a folder")
     there = list_files(out, DEPTH_SUFFIXES, recursive=True) if out.is_dir() else []
@@ -103,7 +103,7 @@ def check_output(out: Path, photos: Sequence[DepthFiles], made_by: dict, overwri
 
 
 def write_depth(photo: DepthFiles, depth: np.ndarray, metric: bool) -> None:
-    """Writes the picture and then the map of a photo, each whole or not at all; a map says that both are there."""
+    """Writes the preview and then the map of a photo, each atomically; if the map exists, so does the preview."""
     colours = Image.fromarray(depth_colours(depth, depth_scale([depth], metric)))
     write_whole(photo.preview, lambda partial: colours.save(partial, format="jpeg", quality=92))
     if photo.map.suffix == ".npy":

@@ -1,8 +1,8 @@
-"""Depth that a network predicts, kept on disk: one 16-bit PNG per picture, found by the picture's pixels.
+"""Predicted depth on disk: one 16-bit PNG per picture, named after a hash of the picture's pixels.
 
-A map belongs to what the network saw and to the network, not to a file name: photos may move, data sets may share them,
-and splits may change without any prediction being made again. Each map is written whole or not at all, so a killed run
-loses the batch it was at, and processes that work on the same photos share what is done.
+A map depends on the pixels and the network, not on a file name: photos may move, data sets may share them, and splits
+may change without a new prediction. Each map is written atomically, so a killed run loses one batch at most, and
+processes that work on the same photos share their maps.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ModelDepth(DepthSource):
 
     @cached_property
     def folder(self) -> Path:
-        """Where this network's maps lie; what they are stands in `settings.json` beside them."""
+        """Folder of this network's maps; `settings.json` in it describes them."""
         network = self.network
         settings = {
             "network": network.name, "flip": network.flip, "preprocessing": network.preprocessing.settings,
@@ -97,11 +97,11 @@ class ModelDepth(DepthSource):
         return self.network.finish(prediction, size)
 
     def prepare(self, split: Split) -> None:
-        """Predicts what is missing, in batches, with a progress bar; each process begins elsewhere in the split.
+        """Predicts missing maps in batches, with a progress bar; each process starts elsewhere in the split.
 
         Raises:
             DataError: a photo cannot be read, or the network's output is not finite.
-            OSError: the maps cannot be written; those that were stay.
+            OSError: a map cannot be written; finished maps are kept.
         """
         self.folder  # noqa: B018 (errors of the checkpoint before the progress bar)
         order = np.roll(np.arange(len(split)), -_first(len(split))).tolist()
@@ -113,7 +113,7 @@ class ModelDepth(DepthSource):
         self.network.unload()
 
     def _job(self, split: Split, index: int) -> Job | None:
-        """A picture to predict; None when its map is there."""
+        """A picture to predict; None if its map exists."""
         image = split.image(index)
         path = self.path(image)
         if path.is_file():
@@ -138,7 +138,7 @@ class ModelDepth(DepthSource):
         return predictions
 
     def _read(self, path: Path) -> Prediction | None:
-        """A stored map; None when there is none or it is damaged."""
+        """A stored map; None if it is missing or damaged."""
         try:
             levels = read_values(path)
         except DataError:
@@ -148,7 +148,7 @@ class ModelDepth(DepthSource):
 
 @contextmanager
 def _writing(cache: Path) -> Iterator[None]:
-    """Says where and what to do when a map cannot be written."""
+    """Names the folder and the fix if a map cannot be written."""
     try:
         yield
     except OSError as error:
@@ -160,7 +160,7 @@ def _writing(cache: Path) -> Iterator[None]:
 
 
 def _first(count: int) -> int:
-    """Where this process begins: at its share under torchrun, else anywhere, so that no two do the same work."""
+    """First index of this process: its share under torchrun, else pseudo-random, so that processes divide the work."""
     if "RANK" in os.environ:
         return count * int(os.environ["RANK"]) // int(os.environ.get("WORLD_SIZE", 1))
     return zlib.crc32(str(os.getpid()).encode()) % max(count, 1)
@@ -171,7 +171,7 @@ def _write(path: Path, levels: np.ndarray) -> None:
 
 
 def same_shape(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Batches of at most `batch_size` jobs with inputs of one shape; about `AHEAD` jobs at most wait for their like."""
+    """Batches of at most `batch_size` jobs with inputs of one shape; at most about `AHEAD` jobs wait for a batch."""
     limit = max(AHEAD, batch_size)
     waiting: dict[tuple, list[Job]] = {}
     for job in jobs:
@@ -188,9 +188,9 @@ def predict(network: DepthNetwork, jobs: list[Job]) -> list[Prediction]:
 
 
 class Crops:
-    """depth.on=crop: the crops of a split as photos of their own, so that a network sees each of them alone.
+    """depth.on=crop: the crops of a split as separate photos, so that a network sees one crop at a time.
 
-    Photo i of it is the crop that view i of `views` is made of; `Views(Crops(views), views.size)` has the same views.
+    Photo i is the crop of view i of `views`; `Views(Crops(views), views.size)` has the same views.
     """
 
     def __init__(self, views: Views):

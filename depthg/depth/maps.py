@@ -1,6 +1,6 @@
 """Depth as the training sees it: mapped to [0, 1], and as surface normals.
 
-A depth source (`depth_sources`) gives depth along the optical axis, in metres with inf for the sky, or values in [0, 1]
+A depth source (`depth.sources`) gives depth along the optical axis, in metres with inf for the sky, or values in [0, 1]
 (near 0, far 1) for `mapping=none`. `MappedDepth` and `Normals` turn a source into float maps for
 `data.transforms.Views`. `python -m depthg.depth IMAGES --out DIR` makes depth maps of photos (`depth/__main__.py`).
 

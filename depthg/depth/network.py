@@ -49,7 +49,7 @@ class Prediction:
 
 
 class DepthNetwork:
-    """A monocular depth network and its preprocessing. Nothing but its configuration is read before it is needed.
+    """A monocular depth network and its preprocessing. The weights are loaded at the first use.
 
     Args:
         model: a transformers folder, or a hub id; ZoeDepth, Depth Anything (1, 2, metric or not) or DPT.
@@ -57,10 +57,11 @@ class DepthNetwork:
         output: "metres", "inverse" (relative inverse depth), or "auto": ZoeDepth, metric Depth Anything and DPT on
             DINOv2 give metres, other Depth Anything and DPT inverse depth.
         device: where it runs, in float32.
-        give: how the user names the model, for messages.
+        give: the option that names the model, for messages.
 
     Raises:
-        FileNotFoundError: it is nowhere to be had; the message says what to download and where to put it.
+        FileNotFoundError: the model is neither on this machine nor available for download; the message says what to
+            download and where to put it.
         ValueError: another architecture, or damaged files.
         ImportError: transformers is not installed, or older than 5.5.
     """
@@ -100,7 +101,7 @@ class DepthNetwork:
 
     @cached_property
     def identity(self) -> str:
-        """16 hexadecimal digits that change with the checkpoint's files, the flip and what the output is taken for."""
+        """16 hexadecimal digits that depend on the checkpoint's files, the flip and the kind of output."""
         files = checkpoint_files(self.source)
         if not files:
             self.model  # noqa: B018 (downloads)
@@ -114,7 +115,7 @@ class DepthNetwork:
         return digest.hexdigest()[:16]
 
     def unload(self) -> None:
-        """Gives the network's memory back; it is loaded again when it is needed."""
+        """Frees the network's memory; the next prediction loads it again."""
         with self._lock:
             self.__dict__.pop("model", None)
 
@@ -143,8 +144,8 @@ class DepthNetwork:
     def _run(self, inputs: Tensor) -> Tensor:  # [B, 3, h, w] -> [B, h', w']
         """Output of the network for each photo as if it were alone.
 
-        ZoeDepth with an indoor and an outdoor head takes one of them for the whole batch, by vote. The photos that were
-        outvoted go through it again, among themselves.
+        ZoeDepth with an indoor and an outdoor head selects one head per batch by majority vote. Photos of the minority
+        go through the network again as a separate batch.
         """
         result = self.model(pixel_values=inputs)
         depth, domains = result.predicted_depth.float(), getattr(result, "domain_logits", None)
@@ -178,7 +179,7 @@ class DepthNetwork:
 
 
 def _gives_metres(config) -> bool:
-    """Whether a network gives metres: DPT configurations do not say it; the metric ones have a projection."""
+    """True if a network predicts metres. DPT configurations do not say so; the metric ones have `add_projection`."""
     if config.model_type == "depth_anything":
         return config.depth_estimation_type == "metric"
     return config.model_type == "zoedepth" or bool(config.add_projection)
@@ -219,7 +220,7 @@ def encode(prediction: Prediction) -> np.ndarray:  # uint16 [h, w]
 
 
 def decode(levels: np.ndarray, metric: bool) -> Prediction:  # uint16 [h, w]
-    """What `encode` stored, up to rounding, and for inverse depth up to scale and offset."""
+    """The inverse of `encode`, up to rounding; inverse depth loses its scale and offset."""
     share = levels.astype(np.float64) / _LEVELS
     values = NEAR * np.exp(share * np.log(FAR / NEAR)) if metric else share
     return Prediction(values.astype(np.float32), metric)

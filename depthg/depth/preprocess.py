@@ -1,4 +1,4 @@
-"""What a depth network wants to see, and the way back from its output to the photo.
+"""Input of depth networks made from photos, and their output at the size of the photo.
 
 The image processors of transformers make the input; those of Pillow need no torchvision. Values come from the
 checkpoint's `preprocessor_config.json`; what it leaves out, from the architecture. The way back is written here: that

@@ -38,15 +38,15 @@ class DepthSource:
         raise NotImplementedError
 
     def prepare(self, split: Split) -> None:
-        """Makes ready what calls will read, where that takes long; finished work stays when it is killed."""
+        """Computes what later calls read, where that takes long; finished work is kept if the process is killed."""
 
     def describe(self, split: Split) -> object:
-        """What its maps depend on beside the settings and the photos, as a JSON value for cache keys."""
+        """What the maps depend on besides the settings and the photos, as a JSON value for cache keys."""
         return None
 
 
 class DatasetDepth(DepthSource):
-    """depth.source=dataset: the depth that the data set carries."""
+    """depth.source=dataset: the depth maps of the data set."""
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         depth = split.depth(index)
@@ -193,7 +193,7 @@ def depth_source(
 
     Args:
         source: "dataset", "folder" (`root`, `metres_per_unit`), "ground_plane" (`camera_height`, `horizon`, `fov_deg`),
-            "model" (`model` to `device`, see `depth_model.DepthNetwork` and `depth_cache.ModelDepth`), or "none".
+            "model" (`model` to `device`, see `network.DepthNetwork` and `cache.ModelDepth`), or "none".
         mapping: how its values are mapped, for checks.
 
     Raises:

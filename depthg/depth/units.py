@@ -15,7 +15,7 @@ UNIT_FILE = "depth.json"  # beside the maps of `python -m depthg.depth`
 
 
 def check_unit(source, mapping: str, relation: str) -> None:
-    """Raise ValueError unless mapping and relation can use what a depth source gives, as far as that is known.
+    """Raise ValueError if mapping or relation cannot use the unit of a depth source; an unknown unit passes.
 
     Relative depth has neither scale nor offset, so it has no surfaces and no distances: only relations that compare the
     mapped values themselves can use it.
@@ -67,7 +67,7 @@ def write_unit(root: Path, metric: bool, metres_per_unit: float | None, made_by:
 
 
 def read_made_by(root: Path) -> dict | None:
-    """What made the maps of a folder, None where its `depth.json` does not say it."""
+    """What made the maps of a folder; None if its `depth.json` does not say so."""
     try:
         return json.loads((root / UNIT_FILE).read_text(encoding="utf-8"))["made_by"]
     except (OSError, ValueError, KeyError, TypeError):

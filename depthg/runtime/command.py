@@ -45,9 +45,9 @@ def run(
     """Runs a command and returns its exit status.
 
     Args:
-        task: the command; what it returns is the status, None stands for 0.
+        task: the command. Its return value is the exit status; None means 0.
         stopped: printed to stderr on Ctrl-C or SIGTERM; the status is then 130.
-        errors: exceptions that are the user's to mend: one line on stderr and status 1, no traceback.
+        errors: exceptions caused by the user's input: one line on stderr and status 1, no traceback.
     """
     try:
         with terminate_as_interrupt():

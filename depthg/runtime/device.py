@@ -1,4 +1,4 @@
-"""Which device a command runs on, and the ways to it and back, on which the host does not wait."""
+"""Device selection, and copies between host and device that do not block the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from depthg.runtime.processes import announced
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU when there is one. Of several processes on a machine each takes a GPU of its own.
+    """``auto`` selects a GPU if there is one. Several processes on a machine get one GPU each.
 
     Raises:
         ValueError: no such device, no GPU that PyTorch sees, or more processes than GPUs.
@@ -38,7 +38,7 @@ def _own_gpu(name: str, device: torch.device) -> torch.device:
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """``x`` on a device, in its dtype. A GPU gets it from pinned memory, and the host goes on meanwhile."""
+    """``x`` on a device, in its dtype. Copies to a GPU go through pinned memory and do not block the host."""
     device = torch.device(device)
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
@@ -47,12 +47,12 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
 
 
 def host_memory(*shape: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Memory on the CPU, to be filled and sent to a device without another copy: pinned for a GPU."""
+    """Uninitialised CPU memory from which a device is filled without another copy: pinned for a GPU."""
     return torch.empty(shape, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
 
 
 class Later:
-    """The values of a tensor on their way to the host; the device goes on meanwhile.
+    """An asynchronous copy of a tensor to the host.
 
     Args:
         x: small, on any device.
@@ -67,7 +67,7 @@ class Later:
                 self._event.record()
 
     def values(self) -> Tensor:
-        """On the CPU; waits for the device where it has not come so far."""
+        """The values on the CPU; waits until the copy is complete."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None

@@ -1,4 +1,4 @@
-"""Several processes of one run, on one machine or more: who does what, and what they tell each other.
+"""Several processes of one run, on one or more machines: ranks, shares of a batch and collective operations.
 
 ``torchrun`` and ``accelerate launch`` start them and say in the environment how many there are; a process that was
 started alone is the first of one, and everything here then returns at once.
@@ -25,7 +25,7 @@ NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def announced(name: str, default: int = 0) -> int:
-    """A number that the launcher put into the environment."""
+    """An integer that the launcher set in the environment."""
     return int(os.environ.get(name) or default)
 
 
@@ -38,7 +38,7 @@ def start(device: torch.device) -> None:
     """Connects the processes that a launcher started; gloo for the CPU, NCCL for GPUs. Does nothing for one process.
 
     Raises:
-        ValueError: the environment says that there are several, but not where they meet.
+        ValueError: the environment announces several processes, but has no address for them.
     """
     if announced("WORLD_SIZE", 1) == 1 or dist.is_initialized():
         return
@@ -60,17 +60,17 @@ def _end() -> None:
 
 
 def rank() -> int:
-    """Number of this process among those that are connected."""
+    """Rank of this process; 0 if it runs alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def count() -> int:
-    """Processes that are connected."""
+    """Number of connected processes; 1 if it runs alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def own_cores() -> int | None:
-    """Cores that fall to this process where a machine runs several; None for a process that has all."""
+    """Cores available to this process where a machine runs several processes; None if it has all."""
     beside = announced("LOCAL_WORLD_SIZE", 1)
     return None if beside == 1 else max(1, (os.cpu_count() or 1) // beside)
 
@@ -84,7 +84,7 @@ def precision(name: str) -> str:
     """``auto`` resolved: what ``accelerate launch --mixed_precision`` asks for, else float32.
 
     Raises:
-        ValueError: it asks for something else than bf16.
+        ValueError: the launcher asks for a precision other than bf16.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if name != "auto":
@@ -96,10 +96,10 @@ def precision(name: str) -> str:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Says in one line that another process is gone.
+    """Turns errors of collective operations into one sentence.
 
     Raises:
-        ConnectionError: it is, or the network is.
+        ConnectionError: another process ended, or the network failed.
     """
     try:
         yield
@@ -119,7 +119,7 @@ def _add_up(x: Tensor) -> None:
 
 
 def barrier() -> None:
-    """Returns when every process is here."""
+    """Returns when every process has called it."""
     if count() > 1:
         _add_up(torch.zeros(1))
 
@@ -138,7 +138,7 @@ def average(x: Tensor) -> Tensor:
 
 
 def averages(values: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Means over processes of numbers that all have under the same names; a GPU is read once."""
+    """Means over processes of named numbers; every process has the same names. One read from the GPU."""
     there = {name: x.detach().double() for name, x in values.items() if isinstance(x, Tensor) and x.is_cuda}
     read = dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True)) if there else {}
     numbers = torch.tensor([float(read.get(name, x)) for name, x in values.items()], dtype=torch.float64)
@@ -188,7 +188,7 @@ def collect(part: T) -> list[T]:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The first process does the block before the others do it, so that they find what it made."""
+    """The first process runs the block before the others, so that they find its results."""
     if rank() > 0:
         barrier()
     try:
@@ -220,7 +220,7 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:  # [n, ...] -> [processes * n, ...]
-    """The tensors of all processes under one another; equal shapes. Gradients go back to their owner as a sum."""
+    """The tensors of all processes, concatenated; equal shapes. Each process gets the summed gradient of its rows."""
     return x if count() == 1 else _Gather.apply(x)
 
 
@@ -238,7 +238,7 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 
 @dataclass(frozen=True)
 class BatchShare:
-    """Rows ``first`` to ``stop`` of a batch of ``total``: what one process works on.
+    """Rows ``first`` to ``stop`` of a batch of ``total``: the share of one process.
 
     Random numbers are drawn for the whole batch and then cut, so that they do not depend on the number of processes.
     """
@@ -256,7 +256,7 @@ class BatchShare:
         return self.stop - self.first
 
     def within(self, first: int, stop: int) -> BatchShare:
-        """What of this share lies in rows ``first`` to ``stop``, counted from ``first``."""
+        """The part of this share in rows ``first`` to ``stop``, counted from ``first``."""
         return BatchShare(
             min(max(self.first, first), stop) - first, max(min(self.stop, stop), first) - first, stop - first
         )
@@ -266,7 +266,7 @@ def share_of(total: int, name: str) -> BatchShare | None:
     """The rows of a batch that belong to this process; None when it has all.
 
     Raises:
-        ValueError: the processes cannot have equally many.
+        ValueError: the batch cannot be divided into equal shares.
     """
     if count() == 1:
         return None

@@ -1,4 +1,4 @@
-"""Progress of long work: how much, how fast, how long still."""
+"""Progress bars: count, rate and time left."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class ProgressBar:
     """The progress bar of one stage: count, rate, time left and a note; silent on all ranks but the first.
 
     Args:
-        text: what is done.
-        total: how many there are.
+        text: description of the work.
+        total: number of items.
     """
 
     def __init__(self, text: str, total: int):

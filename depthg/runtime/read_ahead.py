@@ -1,4 +1,4 @@
-"""What is needed next is read in the meantime: rows of memory-mapped files, or results of a pool of threads."""
+"""Prefetching: rows of memory-mapped files, or results of a thread pool."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PAGE = 4096  # bytes
 
 
 def read_ahead(array: np.ndarray | None, rows: np.ndarray) -> None:
-    """Brings some rows of a map of a file into memory; does nothing for arrays that are there.
+    """Loads some rows of a memory-mapped file into memory; does nothing for arrays in memory.
 
-    The system hears of all rows before the first is touched, and a touch of every page puts it into the map.
+    All rows are announced to the system first; then one byte of every page is read, which maps it.
     """
     if not isinstance(array, np.memmap):
         return
@@ -36,14 +36,14 @@ def read_ahead(array: np.ndarray | None, rows: np.ndarray) -> None:
 
 
 class ReadAhead:
-    """A thread that runs one reading at a time; what comes while it is busy is left out."""
+    """A thread that runs one read at a time; requests while it is busy are skipped."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._running: Future | None = None
 
     def start(self, read: Callable[[], None]) -> None:
-        """Runs ``read()`` in the thread and returns; an error comes up with the next call."""
+        """Runs ``read()`` in the thread and returns at once; its error is raised by the next call."""
         if self._running is not None:
             if not self._running.done():
                 return
@@ -52,7 +52,7 @@ class ReadAhead:
         self._running = self._pool.submit(read)
 
     def wait(self) -> None:
-        """Returns when the thread has read."""
+        """Waits until the thread is idle."""
         if self._running is not None:
             self._running.result()
 

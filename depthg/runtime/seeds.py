@@ -1,4 +1,4 @@
-"""Random numbers that depend on a purpose and on nothing that was drawn before."""
+"""Seeds that depend on a purpose alone, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def seed_of(seed: int, *parts: object) -> int:
-    """A 63-bit seed for one purpose, so that every iteration's draws depend on nothing that came before."""
+    """A 63-bit seed for one purpose: the draws of an iteration do not depend on earlier ones."""
     digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

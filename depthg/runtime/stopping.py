@@ -1,4 +1,4 @@
-"""Stopping between two iterations instead of anywhere, so that a checkpoint can be saved."""
+"""Stopping between two iterations, so that a checkpoint can be saved."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Worker processes that answer one message at a time: jobs go out on their stdin, answers come in on another pipe.
+"""Worker processes that answer one message at a time: jobs go to their stdin, answers come from another pipe.
 
-They are fresh interpreters, not forks: whoever starts them may hold threads, locks and a GPU, and its main module is
-not run again. They import from the same places, and end with the process that started them, whose end closes their
-stdin.
+They are fresh interpreters, not forks: the parent process may hold threads, locks and a GPU, and its main module is
+not run again. They have the same import path as the parent. When the parent ends, their stdin closes and they end.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def send(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
-    """A message: its length in 8 bytes, and arrays by name in the safetensors format."""
+    """Writes a message: its length in 8 bytes, then named arrays in the safetensors format."""
     payload = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     stream.write(len(payload).to_bytes(8, "little"))
     stream.write(payload)
@@ -42,14 +41,14 @@ def send(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def receive(stream: IO[bytes]) -> Arrays | None:
-    """The next message; None when the other side has gone."""
+    """Reads the next message; None if the other side closed the pipe."""
     size = stream.read(8)
     payload = stream.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
     return load(payload) if len(size) == 8 and len(payload) == int.from_bytes(size, "little") else None
 
 
 def text_array(text: str) -> np.ndarray:
-    """Text as a message holds it."""
+    """Text as an array for a message."""
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
 
 
@@ -59,7 +58,7 @@ def array_text(array: np.ndarray) -> str:
 
 
 def serve(answer: Callable[[Arrays], Arrays]) -> None:
-    """What a worker process does: ``answer(message)`` for every message, until stdin closes.
+    """Main loop of a worker process: ``answer(message)`` for every message, until stdin closes.
 
     An exception becomes a message with its text in ``error`` and its type in ``type``.
     """
@@ -71,13 +70,13 @@ def serve(answer: Callable[[Arrays], Arrays]) -> None:
             found = {"error": text_array(str(error)), "type": text_array(type(error).__name__)}
         try:
             send(answers, found)
-        except BrokenPipeError:  # nobody waits for it any more
+        except BrokenPipeError:  # the parent is gone
             os._exit(0)
 
 
 @dataclass
 class Worker:
-    """One process, its answers, and what it has been told once (see :meth:`WorkerPool.ask`)."""
+    """One process, the pipe of its answers, and the setup messages that it has had (see :meth:`WorkerPool.ask`)."""
 
     process: subprocess.Popen
     answers: IO[bytes]
@@ -90,7 +89,7 @@ class WorkerPool:
     Args:
         command: module, and its arguments.
         workers: number of processes.
-        environment: variables of theirs beside those of this process.
+        environment: additional environment variables.
     """
 
     def __init__(self, command: Sequence[str], workers: int, environment: Mapping[str, str]):
@@ -122,10 +121,10 @@ class WorkerPool:
 
         Args:
             job: the message.
-            first: a number and a message that every process has to have had before, once.
+            first: a number and a setup message, which every process gets once, before its first job with that number.
 
         Raises:
-            WorkerEnded: the process is gone.
+            WorkerEnded: the process ended.
         """
         worker = self._idle.get()
         try:
@@ -152,12 +151,12 @@ class WorkerPool:
 
 
 class WorkerEnded(RuntimeError):
-    """A worker process is gone; ``args[0]`` is its exit code."""
+    """A worker process ended; ``args[0]`` is its exit code."""
 
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Keeps signals from this thread in the block, and for good from the processes that it starts there."""
+    """Blocks signals in this thread during the block; processes started there keep them blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

@@ -1,6 +1,6 @@
 """``.npy`` files that are made at full size first and filled by ordinary writes, in any order.
 
-A memory map would do the same until the disk is full: then it ends the process, where a write raises an error.
+On a full disk a write raises an error; a memory map would crash the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def array_bytes(shape: tuple[int, ...], dtype: np.dtype | type) -> int:
 
 @functools.lru_cache
 def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What the file begins with."""
+    """Header of the file."""
     file = io.BytesIO()
     fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, fields)
@@ -29,7 +29,7 @@ def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A file of full size without content; it takes no room yet."""
+    """A sparse file of full size; it takes no disk space yet."""
     header = _header(tuple(shape), dtype)
     with open(path, "wb") as file:
         file.write(header)
@@ -44,6 +44,6 @@ def write_rows(path: Path, shape: tuple[int, ...], start: int, rows: np.ndarray)
 
 
 def flush(path: Path) -> None:
-    """Returns when what was written is on the disk."""
+    """Waits until all writes are on the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

@@ -69,8 +69,8 @@ def cached(
         kind: what is cached, a folder name.
         settings: everything that the content depends on, as a JSON value.
         build: called with the :class:`Build`; after a kill it is called again and finds the finished shards marked.
-        arrays: shape and dtype of what is kept, as ``NAME.npy``.
-        temporary: further arrays that only the building needs.
+        arrays: shape and dtype of the arrays that are kept, as ``NAME.npy``.
+        temporary: further arrays that are needed only while building.
 
     Raises:
         OSError: the arrays do not fit on the disk, or cannot be written; finished shards stay.
@@ -98,14 +98,14 @@ def cached(
 
 
 def _error(number: int | None, text: str) -> OSError:
-    """An error of that number whose text does not begin with it."""
+    """An OSError with this number and text; the number is not part of the text."""
     error = OSError(text)
     error.errno = number
     return error
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file named by the manifest is there in full."""
+    """True if every file in the manifest exists with its full size."""
     try:
         sizes = json.loads((folder / "manifest.json").read_text())["bytes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -124,7 +124,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def missing_bytes(folder: Path, arrays: Arrays, temporary: Arrays | None = None) -> int:
-    """Bytes that are still to be written until the cache ``folder`` is whole."""
+    """Bytes still to be written before the cache ``folder`` is complete."""
     if is_whole(folder) or (_partial(folder) / MARKS / "finish-0-1").exists():  # all is written
         return 0
     sizes = [array_bytes(*array) for array in (*arrays.values(), *(temporary or {}).values())]
@@ -132,7 +132,7 @@ def missing_bytes(folder: Path, arrays: Arrays, temporary: Arrays | None = None)
 
 
 def check_room(folder: Path, needed: int, note: str = "") -> None:
-    """Raises OSError (ENOSPC) when another ``needed`` bytes, and some to spare, do not fit on the disk."""
+    """Raises OSError (ENOSPC) if ``needed`` more bytes and a reserve do not fit on the disk."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed and needed + RESERVE > free:
@@ -149,7 +149,7 @@ class Build:
     """One cache under construction.
 
     Attributes:
-        folder: where it grows; small further files that belong to the cache are written here with :meth:`file`.
+        folder: the unfinished cache; :meth:`file` adds small further files.
     """
 
     def __init__(self, target: Path, settings: str, arrays: Arrays, temporary: Arrays):
@@ -160,7 +160,7 @@ class Build:
         self._held: set[int] = set()  # file descriptors of locked marks
 
     def open(self) -> bool:
-        """Makes the folder and the empty arrays; False when another process has made all."""
+        """Makes the folder and the empty arrays; False if another process has finished the cache."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(exist_ok=True)
         if is_whole(self.target):  # finished by another process since the caller looked: leave nothing behind
@@ -178,7 +178,7 @@ class Build:
         return self.folder / f"{name}.npy"
 
     def read(self, name: str) -> np.ndarray:
-        """An array as far as it is written, memory-mapped."""
+        """An array, memory-mapped; rows that are not written yet are undefined."""
         return np.load(self.path(name), mmap_mode="r")
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
@@ -203,10 +203,10 @@ class Build:
     def shards(
         self, name: str, count: int, size: int, bar: ProgressBar | None = None, work: Callable[[range], int] = len
     ) -> Iterator[range]:
-        """Ranges of ``size`` rows that this process is to fill; ends when all ``count`` rows are filled by anybody.
+        """Ranges of ``size`` rows that this process must fill; ends when all ``count`` rows are filled, by any process.
 
         A shard is marked as done when the next one is asked for. The ranges of one name must not depend on the process.
-        ``bar`` is told of shards that were done before or by others, ``work(rows)`` of each.
+        ``bar`` counts shards that were done before or by other processes; ``work(rows)`` is the cost of a shard.
         """
         pending = [range(start, min(start + size, count)) for start in range(0, count, max(1, size))]
         turn = _first_shard(len(pending))
@@ -235,7 +235,7 @@ class Build:
             yield
 
     def _claim(self, mark: str) -> int | None:
-        """The locked mark of a shard; None: another process works on it; -1: it is done."""
+        """Descriptor of the locked marker of a shard; None: another process works on it; -1: it is done."""
         descriptor = os.open(self._marks / mark, os.O_RDWR | os.O_CREAT, 0o666)
         self._held.add(descriptor)
         try:
@@ -287,6 +287,6 @@ def rows_per_shard(row_bytes: int, shard_mb: float, multiple: int = 1) -> int:
 
 
 def _first_shard(count: int) -> int:
-    """Where this process of a distributed run begins to look for work."""
+    """Shard at which this process of a distributed run starts."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     return count * rank // max(1, world) % max(1, count)

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written at once and in the thread that asks, so that a full disk is an error there."""
+"""TensorBoard event files, written immediately in the calling thread: a full disk raises an error there."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _numbers = itertools.count()
 
 
 class EventFile:
-    """A new ``events.out.tfevents.*`` in a folder; TensorBoard reads all of a folder, in the order of their names.
+    """A new ``events.out.tfevents.*`` file in a folder; TensorBoard reads all of them in the order of their names.
 
     Args:
         folder: made if need be.
-        first_step: what other files of the folder hold from this step on is not shown; a resumed run writes it anew.
+        first_step: steps from here on in other files of the folder are hidden; a resumed run writes them again.
 
     Raises:
-        OSError: it cannot be written, here and in ``write``.
+        OSError: the file cannot be written (also raised by ``write``).
     """
 
     def __init__(self, folder: Path, first_step: int = 0):
@@ -37,7 +37,7 @@ class EventFile:
         self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """A point of every curve; a slash in a name makes groups."""
+        """One point for every curve; names with a slash are grouped."""
         entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(Event(step=step, summary=Summary(value=entries)))
 

@@ -1,4 +1,4 @@
-"""Where a command writes: proved possible before anything is computed, and nothing of somebody else's replaced."""
+"""Output folders of commands: tested for writing before any computation; existing files need ``overwrite``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def output_folder(path: Path, names: Iterable[str | Path] = (), overwrite: bool = False, option: str = "--out") -> Path:
-    """``path``, made if needed and proved writable.
+    """``path``, made if needed and tested for writing.
 
     Args:
         path: the folder.

@@ -14,15 +14,15 @@ LONG_NUMBER = re.compile(r"[-+.:_\d\s]{101,}")  # 1:1:1 ... is one to base 60, w
 
 
 class _RefusedError(ValueError):
-    """What YAML may hold and settings do not."""
+    """YAML syntax that settings must not use."""
 
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ValueError: no YAML, tags that would make objects, references to other parts (a few of them unfold to
-            gigabytes), or more than `MOST_CHARACTERS` or `MOST_LEVELS`.
+        ValueError: invalid YAML, tags that create objects, aliases (a few of them can expand to gigabytes), or
+            more than `MOST_CHARACTERS` or `MOST_LEVELS`.
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"it has {len(text):,} characters, settings have at most {MOST_CHARACTERS:,}")
@@ -52,7 +52,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: no JSON, or nested deeper than the interpreter's stack.
+        ValueError: invalid JSON, or nested deeper than the interpreter's stack.
     """
     try:
         return json.loads(text)
@@ -61,10 +61,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_no_references(value: Any) -> Any:
-    """``value``, if none of its texts is an OmegaConf interpolation, which could read the environment.
+    """Returns ``value`` if no string in it is an OmegaConf interpolation, which could read environment variables.
 
     Raises:
-        ValueError: one is; names it.
+        ValueError: a string is one; the message names it.
     """
     queue = [value]
     while queue:

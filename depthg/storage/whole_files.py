@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whatever happens while they are written."""
+"""Atomic file writes: a file is complete or absent, even after a crash."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d+)-\d+")  # machine, process, and a number of its own
+PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d+)-\d+")  # machine, process, counter
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 ABANDONED_S = 3600  # without a change, for files of other machines
 _numbers = itertools.count()
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside ``path`` that no other file of this or another machine has, for what is not finished."""
+    """A unique name beside ``path``, across processes and machines, for an unfinished file."""
     return path.with_name(f".partial-{MACHINE}-{os.getpid()}-{next(_numbers)}")
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """Calls ``write(temporary_path)``, flushes it to disk and renames it to ``path``: whole or not at all.
 
-    ``flush=False`` is for results that can be made again: nothing waits until they are on the disk.
+    ``flush=False`` does not wait until the file is on the disk: for results that can be made again.
 
     Raises:
-        OSError: it cannot be written, and what was at ``path`` is intact; or the new file is there but not yet surely
-            on the disk.
+        OSError: the file cannot be written, and the old file at ``path`` is intact; or the new file exists, but may
+            not be on the disk yet.
     """
     partial = partial_path(path)
     try:
@@ -55,10 +55,10 @@ def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = Tr
 
 
 def flush_folder(folder: Path) -> None:
-    """Returns when renames in a folder are on the disk, where its file system can tell.
+    """Waits until renames in a folder are on the disk, if its file system supports this.
 
     Raises:
-        OSError: they may not be; the files themselves are whole.
+        OSError: they may not be on the disk; the files themselves are complete.
     """
     if os.name == "nt":
         return
@@ -76,7 +76,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> OSError:
-    """An error of the same type and number that names the file and the way out."""
+    """An error of the same type and number that names the file and a fix."""
     text = (
         f"cannot write {path}: {error.strerror or error}; free some room or make the folder writable. What was there "
         "before is intact"
@@ -87,7 +87,7 @@ def write_error(path: Path, error: OSError) -> OSError:
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what :func:`write_whole` left below ``folder`` when its process was killed."""
+    """Removes unfinished files that killed processes left below ``folder`` (see :func:`write_whole`)."""
     for path in folder.rglob(".partial-*"):
         if PARTIAL.fullmatch(path.name) and path.is_file() and _abandoned(path):
             path.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def _abandoned(path: Path) -> bool:
 
 
 def _runs(process: int) -> bool:
-    """Whether another process of this number exists on this machine."""
+    """True if another process with this pid exists on this machine."""
     if process == os.getpid():
         return False  # it had the number of this one, before
     if os.name == "nt":  # where the call below would end it
@@ -113,7 +113,7 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # it belongs to somebody else; the number is none
+    except (OSError, OverflowError):  # owned by another user, or not a valid pid
         return True
     return True
 

@@ -1,7 +1,7 @@
 """Builders of the things that stand on the ground of a procedural scene; each returns a list of shapes with labels.
 
 Lengths in metres, yaw in radians (0 points along +y), colours sRGB in [0, 1]. Every builder draws from the
-generator it is given, so that a scene depends on its seed alone.
+generator in its arguments, so that a scene depends on its seed alone.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class View:
 
 @dataclass(kw_only=True)
 class Primitive:
-    """What every shape has: class label, material, and how solid its surface and its shadow are."""
+    """Base class of all shapes: class label, material, and the density of its surface and its shadow."""
 
     label: int
     material: Material

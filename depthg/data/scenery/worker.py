@@ -1,7 +1,7 @@
-"""Renders scenes into the cache; also a process that does so (see data/scenes.py).
+"""Rendering of scenes into the cache, and the worker process that does it (see data/scenes.py).
 
-Its arguments are folder, seed and size; it is sent one picture number at a time. Neither torch nor the parent's main
-module is imported here.
+The process takes folder, seed and size as arguments and one picture number per message. It imports neither torch nor
+the parent's main module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scene_file(folder: Path, index: int) -> Path:
 
 
 def write_scene(folder: Path, seed: int, index: int, size: int) -> None:
-    """Render a picture and put its file in place, whole or not at all."""
+    """Render a picture and write its file atomically."""
     picture = render(seed, index, size)
     camera = picture.camera
     pose = [*camera.position, camera.yaw_deg, camera.pitch_deg, camera.roll_deg, camera.fov_deg]
