@@ -6,6 +6,7 @@ Units: time in iterations, angles in degrees, depth in [0, 1] or, where stated, 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -289,6 +290,9 @@ class Config:
 
 GROUPS = ("experiment", "mode", "data", "backbone", "sampling")
 UNLABELLED_CLUSTERS = 8
+PLACES = (  # settings that change no number
+    "name", "runs_dir", "overwrite", "resume", "device", "data.workers", "cache.dir", "cache.shard_mb",
+)  # fmt: skip
 
 
 def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
@@ -299,6 +303,24 @@ def options(node: Any = Config, prefix: str = "") -> dict[str, Any]:
         value, key = getattr(instance, item.name), prefix + item.name
         found.update(options(value, key + ".") if is_dataclass(value) else {key: (item, value)})
     return found
+
+
+def flatten(values: Mapping, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; an empty mapping stays as it is."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return found
+
+
+def differing(first: Mapping, second: Mapping) -> dict[str, tuple]:
+    """Settings that differ between two nested mappings: ``key -> (first, second)``, None for an absent key.
+
+    ``PLACES`` are left out.
+    """
+    a, b = flatten(first), flatten(second)
+    return {key: (a.get(key), b.get(key)) for key in a | b if key not in PLACES and a.get(key) != b.get(key)}
 
 
 def nearest(word: str, valid: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from depthg.config.composing import load_config, stored_settings, to_config
-from depthg.config.schema import Config
+from depthg.config.schema import differing
 from depthg.model.checkpoints import FILE
 from depthg.model.run_folder import read_log
 from depthg.paper.tables import Result
@@ -20,7 +20,6 @@ from depthg.runtime import processes
 from depthg.storage.whole_files import write_text
 
 PROTOCOLS = ("plain", "flip", "flip-crf")
-PLACES = ("name", "runs_dir", "overwrite", "resume", "device", "data.workers")  # settings that change no number
 ERRORS = "errors"  # folder beside the runs
 
 
@@ -79,30 +78,13 @@ def check_folder(job: Job, overwrite: bool) -> None:
         raise FileExistsError(f"{job.folder} holds something that is no run; choose another --out") from error
     asked = load_config(job.overrides)
     asked = dataclasses.replace(asked, precision=processes.precision(asked.precision))  # as training stores it
-    different = different_settings(stored, asked)
+    different = differing(dataclasses.asdict(stored), dataclasses.asdict(asked))
     if different:
         key, (old, new) = next(iter(different.items()))
         raise FileExistsError(
             f"{job.folder} was trained with {key}={old}, now {key}={new} is asked for; pass --overwrite to train it "
             f"anew, or another --out"
         )
-
-
-def different_settings(a: Config, b: Config) -> dict[str, tuple]:
-    """Settings that differ, except for locations, device and workers: ``key -> (value in a, value in b)``."""
-    first, second = (_flat(dataclasses.asdict(config)) for config in (a, b))
-    return {
-        key: (first[key], second[key])
-        for key in first
-        if key not in PLACES and not key.startswith("cache.") and first[key] != second[key]
-    }
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    found: dict = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def run_job(job: Job, overwrite: bool = False) -> str:

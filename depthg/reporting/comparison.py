@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from depthg.config.schema import differing
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.comparison_figures import class_figure, image_figure, signed, validation_figure
 from depthg.reporting.figures import READ_OUTS
@@ -20,7 +21,6 @@ from depthg.storage.whole_files import write_text
 
 SAME = ("data", "photos", "split")  # else the numbers are about different things
 MEASURED = ("resolution", "crop", "flip", "crf", "checkpoint", "matching", "count")
-PLACES = ("name", "runs_dir", "overwrite", "resume", "experiment", "device", "data.workers")
 DRAWS = 2000  # of the bootstrap
 
 
@@ -220,18 +220,10 @@ def _curves(a: Side, b: Side) -> str:
     return f'<div class="grid">{"".join(charts)}</div>'
 
 
-def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def settings_table(a: Side, b: Side) -> str:
-    """Keys whose values differ."""
-    first, second = _flat(a.config), _flat(b.config)
-    keys = [key for key in first | second if key not in PLACES and first.get(key) != second.get(key)]
-    rows = [(key, text(first.get(key)), text(second.get(key))) for key in keys]
+    """Keys whose values differ; the preset's name is none of them, for the settings behind it are."""
+    changes = differing(a.config, b.config)
+    rows = [(key, *map(text, values)) for key, values in changes.items() if key != "experiment"]
     return _three_columns(("", a.label, b.label), rows) if rows else '<p class="hint">None.</p>'
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from depthg.config.schema import flatten
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.figures import PARTS, READ_OUTS, available_curves, confusion_figure, curves_figure, iou_figure
 from depthg.reporting.page import (
@@ -199,14 +200,6 @@ def settings_section(config: Mapping) -> str:
     """Every setting, one fold per group."""
     top = [(key, text(value)) for key, value in config.items() if not isinstance(value, dict)]
     folds = [("run", top)] if top else []
-    folds += [(str(key), list(_flatten(value))) for key, value in config.items() if isinstance(value, dict)]
+    groups = {key: flatten(value) for key, value in config.items() if isinstance(value, dict)}
+    folds += [(str(key), [(k, text(v)) for k, v in values.items()]) for key, values in groups.items()]
     return "".join(f"<details><summary>{escape(n)}</summary>{table(rows)}</details>" for n, rows in folds if rows)
-
-
-def _flatten(value: Mapping, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """``{"a": {"b": 1}}`` -> ("a.b", "1")."""
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _flatten(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", text(item)

@@ -7,7 +7,7 @@ import pytest
 
 from depthg.config.command import print_help
 from depthg.config.composing import check_overrides, group_choices, load_config
-from depthg.config.schema import Config, options
+from depthg.config.schema import PLACES, Config, differing, flatten, options
 from depthg.paper.tables import paper_tables
 
 RELEASED = {
@@ -243,3 +243,11 @@ def test_hydra_flags_pass(run_module):
     assert finished.returncode == 0 and "iterations: 7" in finished.stdout
     typo = run_module("depthg.train", "--multirun", "sed=0,1")
     assert typo.returncode == 1 and "did you mean 'seed'?" in typo.stderr
+
+
+def test_nested_settings_are_flattened_and_places_are_no_difference():
+    a = {"seed": 0, "name": "x", "loss": {"depth": {"weight": 1}}, "cache": {"dir": "here"}, "empty": {}, "old": None}
+    assert flatten(a)["loss.depth.weight"] == 1 and flatten(a)["empty"] == {}
+    b = {"seed": 0, "name": "y", "loss": {"depth": {"weight": 2}}, "cache": {"dir": "there"}, "empty": {}, "new": [3]}
+    assert differing(a, b) == {"loss.depth.weight": (1, 2), "new": (None, [3])}
+    assert set(PLACES) <= set(options())
