@@ -41,7 +41,7 @@ def print_metrics(metrics: dict, run: Path, console: Console) -> None:
     classes = metrics["classes"]
     if classes:
         read_outs = [name for name in READ_OUTS if f"{name}.accuracy" in metrics]
-        table = Table("percent", *(READ_OUTS[name] for name in read_outs), title="scores")
+        table = Table("percent", *(READ_OUTS[name].head for name in read_outs), title="scores")
         for score, text in (("accuracy", "accuracy"), ("miou", "mIoU")):
             table.add_row(text, *(f"{metrics[f'{name}.{score}']:.1f}" for name in read_outs), style="bold")
         table.add_section()

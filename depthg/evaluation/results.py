@@ -204,7 +204,7 @@ def print_evaluations(found: Sequence[Evaluation], console: Console) -> None:
         for name, shares in evaluation.shares.items():
             listed = ", ".join(f"{number}: {share:.1f}" for number, share in enumerate(shares))
             console.print(
-                f"{READ_OUTS[name]}, percent of pixels by cluster: {listed}".replace("\n", " "), highlight=False
+                f"{READ_OUTS[name].head}, percent of pixels by cluster: {listed}".replace("\n", " "), highlight=False
             )
     parts = [protocol_parts(evaluation.protocol) for evaluation in found]
     common = [part for part in parts[0] if all(part in others for others in parts)]  # the rest is in the rows
@@ -219,7 +219,7 @@ def _with_interval(result: Mapping, kind: str) -> str:
 
 
 def _read_out_name(name: str, result: Mapping) -> str:
-    plain = READ_OUTS[name.removesuffix(HUNGARIAN)].replace("\n", " ")
+    plain = READ_OUTS[name.removesuffix(HUNGARIAN)].head.replace("\n", " ")
     return plain if result["matching"] in (None, "hungarian") and HUNGARIAN not in name else (
         f"{plain}, {result['matching'].replace('_', ' ')}"
     )  # fmt: skip
@@ -228,9 +228,7 @@ def _read_out_name(name: str, result: Mapping) -> str:
 def _class_table(evaluation: Evaluation) -> Table:
     """IoU, precision and recall of the probes for every class."""
     probes = [name for name in ("cluster", "linear") if name in evaluation.results]
-    titles = [
-        f"{READ_OUTS[name].splitlines()[0]}\n{kind}" for name in probes for kind in ("IoU", "precision", "recall")
-    ]
+    titles = [f"{READ_OUTS[name].name}\n{kind}" for name in probes for kind in ("IoU", "precision", "recall")]
     table = Table("percent", *titles, title="classes")
     for label in evaluation.classes:
         values = [evaluation.results[name]["per_class"][label] for name in probes]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from depthg.kernels.upsampling import device_ids, up_sampled_ids
 
-READ_OUTS = {  # name in files -> name on the screen, with line breaks for table heads
-    "cluster": "clusters", "linear": "linear probe\n(uses labels)",
-    "kmeans_codes": "k-means\non codes", "kmeans_features": "k-means\non features",
-}  # fmt: skip
+
+class ReadOut(NamedTuple):
+    """What a read-out is called."""
+
+    name: str  # in tables
+    title: str  # on pages and in figures
+    head: str  # above a column on the screen
+
+
+READ_OUTS = {  # by the name in files
+    "cluster": ReadOut("clusters", "Cluster probe", "clusters"),
+    "linear": ReadOut("linear probe", "Linear probe", "linear probe\n(uses labels)"),
+    "kmeans_codes": ReadOut("k-means on codes", "k-means on codes", "k-means\non codes"),
+    "kmeans_features": ReadOut("k-means on features", "k-means on raw features", "k-means\non features"),
+}
 
 
 def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-READ_OUTS = {"cluster": "clusters", "linear": "linear probe", "kmeans_codes": "k-means on codes"}
+from depthg.inference.read_outs import READ_OUTS
+
 SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
 CHECKPOINTS = ("last", "best")
 NOT_SHOWN = ("seed", "checkpoint", "shifts", "intervals")  # parts of a protocol shown elsewhere, or specific to a seed
@@ -111,7 +112,7 @@ def column_names(metrics: Iterable[str]) -> list[str]:
     names, before = [], ""
     for metric in metrics:
         kind, score = metric.split(".")
-        names.append(SCORES[score] if kind == before else f"{READ_OUTS[kind]}: {SCORES[score]}")
+        names.append(SCORES[score] if kind == before else f"{READ_OUTS[kind].name}: {SCORES[score]}")
         before = kind
     return names
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from depthg.config.schema import differing
+from depthg.inference.read_outs import READ_OUTS
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.comparison_figures import class_figure, image_figure, signed, validation_figure
-from depthg.reporting.figures import READ_OUTS
 from depthg.reporting.page import PAGE, figure, is_number, pairs, percent, section, text, words
 from depthg.reporting.run_files import protocol_words, read_run
 from depthg.reporting.sections import read_image_scores
@@ -165,7 +165,7 @@ def _headline(a: Side, b: Side) -> str:
 def score_table(a: Side, b: Side) -> str:
     """Accuracy and mIoU of every read-out in both runs, with the change."""
     rows = []
-    for key, name in READ_OUTS.items():
+    for key, (_, name, _) in READ_OUTS.items():
         for kind, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
             before, after = (side.metrics.get(f"{key}.{kind}") for side in (a, b))
             if is_number(before) and is_number(after):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from depthg.inference.read_outs import READ_OUTS
 from depthg.storage.whole_files import write_whole
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only what draws does so
@@ -33,12 +34,6 @@ LIGHT = Theme("#1c2024", "#60666e", "#d9dde2", None, LIGHT_SERIES, ("#f3f6fa", "
 DARK = Theme("#e7eaee", "#9aa3ad", "#3a4149", None, DARK_SERIES, ("#20262d", "#7cc0ff"))
 PRINT = LIGHT._replace(paper="#ffffff")
 
-READ_OUTS = {
-    "cluster": "Cluster probe",
-    "linear": "Linear probe",
-    "kmeans_codes": "k-means on codes",
-    "kmeans_features": "k-means on raw features",
-}
 TERMS = {"loss.self": "self", "loss.neighbour": "neighbour", "loss.negative": "negative", "loss.depth": "depth"}
 PROBES = {"loss.cluster": "cluster probe", "loss.linear": "linear probe"}
 # Part of the curves: title, keys with their names, whether every step is noisy and wants a running mean.
@@ -46,8 +41,8 @@ PARTS = {
     "loss": ("Loss", {"loss": "total"}, True),
     "terms": ("Loss terms, unweighted", TERMS, True),
     "probes": ("Probe losses", PROBES, True),
-    "accuracy": ("Validation accuracy (%)", {f"{k}.accuracy": v for k, v in READ_OUTS.items()}, False),
-    "miou": ("Validation mIoU (%)", {f"{k}.miou": v for k, v in READ_OUTS.items()}, False),
+    "accuracy": ("Validation accuracy (%)", {f"{k}.accuracy": v.title for k, v in READ_OUTS.items()}, False),
+    "miou": ("Validation mIoU (%)", {f"{k}.miou": v.title for k, v in READ_OUTS.items()}, False),
 }
 MOST_POINTS = 400  # points drawn per line
 
@@ -108,16 +103,15 @@ def iou_figure(per_class: Mapping[str, Mapping[str, float | None]], theme: Theme
     style_axes(ax, theme, None)
     rows = np.arange(len(names))
     widths = np.nan_to_num([value[name] for name in names])
-    ax.barh(rows, widths, 0.66, color=theme.series[0], alpha=0.8, label=READ_OUTS[main])
+    ax.barh(rows, widths, 0.66, color=theme.series[0], alpha=0.8, label=READ_OUTS[main].title)
     marks = {"linear": ("|", 150, 1), "kmeans_codes": ("x", 40, 2), "kmeans_features": ("o", 46, 3)}
     for key, (marker, size, colour) in marks.items():
         if key in per_class and key != main:
             at = [_number(per_class[key].get(name)) for name in names]
             look: dict[str, Any] = {"edgecolors": theme.series[colour], "facecolors": "none"} if marker == "o" else {}
             look = look or {"color": theme.series[colour]}
-            ax.scatter(
-                at, rows, size, marker=marker, linewidths=2, zorder=3, clip_on=False, label=READ_OUTS[key], **look
-            )
+            ax.scatter(at, rows, size, marker=marker, linewidths=2, zorder=3, clip_on=False,
+                       label=READ_OUTS[key].title, **look)  # fmt: skip
     for row, name in zip(rows, names, strict=True):
         text = "not in the labels" if math.isnan(value[name]) else f"{value[name]:.0f}"
         ax.annotate(text, (103 if text.isdigit() else 1, row), color=theme.ink if text.isdigit() else theme.faint,
@@ -129,7 +123,7 @@ def iou_figure(per_class: Mapping[str, Mapping[str, float | None]], theme: Theme
     ax.set_xlabel("IoU (%)", color=theme.faint)
     ax.tick_params(axis="y", pad=9)
     handles, labels = ax.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: labels[i] != READ_OUTS[main])
+    order = sorted(range(len(labels)), key=lambda i: labels[i] != READ_OUTS[main].title)
     ax.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False, labelcolor=theme.ink, fontsize=9,
               ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     return figure

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from depthg.config.schema import flatten
+from depthg.inference.read_outs import READ_OUTS
 from depthg.model.run_folder import SCORES_FILE
-from depthg.reporting.figures import PARTS, READ_OUTS, available_curves, confusion_figure, curves_figure, iou_figure
+from depthg.reporting.figures import PARTS, available_curves, confusion_figure, curves_figure, iou_figure
 from depthg.reporting.page import (
     DASH,
     SMALLEST,
@@ -91,7 +92,7 @@ def image_line(path: Path) -> str:
 def score_table(metrics: Mapping) -> str:
     """Accuracy and mIoU of the four read-outs."""
     rows = []
-    for key, name in READ_OUTS.items():
+    for key, (_, name, _) in READ_OUTS.items():
         values = [metrics.get(f"{key}.{kind}") for kind in ("accuracy", "miou")]
         if any(map(is_number, values)):
             cells = "".join(f"<td>{escape(percent(value))}</td>" for value in values)
@@ -125,7 +126,7 @@ def class_section(run: Path, metrics: Mapping) -> str:
 def _class_table(per_class: Mapping[str, Mapping]) -> str:
     """IoU numbers behind the bars."""
     names = list(dict.fromkeys(name for values in per_class.values() for name in values))
-    head = "".join(f'<th scope="col">{escape(READ_OUTS[key])}</th>' for key in per_class)
+    head = "".join(f'<th scope="col">{escape(READ_OUTS[key].title)}</th>' for key in per_class)
     rows = "".join(
         f'<tr><th scope="row">{escape(str(name))}</th>'
         + "".join(f"<td>{escape(percent(values.get(name)))}</td>" for values in per_class.values())
@@ -152,7 +153,7 @@ def evaluation_section(evaluations: object) -> str:
             cells = [_with_interval(entry, key, kind) for kind in ("accuracy", "miou")]
             if any(cells):
                 inner = "".join(f"<td>{cell or DASH}</td>" for cell in cells)
-                rows.append(f'<tr class="{key}"><th scope="row">{escape(READ_OUTS[key])}</th>{inner}</tr>')
+                rows.append(f'<tr class="{key}"><th scope="row">{escape(READ_OUTS[key].title)}</th>{inner}</tr>')
         if rows:
             blocks.append(f'<p class="about">{escape(text(entry.get("protocol")))}</p>{_score_rows(rows)}')
     note = '<p class="hint">Below a score: its 95% interval over images.</p>'

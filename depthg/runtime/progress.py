@@ -44,26 +44,19 @@ class ProgressBar:
 
 
 class Rate(TextColumn):
-    """Steps per second."""
+    """Work per second; ``unit`` is written behind the number."""
 
-    def __init__(self):
+    def __init__(self, unit: str = ""):
         super().__init__("")
+        self.unit = unit
 
     def render(self, task):
-        return f"{task.speed:.3g}/s" if task.speed else ""
+        return f"{task.speed:.3g}{self.unit}/s" if task.speed else ""
 
 
 def training_bar(console: Console) -> Progress:
     """Progress with the loss, iterations per second and the time left; silent where the console is."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-        _Speed(), TimeRemainingColumn(), console=console, disable=console.quiet,
+        Rate(" it"), TimeRemainingColumn(), console=console, disable=console.quiet,
     )  # fmt: skip
-
-
-class _Speed(TextColumn):
-    def __init__(self):
-        super().__init__("")
-
-    def render(self, task):
-        return f"{task.speed:.1f} it/s" if task.speed else ""

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from depthg.inference.read_outs import READ_OUTS
 from depthg.report import main
-from depthg.reporting.figures import READ_OUTS
 from depthg.reporting.report import write_report
 from depthg.reporting.run_files import protocol_words
 

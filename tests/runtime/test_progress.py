@@ -33,3 +33,4 @@ def test_only_the_first_rank_draws(monkeypatch, capsys, rank, drawn):
 def test_rate():
     task = type("Task", (), {"speed": 1234.5})
     assert Rate().render(task) == "1.23e+03/s" and Rate().render(type("Task", (), {"speed": None})) == ""
+    assert Rate(" it").render(type("Task", (), {"speed": 5.25})) == "5.25 it/s"
