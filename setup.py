@@ -211,7 +211,7 @@ def extensions():
 setup(
     packages=[*find_namespace_packages(include=["depthg", "depthg.*"]), "depthg.kernels"],
     package_dir={"depthg": "depthg", "depthg.kernels": "kernels"},
-    package_data={"": ["*.yaml"]},
+    package_data={"": ["*.yaml", "*.html", "*.css"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension},
 )

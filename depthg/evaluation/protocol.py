@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from depthg.config.schema import Config
-from depthg.inference.read_outs import READ_OUTS
+from depthg.inference.read_outs import READ_OUTS, SCORES
 
 
 def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float]) -> dict:
@@ -42,7 +42,7 @@ def print_metrics(metrics: dict, run: Path, console: Console) -> None:
     if classes:
         read_outs = [name for name in READ_OUTS if f"{name}.accuracy" in metrics]
         table = Table("percent", *(READ_OUTS[name].head for name in read_outs), title="scores")
-        for score, text in (("accuracy", "accuracy"), ("miou", "mIoU")):
+        for score, text in SCORES.items():
             table.add_row(text, *(f"{metrics[f'{name}.{score}']:.1f}" for name in read_outs), style="bold")
         table.add_section()
         for label in classes:

@@ -24,6 +24,7 @@ READ_OUTS = {  # by the name in files
     "kmeans_codes": ReadOut("k-means on codes", "k-means on codes", "k-means\non codes"),
     "kmeans_features": ReadOut("k-means on features", "k-means on raw features", "k-means\non features"),
 }
+SCORES = {"accuracy": "accuracy", "miou": "mIoU"}  # of a read-out: the name in files -> in words
 
 
 def predict_ids(scores_map: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -14,9 +14,8 @@ from typing import Any
 
 import yaml
 
-from depthg.inference.read_outs import READ_OUTS
+from depthg.inference.read_outs import READ_OUTS, SCORES
 
-SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
 CHECKPOINTS = ("last", "best")
 NOT_SHOWN = ("seed", "checkpoint", "shifts", "intervals")  # parts of a protocol shown elsewhere, or specific to a seed
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from depthg.config.schema import differing
-from depthg.inference.read_outs import READ_OUTS
+from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.comparison_figures import class_figure, image_figure, signed, validation_figure
-from depthg.reporting.page import PAGE, figure, is_number, pairs, percent, section, text, words
-from depthg.reporting.run_files import protocol_words, read_run
-from depthg.reporting.sections import read_image_scores
+from depthg.reporting.page import (
+    HEADLINE,
+    Drawing,
+    Sheet,
+    drawing,
+    gibibytes,
+    is_number,
+    pairs,
+    percent,
+    render,
+    text,
+    words,
+)  # fmt: skip
+from depthg.reporting.run_files import protocol_words, read_image_scores, read_run
 from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
 
@@ -72,22 +83,32 @@ def write_comparison(
     output_folder(out.parent, (out.name,), overwrite)
     if a.guided and not b.guided:
         a, b = b, a
+    write_text(out, render("comparison.html", comparison_content(a, b, pictures)))
+    return out
+
+
+def comparison_content(a: Side, b: Side, pictures: bool) -> dict[str, Any]:
+    """What ``templates/comparison.html`` lays out; ``b`` is the change."""
     title = "What depth contributed" if b.guided and not a.guided else "Comparison of two runs"
     a, b = name_sides(a, b)
-    body = "".join(
-        (
-            _headline(a, b),
-            section("Pictures", _pictures(a, b) if pictures else ""),
-            section("Scores", score_table(a, b)),
-            section("Classes and images", _figures(a, b)),
-            section("Validation", _curves(a, b)),
-            section("Settings that differ", settings_table(a, b)),
-            section("Time and memory", cost_table(a, b)),
-        )
-    )
-    runs = f"{escape(a.label)}: {escape(str(a.path.name))} · {escape(b.label)}: {escape(str(b.path.name))}"
-    write_text(out, PAGE.format(title=title, subtitle=runs, body=body))
-    return out
+    sheets, no_sheets = _pictures(a, b) if pictures else ([], "")
+    seeds = [side.protocol.get("seed") for side in (a, b)]
+    unlike = [key for key in MEASURED if a.protocol.get(key) != b.protocol.get(key)]
+    shared = {key: value for key, value in a.protocol.items() if b.protocol.get(key) == value and key != "shifts"}
+    changes = {key: values for key, values in differing(a.config, b.config).items() if key != "experiment"}
+    return {
+        "title": title, "labels": [a.label, b.label],
+        "subtitle": [f"{side.label}: {side.path.name}" for side in (a, b)],
+        "unlike": [f"{words(k)}: {text(a.protocol.get(k))} and {text(b.protocol.get(k))}" for k in unlike],
+        "cards": [
+            (name, signed(after - before), "points", f"{percent(before)} % {a.label}, {percent(after)} % {b.label}")
+            for name, before, after in _both(a, b, HEADLINE)
+        ],
+        "seeds": f"seed {seeds[0]}" if seeds[0] == seeds[1] else f"seeds {seeds[0]} and {seeds[1]}",
+        "protocol": protocol_words(shared), "sheets": sheets, "no_sheets": no_sheets,
+        "scores": score_rows(a, b), "figures": [*_class_figures(a, b), *_image_figures(a, b)], "curves": _curves(a, b),
+        "settings": [(key, *map(text, values)) for key, values in changes.items()], "costs": cost_rows(a, b),
+    }  # fmt: skip
 
 
 def read_side(path: Path) -> Side:
@@ -113,7 +134,7 @@ def check_same_data(a: Side, b: Side) -> None:
 
 
 def name_sides(a: Side, b: Side) -> tuple[Side, Side]:
-    """Both with labels: with and without depth, or their folders' names as far as these differ."""
+    """Both with labels: with and without depth, or the names of their folders (with the parent where these agree)."""
     if b.guided and not a.guided:
         labels = ("without depth", "with depth")
     elif a.path.name != b.path.name:
@@ -123,57 +144,25 @@ def name_sides(a: Side, b: Side) -> tuple[Side, Side]:
     return replace(a, label=labels[0]), replace(b, label=labels[1])
 
 
-def _pictures(a: Side, b: Side) -> str:
-    from depthg.reporting.comparison_pictures import (
-        picture_section,  # loads networks, which a page without pictures does not
-    )
+def _pictures(a: Side, b: Side) -> tuple[list[Sheet], str]:
+    from depthg.reporting.comparison_pictures import changed_sheets  # loads networks: not for a page without pictures
 
     runs = [(side.path, str(side.protocol.get("checkpoint", "last"))) for side in (a, b)]
-    return picture_section(runs, (a.label, b.label), (a.images, b.images))
+    return changed_sheets(runs, (a.label, b.label), (a.images, b.images))
 
 
-def _headline(a: Side, b: Side) -> str:
-    cards = []
-    for key, name in (("cluster", "Cluster"), ("linear", "Linear")):
-        for kind, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
-            before, after = (side.metrics.get(f"{key}.{kind}") for side in (a, b))
-            if is_number(before) and is_number(after):
-                note = f"{percent(before)} % {a.label}, {percent(after)} % {b.label}"
-                cards.append(
-                    f'<div class="card"><div class="name">{name} {title}</div><div class="value">'
-                    f'{signed(after - before)}<span>points</span></div><div class="note">{escape(note)}</div></div>'
-                )
-    other = [key for key in MEASURED if a.protocol.get(key) != b.protocol.get(key)]
-    warning = ""
-    if other:
-        listed = "; ".join(f"{words(k)}: {text(a.protocol.get(k))} and {text(b.protocol.get(k))}" for k in other)
-        warning = f'<p class="warning">Not measured alike, which is part of the differences: {escape(listed)}.</p>'
-    seeds = [side.protocol.get("seed") for side in (a, b)]
-    same = f"seed {seeds[0]}" if seeds[0] == seeds[1] else f"seeds {seeds[0]} and {seeds[1]}"
-    hint = (
-        f"One run each ({same}): part of every difference is chance. python -m depthg.reproduce table4 data=... gives "
-        f"means and spreads over seeds."
-    )
-    shared = {key: value for key, value in a.protocol.items() if b.protocol.get(key) == value and key != "shifts"}
-    line = " · ".join(map(escape, protocol_words(shared)))
-    return (
-        f'<section>{warning}<div class="cards">{"".join(cards)}</div><p class="hint">{escape(hint)}</p>'
-        f'<p class="protocol"><b>Protocol of both</b> {line}</p></section>'
-    )
+def _both(a: Side, b: Side, names: Mapping[str, str]) -> list[tuple[str, float, float]]:
+    """Name and value in both runs of the metrics in ``names`` that both have."""
+    values = [(name, a.metrics.get(metric), b.metrics.get(metric)) for metric, name in names.items()]
+    return [(name, *both) for name, *both in values if all(map(is_number, both))]
 
 
-def score_table(a: Side, b: Side) -> str:
+def score_rows(a: Side, b: Side) -> list[tuple[str, str, str, str]]:
     """Accuracy and mIoU of every read-out in both runs, with the change."""
-    rows = []
-    for key, (_, name, _) in READ_OUTS.items():
-        for kind, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
-            before, after = (side.metrics.get(f"{key}.{kind}") for side in (a, b))
-            if is_number(before) and is_number(after):
-                cells = "".join(f"<td>{cell}</td>" for cell in (percent(before), percent(after)))
-                change = f'<td class="gain">{signed(after - before)}</td>'
-                rows.append(f'<tr><th scope="row">{escape(name)}, {title}</th>{cells}{change}</tr>')
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("%", a.label, b.label, "change"))
-    return f'<table class="compare"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    names = {f"{k}.{kind}": f"{READ_OUTS[k].title}, {title}" for k in READ_OUTS for kind, title in SCORES.items()}
+    return [
+        (name, percent(before), percent(after), signed(after - before)) for name, before, after in _both(a, b, names)
+    ]
 
 
 def paired(a: Side, b: Side) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -189,60 +178,43 @@ def mean_interval(change: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return tuple(np.percentile(draws.mean(1), (2.5, 97.5)))
 
 
-def _figures(a: Side, b: Side) -> str:
-    labels, blocks = (a.label, b.label), []
+def _class_figures(a: Side, b: Side) -> list[Drawing]:
     first, second = (dict(pairs(dict(pairs(side.metrics.get("per_class"))).get("cluster"))) for side in (a, b))
-    if any(is_number(value) and is_number(second.get(name)) for name, value in first.items()):
-        draw = lambda theme: class_figure(first, second, labels, theme)  # noqa: E731
-        blocks.append(figure("IoU per class, cluster probe", draw))
+    if not any(is_number(value) and is_number(second.get(name)) for name, value in first.items()):
+        return []
+    return [drawing("IoU per class, cluster probe", class_figure, first, second, (a.label, b.label))]
+
+
+def _image_figures(a: Side, b: Side) -> list[Drawing]:
     names, before, after = paired(a, b)
-    if len(names) > 1:
-        change = after - before
-        low, high = mean_interval(change)
-        sentence = (
-            f"{b.label[0].upper()}{b.label[1:]}: better on {(change > 0).sum()} and worse on {(change < 0).sum()} of "
-            f"{len(names)} images. Mean change of an image's mIoU: {signed(change.mean())}, 95% interval over images "
-            f"{signed(low)} to {signed(high)}."
-        )
-        drawn = figure("Single images, cluster probe", lambda theme: image_figure(before, after, labels, theme))
-        blocks.append(f'<div>{drawn}<p class="hint">{escape(sentence)}</p></div>')
-    return f'<div class="grid">{"".join(blocks)}</div>' if blocks else ""
+    if len(names) < 2:
+        return []
+    change = after - before
+    low, high = mean_interval(change)
+    note = (
+        f"{b.label[0].upper()}{b.label[1:]}: better on {(change > 0).sum()} and worse on {(change < 0).sum()} of "
+        f"{len(names)} images. Mean change of an image's mIoU: {signed(change.mean())}, 95% interval over images "
+        f"{signed(low)} to {signed(high)}."
+    )
+    title = "Single images, cluster probe"
+    return [drawing(title, image_figure, before, after, (a.label, b.label), note=note)]
 
 
-def _curves(a: Side, b: Side) -> str:
+def _curves(a: Side, b: Side) -> list[Drawing]:
     first, second = ([line for line in side.records if is_number(line.get("cluster.miou"))] for side in (a, b))
     if min(len(first), len(second)) < 2:
-        return ""
-    charts = [
-        figure(title, lambda theme, kind=kind: validation_figure(first, second, kind, (a.label, b.label), theme))
-        for kind, title in (("accuracy", "Accuracy, cluster probe"), ("miou", "mIoU, cluster probe"))
-    ]
-    return f'<div class="grid">{"".join(charts)}</div>'
+        return []
+    titles = {"accuracy": "Accuracy, cluster probe", "miou": "mIoU, cluster probe"}
+    labels = (a.label, b.label)
+    return [drawing(title, validation_figure, first, second, kind, labels) for kind, title in titles.items()]
 
 
-def settings_table(a: Side, b: Side) -> str:
-    """Keys whose values differ; the preset's name is none of them, for the settings behind it are."""
-    changes = differing(a.config, b.config)
-    rows = [(key, *map(text, values)) for key, values in changes.items() if key != "experiment"]
-    return _three_columns(("", a.label, b.label), rows) if rows else '<p class="hint">None.</p>'
-
-
-def cost_table(a: Side, b: Side) -> str:
+def cost_rows(a: Side, b: Side) -> list[tuple[str, str, str]]:
     """Seconds per part and peak memory of both."""
     first, second = (dict(pairs(side.metrics.get("seconds"))) for side in (a, b))
     rows = [(words(k), f"{v:.1f} s", f"{second[k]:.1f} s") for k, v in first.items() if is_number(v) and k in second]
     memory = [dict(pairs(side.metrics.get("memory"))) for side in (a, b)]
     for key, name in (("resident_mib", "peak memory"), ("gpu_mib", "peak GPU memory")):
         if all(is_number(found.get(key)) for found in memory):
-            before, after = (f"{found[key] / 1024:.2f} GiB" for found in memory)
-            rows.append((name, before, after))
-    return _three_columns(("", a.label, b.label), rows)
-
-
-def _three_columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return f'<table class="three"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>' if body else ""
+            rows.append((name, *(gibibytes(found[key]) for found in memory)))
+    return rows

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from depthg.features.preparation import Preparation
 from depthg.model.loaded_run import load_run
-from depthg.reporting.page import SWIPE, sheet_of
+from depthg.reporting.page import Sheet, data_address
 from depthg.reporting.panels import ranked_views, segment
 from depthg.reporting.pictures import Example, panel_sheet
 from depthg.runtime.command import USER_ERRORS
@@ -41,10 +40,10 @@ class Reader:
         return self.assignment[ids]
 
 
-def picture_section(
+def changed_sheets(
     runs: Sequence[tuple[Path, str]], labels: Sequence[str], images: Sequence[Mapping[str, tuple[float, float]]]
-) -> str:
-    """Sheets of the images whose mIoU changed most, or a sentence about what is missing.
+) -> tuple[list[Sheet], str]:
+    """Sheets of the images whose mIoU changed most; without them, a sentence that says what is missing.
 
     Args:
         runs: folder and checkpoint of both.
@@ -53,23 +52,20 @@ def picture_section(
     """
     names = [name for name in images[0] if name in images[1]]
     if not names:
-        return '<p class="hint">No pictures: images.csv is missing in one of the runs (val.panels=0).</p>'
+        return [], "images.csv is missing in one of the runs (val.panels=0)."
     before, after = (np.array([found[name][1] for name in names]) for found in images)
     try:
         readers = [Reader(*run) for run in runs]
         groups = ranked_views(after - before, PICTURES)
-        sheets = "".join(
-            _sheet(readers, labels, RANKS[rank], [(names[view], before[view], after[view]) for view in views])
-            for rank, views in groups.items()
-        )
-        return sheets + SWIPE
+        chosen = {rank: [(names[v], before[v], after[v]) for v in views] for rank, views in groups.items()}
+        return [_sheet(readers, labels, RANKS[rank], images) for rank, images in chosen.items()], ""
     except USER_ERRORS as error:
-        return f'<p class="hint">No pictures: {escape(str(error))}</p>'
+        return [], str(error)
 
 
 def _sheet(
     readers: Sequence[Reader], labels: Sequence[str], title: str, chosen: Sequence[tuple[str, float, float]]
-) -> str:
+) -> Sheet:
     first, second = readers
     data, rows = second.data, []
     for name, before, after in chosen:
@@ -89,4 +85,5 @@ def _sheet(
     picture = panel_sheet(rows, classes=data.dataset.classes, palette=data.dataset.palette, titles=titles)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return sheet_of(buffer.getvalue(), picture.width, f"{title}: photo, label and both segmentations", title)
+    alt = f"{title}: photo, label and both segmentations"
+    return Sheet(data_address(buffer.getvalue()), picture.width, alt, title)

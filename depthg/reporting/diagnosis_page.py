@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from depthg.reporting.figures import save_figure
-from depthg.reporting.page import PAGE, figure, section
+from depthg.reporting.page import drawing, render
 from depthg.reporting.pair_figures import TITLES, diagnosis_figure
 from depthg.storage.whole_files import write_text
 
@@ -31,35 +30,37 @@ def write_page(
     clusters: str,
     limits: tuple[float, float],
 ) -> None:
-    """Write ``diagnosis.html`` and ``diagnosis.png`` into ``folder``, each whole or not at all."""
+    """Write ``diagnosis.html`` and ``diagnosis.png`` into ``folder``, each whole or not at all.
+
+    Args:
+        found: statistics as ``diagnosis.json`` holds them.
+        counts: the histograms behind them.
+        settings: the suggested shifts as ``key=value``.
+        clusters: a sentence about the number of clusters.
+        limits: ends of the histograms.
+    """
     arrays = {part: np.asarray(values) for part, values in counts.items()}
-    parts = [*arrays, "clusters"]
-    blocks = []
-    for part in parts:
-        title = TITLES.get(part, "Number of clusters")
-        drawn = figure(title, lambda theme, p=part: diagnosis_figure(found, arrays, limits, [p], theme), caption=False)
-        blocks.append(f'<div>{drawn}<p class="hint">{escape(NOTES[part])}</p></div>')
-    suggestion = (
-        f'<p><code class="setting">{escape(" ".join(settings))}</code></p><p class="hint">Shifts at the quantiles '
-        f"{escape(', '.join(map(str, found['quantiles'])))} of F (loss.quantiles), as loss.shifts=auto takes them. No "
-        f"label was read. {escape(clusters[0].upper() + clusters[1:])}.</p>"
-    )
-    body = section("Suggested", suggestion) + section("Plots", f'<div class="grid">{"".join(blocks)}</div>')
-    body += section("Pairs", pair_table(found))
-    about = [found["data"], found["backbone"], f"{found['views']} views", f"{found['sampling']} points"]
-    about += [
-        f"{found['batches']} batches of {found['batch_size']}",
-        "F centred" if found["center"] else "F not centred",
-    ]
-    title = f"Diagnosis of {found['run'] or found['data']}"
-    page = PAGE.format(title=escape(title), subtitle=escape(" · ".join(map(str, filter(None, about)))), body=body)
+    titles = {part: TITLES.get(part, "Number of clusters") for part in (*arrays, "clusters")}
+    about = [
+        found["data"], found["backbone"], f"{found['views']} views", f"{found['sampling']} points",
+        f"{found['batches']} batches of {found['batch_size']}", "F centred" if found["center"] else "F not centred",
+    ]  # fmt: skip
+    content = {
+        "title": f"Diagnosis of {found['run'] or found['data']}", "subtitle": [part for part in about if part],
+        "settings": settings, "quantiles": list(found["quantiles"]), "clusters": clusters[0].upper() + clusters[1:],
+        "plots": [
+            drawing(title, diagnosis_figure, found, arrays, limits, [part], note=NOTES[part])
+            for part, title in titles.items()
+        ],
+        "pairs": pair_rows(found),
+    }  # fmt: skip
+    page = render("diagnosis.html", content)
     save_figure(diagnosis_figure(found, arrays, limits), folder / "diagnosis.png")
     write_text(folder / "diagnosis.html", page)
 
 
-def pair_table(found: Mapping) -> str:
-    """Means, quantiles, shifts and shares of every kind of pair."""
-    head = ("", "mean", "5%", "median", "95%", "shift", "positive", "suggested", "positive")
+def pair_rows(found: Mapping) -> list[list[str]]:
+    """Mean, quantiles, shifts and shares of every kind of pair."""
     rows = []
     for part in ("F", "S", "D"):
         values = found[part] and ({"one image": found[part]} if part == "D" else found[part])
@@ -68,7 +69,5 @@ def pair_table(found: Mapping) -> str:
             cells = [f"{v:.3f}" for v in (row["mean"], q["0.05"], q["0.5"], q["0.95"])]
             cells += ["0 (clamp)" if shift is None else f"{shift:.3f}", f"{row['positive_share']:.1%}"]
             cells += ["", ""] if suggested is None else [f"{suggested:.3f}", f"{row['suggested_positive_share']:.1%}"]
-            row_cells = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            rows.append(f'<tr><th scope="row">{part}, {escape(kind)}</th>{row_cells}</tr>')
-    header = "".join(f'<th scope="col">{name}</th>' for name in head)
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            rows.append([f"{part}, {kind}", *cells])
+    return rows

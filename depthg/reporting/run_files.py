@@ -1,7 +1,8 @@
-"""What a report reads of a run folder, and a protocol in words."""
+"""What the pages read of a run folder, and a protocol in words."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def _mapping(path: Path, parse) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not keys and values; remove it, then build again")
     return value
+
+
+def read_image_scores(path: Path) -> dict[str, tuple[float, float]]:
+    """Accuracy and mIoU of every labelled image, from ``images.csv``; empty when there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {row["name"]: (float(row["accuracy"]), float(row["miou"])) for row in rows if row["miou"]}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); remove it, then build again") from error
 
 
 def protocol_words(protocol: Mapping) -> list[str]:
