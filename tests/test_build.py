@@ -80,6 +80,10 @@ def test_none_is_pure_python_and_falls_back_to_eager(copy_of_sources, tmp_path):
     assert done.returncode == 0, done.stderr
     assert wheels[0].name.endswith("py3-none-any.whl")
     assert not extension_in(wheels[0])
+    beside_code = {path for path in (ROOT / "depthg").rglob("*.*") if path.suffix in (".yaml", ".html", ".css")}
+    assert {".yaml", ".html", ".css"} == {path.suffix for path in beside_code}
+    installed = set(zipfile.ZipFile(wheels[0]).namelist())
+    assert {path.relative_to(ROOT).as_posix() for path in beside_code} <= installed
     assert installed_state(wheels[0], tmp_path) == ["False", "False"]
 
 

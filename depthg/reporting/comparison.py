@@ -13,20 +13,9 @@ from depthg.config.schema import differing
 from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.comparison_figures import class_figure, image_figure, signed, validation_figure
-from depthg.reporting.page import (
-    HEADLINE,
-    Drawing,
-    Sheet,
-    drawing,
-    gibibytes,
-    is_number,
-    pairs,
-    percent,
-    render,
-    text,
-    words,
-)  # fmt: skip
+from depthg.reporting.page import HEADLINE, Drawing, Sheet, drawing, render
 from depthg.reporting.run_files import protocol_words, read_image_scores, read_run
+from depthg.reporting.values import gibibytes, is_number, pairs, percent, text, words
 from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
 
@@ -60,7 +49,7 @@ class Side:
 def write_comparison(
     first: Path, second: Path, out: Path | None = None, overwrite: bool = False, pictures: bool = True
 ) -> Path:
-    """Write a page about two runs; the second is read as the change, or, where only one had depth, that one.
+    """Write a page about two runs. The second is the change; if only one run had depth, that one is.
 
     Args:
         first, second: run folders.
@@ -216,5 +205,6 @@ def cost_rows(a: Side, b: Side) -> list[tuple[str, str, str]]:
     memory = [dict(pairs(side.metrics.get("memory"))) for side in (a, b)]
     for key, name in (("resident_mib", "peak memory"), ("gpu_mib", "peak GPU memory")):
         if all(is_number(found.get(key)) for found in memory):
-            rows.append((name, *(gibibytes(found[key]) for found in memory)))
+            before, after = (gibibytes(found[key]) for found in memory)
+            rows.append((name, before, after))
     return rows

@@ -1,9 +1,8 @@
-"""What the pages share: the jinja2 templates, values in words, and pictures inside the file."""
+"""What the pages share: the jinja2 templates, and pictures inside the file."""
 
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,6 @@ from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.reporting.figures import DARK, LIGHT, svg_bytes
 
 SMALLEST = 0.56  # scale below which a sheet scrolls: tiles of about 145 pixels
-MINUS, DASH = "\u2212", "\u2013"
 HEADLINE = {  # scores in cards at the top, such as cluster.miou: "Cluster mIoU"
     f"{key}.{kind}": f"{READ_OUTS[key].title.removesuffix(' probe')} {title}"
     for key in ("cluster", "linear")
@@ -28,8 +26,9 @@ HEADLINE = {  # scores in cards at the top, such as cluster.miou: "Cluster mIoU"
 @lru_cache(1)
 def templates() -> Environment:
     """The templates beside this file. They escape every value and refuse a value that is missing."""
-    loader, layout = PackageLoader("depthg.reporting"), {"trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **layout)
+    found = Environment(loader=PackageLoader("depthg.reporting"), autoescape=True, undefined=StrictUndefined)
+    found.trim_blocks = found.lstrip_blocks = True
+    return found
 
 
 def render(name: str, content: dict[str, Any]) -> str:
@@ -84,36 +83,3 @@ def picture_width(path: Path) -> int:
 def data_address(content: bytes, kind: str = "png") -> str:
     """A picture as an address that holds all of it."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def pairs(value: object) -> list[tuple[str, Any]]:
-    """Items of a mapping; empty for anything else."""
-    return [(str(key), item) for key, item in value.items()] if isinstance(value, dict) else []
-
-
-def words(key: object) -> str:
-    """A key without underscores."""
-    return str(key).replace("_", " ")
-
-
-def text(value: object) -> str:
-    """A setting in words: no quotes, no braces, a dash for nothing."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(text, value)) or "none"
-    return DASH if value is None else str(value)
-
-
-def is_number(value: object) -> bool:
-    """True for finite numbers; False for booleans."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def percent(value: object) -> str:
-    """One decimal, or a dash for anything that is no number."""
-    return f"{value:.1f}" if is_number(value) else DASH
-
-
-def gibibytes(mebibytes: float) -> str:
-    return f"{mebibytes / 1024:.2f} GiB"

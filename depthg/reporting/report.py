@@ -16,24 +16,9 @@ from depthg.config.schema import flatten
 from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.figures import PARTS, available_curves, confusion_figure, curves_figure, iou_figure
-from depthg.reporting.page import (
-    HEADLINE,
-    MINUS,
-    SMALLEST,
-    Drawing,
-    Sheet,
-    data_address,
-    drawing,
-    gibibytes,
-    is_number,
-    pairs,
-    percent,
-    picture_width,
-    render,
-    text,
-    words,
-)  # fmt: skip
+from depthg.reporting.page import HEADLINE, SMALLEST, Drawing, Sheet, data_address, drawing, picture_width, render
 from depthg.reporting.run_files import protocol_words, read_image_scores, read_run
+from depthg.reporting.values import MINUS, gibibytes, is_number, pairs, percent, text, words
 from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
 
@@ -95,7 +80,7 @@ def report_content(run: Path) -> dict[str, Any]:
         "title": run.resolve().name, "subtitle": subtitle(config), "cards": cards, "note": note,
         "protocol": protocol_words(metrics.get("protocol") or {}),
         "pictures": pictures(run / "panels"), "images": image_sentence(run / SCORES_FILE),
-        "read_outs": score_rows(metrics), "about": ABOUT,
+        "read_outs": score_rows(metrics, ABOUT),
         "evaluations": [(line, rows) for line, rows in scored if rows],
         **class_content(run, metrics),
         "curves": [drawing(PARTS[part][0], curves_figure, records, [part]) for part in available_curves(records)],
@@ -179,12 +164,16 @@ def image_sentence(path: Path) -> str:
     )
 
 
-def score_rows(entry: Mapping) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Key and title of every read-out with a score, and its scores, each with its 95% interval or an empty string."""
+def score_rows(entry: Mapping, about: Mapping | None = None) -> list[tuple[str, str, str, list]]:
+    """Key, title, what ``about`` says of it and scores of every read-out that has any.
+
+    A score is a text and its 95% interval, which is empty where none is known.
+    """
     rows = []
     for key, read_out in READ_OUTS.items():
         if any(is_number(entry.get(f"{key}.{kind}")) for kind in SCORES):
-            rows.append((key, read_out.title, [_with_interval(entry, key, kind) for kind in SCORES]))
+            cells = [_with_interval(entry, key, kind) for kind in SCORES]
+            rows.append((key, read_out.title, (about or {}).get(key, ""), cells))
     return rows
 
 

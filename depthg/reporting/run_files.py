@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from depthg.model.run_folder import read_log
-from depthg.reporting.page import text, words
+from depthg.reporting.values import text, words
 from depthg.storage.safe_text import parse_json, parse_yaml
 
 
@@ -22,7 +22,7 @@ def read_run(run: Path) -> tuple[dict, dict, list[dict]]:
 
 
 def _mapping(path: Path, parse) -> dict:
-    """A parsed file that holds a mapping; empty when there is no file."""
+    """A parsed file that holds a mapping; empty without the file."""
     if not path.is_file():
         return {}
     try:
@@ -37,7 +37,7 @@ def _mapping(path: Path, parse) -> dict:
 
 
 def read_image_scores(path: Path) -> dict[str, tuple[float, float]]:
-    """Accuracy and mIoU of every labelled image, from ``images.csv``; empty when there is none.
+    """Accuracy and mIoU of every labelled image, from ``images.csv``; empty without the file.
 
     Raises:
         ValueError: the file is damaged.
