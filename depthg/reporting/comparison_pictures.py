@@ -11,8 +11,8 @@ import numpy as np
 from depthg.features.preparation import Preparation
 from depthg.model.loaded_run import load_run
 from depthg.reporting.page import Sheet, data_address
-from depthg.reporting.panels import ranked_views, segment
-from depthg.reporting.pictures import Example, panel_sheet
+from depthg.reporting.panels import example, ranked_views, segment
+from depthg.reporting.pictures import panel_sheet
 from depthg.runtime.command import USER_ERRORS
 
 RANKS = {"best": "Gained most", "median": "Around the median change", "worst": "Lost most, or gained least"}
@@ -66,21 +66,11 @@ def changed_sheets(
 def _sheet(
     readers: Sequence[Reader], labels: Sequence[str], title: str, chosen: Sequence[tuple[str, float, float]]
 ) -> Sheet:
-    first, second = readers
-    data, rows = second.data, []
+    data, rows = readers[1].data, []
     for name, before, after in chosen:
         view = data.evaluation_split.names.index(name)
-        photo = data.example(view)
-        rows.append(
-            Example(
-                image=photo.image.permute(1, 2, 0).numpy(),
-                clusters=first.classes_of(view),
-                depth=photo.maps["depth"][0].numpy() if photo.maps else None,
-                label=None if photo.label is None else photo.label.numpy(),
-                linear=second.classes_of(view),
-                name=f"{name} · mIoU {before:.0f} to {after:.0f}",
-            )
-        )
+        first, second = (reader.classes_of(view) for reader in readers)
+        rows.append(example(data, view, first, second, f" · mIoU {before:.0f} to {after:.0f}"))
     titles = {field: label[0].upper() + label[1:] for field, label in zip(("clusters", "linear"), labels, strict=True)}
     picture = panel_sheet(rows, classes=data.dataset.classes, palette=data.dataset.palette, titles=titles)
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""``python -m depthg.diagnose RUN|experiment=... [key=value ...]``: how similar pairs are, which shifts and how many
-clusters follow from that, without labels. Writes one page of plots.
+"""``python -m depthg.diagnose RUN|experiment=... [key=value ...]``: how similar pairs are, and the
+shifts and the number of clusters that follow from that, without labels. Writes one page of plots.
 
-``shift`` b divides pairs into attracted (F > b) and repelled ones, so the histograms of F are what it is chosen by.
+The shift b divides pairs into attracted (F > b) and repelled ones, so the histograms of F tell how to choose it.
 """
 
 from __future__ import annotations

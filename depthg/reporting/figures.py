@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: only what draws does s
 
 
 class Theme(NamedTuple):
-    """Colours of a figure. The paper is None where the page behind shall show through."""
+    """Colours of a figure; ``paper`` None lets the page behind show through."""
 
     ink: str
     faint: str
@@ -48,7 +48,7 @@ MOST_POINTS = 400  # points drawn per line
 
 
 def available_curves(records: Sequence[Mapping]) -> list[str]:
-    """Parts of :func:`curves_figure` that ``records`` hold at least two points of a line for."""
+    """Parts of :func:`curves_figure` with at least two points of a line in ``records``."""
     return [part for part, (_, keys, _) in PARTS.items() if any(len(_series(records, key)[0]) > 1 for key in keys)]
 
 
@@ -134,7 +134,7 @@ def confusion_figure(
     classes: Sequence[str],
     theme: Theme = PRINT,
 ) -> Figure:
-    """Confusion matrix with rows in percent of the labelled pixels of a class, whose number stands at the right.
+    """Confusion matrix with rows in percent; the number of labelled pixels of a class stands at the right.
 
     Args:
         confusion: counts, rows = true classes, columns = predicted classes; a further column holds pixels of clusters
@@ -182,7 +182,7 @@ def confusion_figure(
 
 
 def plain(names: Sequence[str]) -> list[str]:
-    """Names as matplotlib draws them letter by letter: between two dollars it would read a formula."""
+    """Names with dollars escaped: matplotlib reads what stands between two of them as a formula."""
     return [str(name).replace("$", r"\$") for name in names]
 
 
@@ -234,7 +234,7 @@ def _line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, name: str, noisy:
 
 
 def running_mean(y: np.ndarray, half: int) -> np.ndarray:  # [n] -> [n]
-    """Mean over ``half`` neighbours on either side, or as many as there are."""
+    """Mean over ``half`` neighbours on either side; fewer at the ends."""
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))
     first, end = np.maximum(at - half, 0), np.minimum(at + half + 1, len(y))

@@ -1,4 +1,4 @@
-"""What a training leaves behind at its end: final scores, pictures, the confusion matrix and the report."""
+"""What a training writes at its end: final scores, pictures, the confusion matrix and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a diagnosis: histograms over pairs of points, and how well a number of clusters is agreed upon."""
+"""Figures of a diagnosis: histograms over pairs of points, and agreement on the number of clusters."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def diagnosis_figure(
     parts: Sequence[str] | None = None,
     theme: Theme = PRINT,
 ) -> Figure:
-    """The given parts ("F", "S", "D", "clusters"; None: all there are) of a diagnosis, two in a row."""
+    """The given parts ("F", "S", "D", "clusters"; None: all of them) of a diagnosis, two in a row."""
     parts = [*counts, "clusters"] if parts is None else list(parts)
     columns = min(2, len(parts))
     figure, axes = new_figure(theme, 4.9 * columns, 3.2 * -(-len(parts) // columns), columns, len(parts))

@@ -101,22 +101,17 @@ def write_image_scores(path: Path, names: Sequence[str], found: ImageScores) -> 
     write_text(path, text.getvalue())
 
 
-def examples(data: Prepared, head: torch.nn.Module, read_outs: Mapping, views: Sequence[int], notes: Mapping) -> list:
-    """Rows of a sheet; ``notes`` maps a view to words behind its name."""
-    rows = []
-    for view in views:
-        shown, ids = data.example(view), segment(data, head, read_outs, [view])
-        rows.append(
-            Example(
-                image=shown.image.permute(1, 2, 0).numpy(),
-                clusters=ids["cluster"][0],
-                depth=shown.maps["depth"][0].numpy() if shown.maps else None,
-                label=None if shown.label is None else shown.label.numpy(),
-                linear=ids["linear"][0] if "linear" in ids else None,
-                name=data.evaluation_split.names[view] + notes.get(view, ""),
-            )
-        )
-    return rows
+def example(data: Prepared, view: int, clusters: np.ndarray, linear: np.ndarray | None, note: str) -> Example:
+    """Row of a sheet: an evaluation image with two segmentations, ``note`` behind its name."""
+    shown = data.example(view)
+    return Example(
+        image=shown.image.permute(1, 2, 0).numpy(),
+        clusters=clusters,
+        depth=shown.maps["depth"][0].numpy() if shown.maps else None,
+        label=None if shown.label is None else shown.label.numpy(),
+        linear=linear,
+        name=data.evaluation_split.names[view] + note,
+    )
 
 
 def write_panels(
@@ -145,8 +140,12 @@ def write_panels(
             for view in views
         }
     for name, views in sheets.items():
+        ids = [{key: maps[0] for key, maps in segment(data, head, read_outs, [view]).items()} for view in views]
         sheet = panel_sheet(
-            examples(data, head, read_outs, views, notes),
+            [
+                example(data, view, found["cluster"], found.get("linear"), notes.get(view, ""))
+                for view, found in zip(views, ids, strict=True)
+            ],
             classes=data.dataset.classes,
             palette=data.dataset.palette if data.dataset.classes else None,
             assignment=assignment,

@@ -72,10 +72,10 @@ def panel_sheet(
 
     Args:
         examples: at least one.
-        classes: class names; empty without labels, then clusters are shown by number in colours of their own.
+        classes: class names; empty without labels, then clusters are shown by number, each in its colour.
         palette: a colour per class; None: ``class_palette``.
         assignment: class of every cluster (-1: none, drawn striped); None: cluster ids are class ids already.
-        n_clusters: clusters in the legend when there are no classes; None: as many as occur.
+        n_clusters: clusters in the legend without classes; None: those that occur.
         metric: depth is in metres (drawn on a logarithmic scale with its range written down); None: when a value
             exceeds 1.
         tile: width of a tile in pixels.
@@ -197,7 +197,7 @@ def _entries(examples: Sequence[Example], key: Key) -> list[tuple[str, int]]:
 
 
 def _legend(entries: list[tuple[str, int]], key: Key, scale, width: int) -> Image.Image:
-    """Swatches and names, over as many lines as they need; the depth scale comes first."""
+    """Swatches and names, wrapped to the width; the depth scale comes first."""
     side = TEXT
     items = [("", _colour(np.full((side, round(1.6 * side)), i), key.palette), name) for name, i in entries]
     if scale is not None:
