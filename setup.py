@@ -23,9 +23,10 @@ ROOT = Path(__file__).parent.resolve()
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-pthread"]
 ISA_FLAGS = {  # one copy of each *_simd.cpp per instruction set; csrc/isa.h chooses at run time
     "baseline": [],
-    "avx2": ["-mavx2"],
+    "avx2": ["-mavx2", "-mfma"],
     "avx512": [
         "-Wno-maybe-uninitialized",
+        "-mfma",
         "-mavx512f",
         "-mavx512bw",
         "-mavx512dq",
@@ -34,6 +35,7 @@ ISA_FLAGS = {  # one copy of each *_simd.cpp per instruction set; csrc/isa.h cho
     ],
 }
 CUDA_ARCHS = ["75", "80", "90", "100", "120"]  # sm_80 code runs on 86 and 89
+LAUNCHERS = {"ccache", "sccache", "distcc", "icecc"}  # words that may stand before the compiler in $CXX
 PTX_ARCHS = ["80", "120"]  # as PTX too: for devices between and after the others
 
 
@@ -53,7 +55,17 @@ def find_cxx():
     if os.name == "nt":
         return None
     names = [os.environ.get("CXX"), sysconfig.get_config_var("CXX"), "g++", "clang++", "c++"]
-    return next((name.split() for name in names if name and shutil.which(name.split()[0])), None)
+    commands = [shlex.split(name) for name in names if name]
+    return next((words for words in commands if words and shutil.which(words[0])), None)
+
+
+def host_compiler(cxx):
+    """The compiler itself for nvcc's -ccbin, which takes no words before or after it: g++ of "ccache g++ -m64"."""
+    return next((word for word in cxx if Path(word).name not in LAUNCHERS), cxx[0])
+
+
+def cpp_sources():
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*.cpp"))
 
 
 def find_nvcc():
@@ -136,41 +148,26 @@ class BuildExtension(build_ext):
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         import pybind11
 
-        defines = (["-DFPS_X86"] if x86 else []) + (["-DDEPTHG_CUDA"] if nvcc else [])
+        defines = (["-DDEPTHG_X86"] if x86 else []) + (["-DDEPTHG_CUDA"] if nvcc else [])
         includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         steps = NinjaFile()
         common = [*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), *defines]
         steps.rule("cxx", f"{shlex.join([*cxx, *common])} $flags -MMD -MF $out.d -c $in -o $out")
         if nvcc:
             self.add_cuda(steps, nvcc, cxx)
-        steps.compile("cxx", "csrc/bindings.cpp", ["-O1", *includes])
-        for isa in ISA_FLAGS if x86 else ["baseline"]:
-            flags = [*ISA_FLAGS[isa], f"-DFPS_ISA={isa}"]
-            steps.compile("cxx", "csrc/fps_simd.cpp", flags, name=f"fps_simd_{isa}")
-            fma = [] if isa == "baseline" else ["-mfma"]
-            steps.compile(
-                "cxx", "csrc/pairs_simd.cpp", [*ISA_FLAGS[isa], *fma, f"-DPAIRS_ISA={isa}"], name=f"pairs_simd_{isa}"
-            )
-            flags = [*ISA_FLAGS[isa], f"-DUPSAMPLE_ISA={isa}"]
-            steps.compile("cxx", "csrc/upsample_simd.cpp", flags, name=f"upsample_simd_{isa}")
-            flags = [*ISA_FLAGS[isa], f"-DSTAGES_ISA={isa}"]
-            steps.compile("cxx", "csrc/stages_simd.cpp", flags, name=f"stages_simd_{isa}")
-        steps.compile("cxx", "csrc/fps_cpu.cpp")
-        steps.compile("cxx", "csrc/pairs_cpu.cpp")
-        steps.compile("cxx", "csrc/pairs_bindings.cpp", ["-O1", *includes])
-        steps.compile("cxx", "csrc/sample_cpu.cpp")
-        steps.compile("cxx", "csrc/stages_cpu.cpp")
-        steps.compile("cxx", "csrc/upsample_cpu.cpp")
-        steps.compile("cxx", "csrc/upsample_bindings.cpp", ["-O1", *includes])
-        steps.compile("cxx", "csrc/knn_cpu.cpp")
-        steps.compile("cxx", "csrc/knn_bindings.cpp", ["-O1", *includes])
-        steps.compile("cxx", "csrc/thread_pool.cpp")
+        for source in cpp_sources():
+            if source.endswith("_simd.cpp"):
+                for isa in ISA_FLAGS if x86 else ["baseline"]:
+                    flags = [*ISA_FLAGS[isa], f"-DDEPTHG_ISA_NAME={isa}"]
+                    steps.compile("cxx", source, flags, name=f"{Path(source).stem}_{isa}")
+            else:
+                steps.compile("cxx", source, ["-O1", *includes] if source.endswith("bindings.cpp") else [])
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         if nvcc:  # links the CUDA runtime statically and knows where it lies
             linker = [
                 nvcc,
                 "-ccbin",
-                cxx[0],
+                host_compiler(cxx),
                 "-shared",
                 "-cudart",
                 "static",
@@ -188,7 +185,7 @@ class BuildExtension(build_ext):
         archs = supported_archs(nvcc)
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         codes += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in archs if a in PTX_ARCHS or a == archs[-1]]
-        host = ["-ccbin", cxx[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        host = ["-ccbin", host_compiler(cxx), "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         flags = ["-std=c++17", "-O3", "--fmad=false", "--threads", "0", *host, *codes]
         steps.rule("nvcc", f"{shlex.join([nvcc, *flags])} $flags -MMD -MF $out.d -c $in -o $out")
         steps.compile("nvcc", "csrc/fps_cuda.cu")

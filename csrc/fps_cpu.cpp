@@ -20,7 +20,7 @@ struct Isa {
 };
 
 Isa pick_isa() {
-#if defined(FPS_X86)
+#if defined(DEPTHG_X86)
   if (may_use("avx512")) return {"avx512", sample_clouds_avx512, vector_operations_avx512};
   if (may_use("avx2")) return {"avx2", sample_clouds_avx2, vector_operations_avx2};
 #endif

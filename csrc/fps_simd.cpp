@@ -1,4 +1,4 @@
-// Farthest point sampling of one cloud, on the CPU. Compiled once per instruction set (FPS_ISA), chosen at run time.
+// Farthest point sampling of one cloud, on the CPU. Compiled once per instruction set, chosen at run time.
 //
 // Points lie as structure of arrays, cut into leaves of a few vectors with a bounding box each. A pick is one fused pass of
 // distance, running minimum and maximum over the leaves, then a search for the maximum among the leaves' maxima.
@@ -16,9 +16,7 @@
 #include "fps_read.h"
 #include "fps_team.h"
 #include "fps_vector.h"
-
-#define FPS_JOIN_(a, b) a##b
-#define FPS_JOIN(a, b) FPS_JOIN_(a, b)
+#include "isa_name.h"
 
 namespace depthg {
 namespace {
@@ -184,8 +182,7 @@ void pick_together(Job* jobs, int ways, int dims, int64_t k, Team* team) {
 
 }  // namespace
 
-int64_t FPS_JOIN(sample_clouds_, FPS_ISA)(const Clouds& c, int64_t b, int count, const Plan& plan, char* scratch, Team* team,
-                                          int rank) {
+int64_t DEPTHG_FOR_ISA(sample_clouds)(const Clouds& c, int64_t b, int count, const Plan& plan, char* scratch, Team* team, int rank) {
   Job jobs[kMaxWays];
   const std::size_t bytes = cloud_bytes(plan);
   for (int w = 0; w < count; ++w) {
@@ -205,7 +202,7 @@ int64_t FPS_JOIN(sample_clouds_, FPS_ISA)(const Clouds& c, int64_t b, int count,
 }
 
 // Twelve chains keep every vector unit busy: four cycles of latency on up to three units.
-int64_t FPS_JOIN(vector_operations_, FPS_ISA)(int64_t rounds, float* sink) {
+int64_t DEPTHG_FOR_ISA(vector_operations)(int64_t rounds, float* sink) {
   constexpr int kChains = 12;
   const vfloat a = load(sink), b = load(sink + kSlotAlign);
   vfloat x[kChains];

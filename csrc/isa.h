@@ -6,10 +6,10 @@
 
 namespace depthg {
 
-// Whether this machine has an instruction set of setup.py ("avx2", "avx512"); the environment variable DEPTHG_ISA rules out all
-// but the one that it names (for tests).
+// True if this machine has an instruction set of setup.py ("avx2", "avx512"). The environment variable DEPTHG_ISA (baseline,
+// avx2 or avx512) rules out every set but the one that it names; tests use it.
 inline bool may_use(const char* isa) {
-#if defined(FPS_X86)
+#if defined(DEPTHG_X86)
   const char* wanted = std::getenv("DEPTHG_ISA");
   if (wanted && std::strcmp(wanted, isa)) return false;
   if (!__builtin_cpu_supports("fma")) return false;
@@ -23,3 +23,12 @@ inline bool may_use(const char* isa) {
 }
 
 }  // namespace depthg
+
+// The best copy for this machine of a function that a *_simd.cpp file defines with DEPTHG_FOR_ISA(name).
+#if defined(DEPTHG_X86)
+#define DEPTHG_BEST(Type, name)                               \
+  (may_use("avx512") ? static_cast<Type>(name##_avx512)       \
+                     : may_use("avx2") ? static_cast<Type>(name##_avx2) : static_cast<Type>(name##_baseline))
+#else
+#define DEPTHG_BEST(Type, name) static_cast<Type>(name##_baseline)
+#endif

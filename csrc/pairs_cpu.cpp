@@ -14,14 +14,6 @@
 namespace depthg {
 namespace {
 
-RunPairs pick() {
-#if defined(FPS_X86)
-  if (may_use("avx512")) return run_pairs_avx512;
-  if (may_use("avx2")) return run_pairs_avx2;
-#endif
-  return run_pairs_baseline;
-}
-
 float dot(const float* a, const float* b, int64_t size) {
   constexpr int64_t lanes = 16;  // sums side by side, which the compiler turns into vectors
   float part[lanes] = {};
@@ -63,7 +55,7 @@ void pack_panel(const float* x, int64_t count, int64_t channels, const float* sc
 }  // namespace
 
 void pair_pass(const PairPass& s, int threads) {
-  static const RunPairs run_pairs = pick();
+  static const RunPairs run_pairs = DEPTHG_BEST(RunPairs, run_pairs);
   if (s.pairs == 0) return;
   std::vector<int64_t> turn_i(s.pairs), turn_j(s.pairs);
   std::vector<int64_t> count_a(s.images_a, 0), count_b(s.images_b, 0);

@@ -1,4 +1,4 @@
-// Correlation losses of image pairs on the CPU. Compiled once per instruction set (PAIRS_ISA), chosen at run time.
+// Correlation losses of image pairs on the CPU. Compiled once per instruction set, chosen at run time.
 //
 // All matrix products are one register tile (pairs_product.h). F and S come from packed panels; W V' is formed in registers when
 // F is complete and only this block is stored, since the two gradients need it along both axes.
@@ -8,10 +8,9 @@
 #include <sched.h>
 #include <string.h>
 
+#include "isa_name.h"
 #include "pairs_product.h"
 
-#define PAIRS_JOIN_(a, b) a##b
-#define PAIRS_JOIN(a, b) PAIRS_JOIN_(a, b)
 
 namespace depthg {
 namespace {
@@ -235,7 +234,7 @@ void run_pair(const PairPass& s, int64_t e, const Turns& turns, const Work& work
 
 }  // namespace
 
-void PAIRS_JOIN(run_pairs_, PAIRS_ISA)(const PairPass& s, Turns* turns, float* scratch) {
+void DEPTHG_FOR_ISA(run_pairs)(const PairPass& s, Turns* turns, float* scratch) {
   const int64_t k = pad_to(s.k, kPad), block = block_rows(s) * pad_to(s.q, kPanel);
   Work work;
   for (int n = 0; n < 2; ++n) {

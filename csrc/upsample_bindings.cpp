@@ -1,4 +1,4 @@
-// Raw pointers in, nothing of torch. Arguments are checked in depthg/upsampling.py; see upsample.h and stages.h for the contracts.
+// Raw pointers in, nothing of torch. Arguments are checked in upsampling.py; see upsample.h and sum_maps.h for the contracts.
 #include "upsample_bindings.h"
 
 #include <pybind11/stl.h>
@@ -6,7 +6,7 @@
 #include <array>
 #include <vector>
 
-#include "stages.h"
+#include "sum_maps.h"
 #include "upsample.h"
 
 namespace py = pybind11;
@@ -29,17 +29,17 @@ void bind_upsample(py::module_& m) {
       },
       py::call_guard<py::gil_scoped_release>());
   m.def(
-      "sum_stages",
+      "sum_maps",
       [](const std::vector<std::array<int64_t, 3>>& shapes, const std::vector<Address>& vectors, const std::vector<Address>& values,
          std::array<int64_t, 4> shape, Address out, int threads) {
-        Stages s;
+        SumOfMaps s;
         s.images = shape[0], s.height = shape[1], s.width = shape[2], s.dim = shape[3];
         s.out = reinterpret_cast<float*>(out);
         for (size_t i = 0; i < shapes.size(); ++i) {
-          s.stages.push_back({shapes[i][0], shapes[i][1], shapes[i][2], reinterpret_cast<const float*>(vectors[i]),
+          s.maps.push_back({shapes[i][0], shapes[i][1], shapes[i][2], reinterpret_cast<const float*>(vectors[i]),
                               reinterpret_cast<const float*>(values[i])});
         }
-        sum_stages(s, threads);
+        sum_maps(s, threads);
       },
       py::call_guard<py::gil_scoped_release>());
 }

@@ -1,4 +1,4 @@
-// Adds the arg-max of score maps at another size, and the sum of up-sampled stages, to the module.
+// Adds the arg-max of score maps at another size, and the sum of up-sampled maps, to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>

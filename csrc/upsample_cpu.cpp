@@ -16,18 +16,10 @@ constexpr int64_t kAlignment = 16;  // floats
 constexpr int64_t kTasks = 4;       // per thread at least, where there are rows enough
 constexpr int64_t kWork = 1 << 19;  // scores that are worth one more thread
 
-UpsamplePart pick() {
-#if defined(FPS_X86)
-  if (may_use("avx512")) return upsample_part_avx512;
-  if (may_use("avx2")) return upsample_part_avx2;
-#endif
-  return upsample_part_baseline;
-}
-
 }  // namespace
 
 void upsample_argmax(const ScoreMaps& s, int threads) {
-  static const UpsamplePart run_part = pick();
+  static const UpsamplePart run_part = DEPTHG_BEST(UpsamplePart, upsample_part);
   const Axis rows(s.rows, s.height), columns(s.columns, s.width);
   threads = static_cast<int>(std::clamp<int64_t>(threads, 1, 1 + s.maps * s.height * s.width / kWork));
   const int64_t tiles = (s.width + kTile - 1) / kTile;

@@ -1,4 +1,4 @@
-// Arg-max of one tile of pixels, see upsample.h. Compiled once per instruction set (UPSAMPLE_ISA), chosen at run time.
+// Arg-max of one tile of pixels, see upsample.h. Compiled once per instruction set, chosen at run time.
 //
 // A row of cells is interpolated along x once, for all maps; then every row of pixels between two rows of cells is a
 // weighted sum of both, compared map by map in registers. Most maps are nowhere the largest: as a sum lies between those of
@@ -10,11 +10,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "isa_name.h"
 #include "upsample_cpu.h"
 #include "vectors.h"
-
-#define UPSAMPLE_JOIN_(a, b) a##b
-#define UPSAMPLE_JOIN(a, b) UPSAMPLE_JOIN_(a, b)
 
 namespace depthg {
 namespace {
@@ -178,8 +176,7 @@ inline void write(const int* ids, int64_t count, void* out, int64_t at) {
 
 }  // namespace
 
-void UPSAMPLE_JOIN(upsample_part_, UPSAMPLE_ISA)(const ScoreMaps& s, const Taps& rows, const Taps& columns, const Part& part,
-                                                 float* scratch) {
+void DEPTHG_FOR_ISA(upsample_part)(const ScoreMaps& s, const Taps& rows, const Taps& columns, const Part& part, float* scratch) {
   Run runs[kTile];
   const int64_t runs_count = find_runs(s, columns, part, runs), width = part.end_column - part.first_column;
   const float *lower = columns.lower + part.first_column, *upper = columns.upper + part.first_column;

@@ -1,5 +1,5 @@
 """Up-sampled maps that are never held, on the CPU in C++: the arg-max of score maps at the size of a photo
-(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/stages.h). On a device torch does both, the arg-max
+(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/sum_maps.h). On a device torch does both, the arg-max
 some rows at a time, and the scores of a probe are up-sampled by matrix products."""
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def sum_of_stages(
             an ``impl`` that is not there.
     """
     _check_stages(values, vectors, size)
-    impl = pick(impl, "sum_stages", on_cpu=values[0].is_cpu)
+    impl = pick(impl, "sum_maps", on_cpu=values[0].is_cpu)
     if impl == "eager":
         return _eager_sum(values, vectors, size)
     values = [x.float().contiguous() for x in values]
@@ -144,7 +144,7 @@ def sum_of_stages(
     shapes = [tuple(x.shape[1:]) for x in vectors or values]
     out = values[0].new_empty(len(values[0]), *size, values[0].shape[-1])
     addresses = [x.data_ptr() for x in vectors] or [0] * len(values)
-    native.sum_stages(
+    native.sum_maps(
         shapes, addresses, [x.data_ptr() for x in values], out.shape, out.data_ptr(), torch.get_num_threads()
     )
     return out

@@ -146,19 +146,36 @@ done
 
 
 @pytest.fixture
-def cuda_flags(copy_of_sources, tmp_path):
-    """The options with which setup.py calls nvcc, written down by a stand-in that compiles nothing."""
-    log = tmp_path / "calls"
+def nvcc_calls(copy_of_sources, tmp_path):
+    """A function that builds with a given $CXX and returns the calls of nvcc, which a stand-in writes down."""
+    log, tools = tmp_path / "calls", tmp_path / "toolkit" / "bin"
     listed = "nvcc --list-gpu-arch" if have("nvcc") else f"printf 'compute_%s\\n' {' '.join(TARGETS)}"
-    for name in ("nvcc", "c++"):
-        tool = tmp_path / "toolkit" / "bin" / name
-        tool.parent.mkdir(parents=True, exist_ok=True)
-        tool.write_text(STAND_IN.format(list=listed, log=log))
-        tool.chmod(0o755)
-    done, _ = build(copy_of_sources, "cuda", CUDA_HOME=str(tmp_path / "toolkit"), CXX=str(tmp_path / "toolkit/bin/c++"))
-    assert done.returncode == 0, done.stderr
-    call = next(line for line in log.read_text().splitlines() if "fps_cuda.cu" in line)
+    tools.mkdir(parents=True)
+    for name, text in (("nvcc", STAND_IN), ("c++", STAND_IN), ("ccache", '#!/bin/sh\nexec "$@"\n')):
+        (tools / name).write_text(text.replace("{list}", listed).replace("{log}", f"{log}.{name}"))
+        (tools / name).chmod(0o755)
+
+    def calls(cxx):
+        done, _ = build(copy_of_sources, "cuda", CUDA_HOME=str(tmp_path / "toolkit"), CXX=cxx.format(tools))
+        assert done.returncode == 0, done.stderr
+        return Path(f"{log}.nvcc").read_text().splitlines()
+
+    return calls
+
+
+@pytest.fixture
+def cuda_flags(nvcc_calls):
+    """The options with which setup.py calls nvcc."""
+    call = next(line for line in nvcc_calls("{}/c++") if "fps_cuda.cu" in line)
     return [word for word in call.split() if word.startswith(("-std", "-O", "--fmad", "-gencode"))]
+
+
+@pytest.mark.parametrize("cxx", ["{0}/c++", "{0}/ccache {0}/c++", "{0}/ccache {0}/c++ -m64"])
+def test_nvcc_gets_the_compiler_behind_a_launcher(nvcc_calls, tmp_path, cxx):
+    calls = [line.split() for line in nvcc_calls(cxx)]
+    assert len(calls) == 2  # compiles, and links
+    for words in calls:
+        assert words[words.index("-ccbin") + 1] == str(tmp_path / "toolkit" / "bin" / "c++")
 
 
 TARGETS = ["75", "80", "90", "100", "120"]

@@ -1,5 +1,5 @@
-// Sum of up-sampled stages on the CPU: taps, threads and dispatch. The work itself is in stages_simd.cpp.
-#include "stages_cpu.h"
+// Sum of up-sampled maps on the CPU: taps, threads and dispatch. The work itself is in sum_maps_simd.cpp.
+#include "sum_maps_cpu.h"
 
 #include <string.h>
 
@@ -9,7 +9,7 @@
 
 #include "isa.h"
 #include "parallel.h"
-#include "stages.h"
+#include "sum_maps.h"
 #include "taps.h"
 
 namespace depthg {
@@ -17,24 +17,16 @@ namespace {
 
 constexpr int64_t kWork = 1 << 17;  // values that are worth one more thread
 
-AddStageRow pick() {
-#if defined(FPS_X86)
-  if (may_use("avx512")) return add_stage_row_avx512;
-  if (may_use("avx2")) return add_stage_row_avx2;
-#endif
-  return add_stage_row_baseline;
-}
-
 }  // namespace
 
-void sum_stages(const Stages& s, int threads) {
-  static const AddStageRow add_row = pick();
+void sum_maps(const SumOfMaps& s, int threads) {
+  static const AddMapRow add_row = DEPTHG_BEST(AddMapRow, add_map_row);
   std::vector<Axis> rows, columns;
   int64_t floats = 0;
-  for (const Stage& stage : s.stages) {
-    rows.emplace_back(stage.rows, s.height);
-    columns.emplace_back(stage.columns, s.width);
-    floats = std::max(floats, stage_floats(stage.columns, stage.channels, s.dim));
+  for (const SummedMap& map : s.maps) {
+    rows.emplace_back(map.rows, s.height);
+    columns.emplace_back(map.columns, s.width);
+    floats = std::max(floats, map_row_floats(map.columns, map.channels, s.dim));
   }
   const int64_t total = s.images * s.height;
   if (!total) return;
@@ -46,12 +38,12 @@ void sum_stages(const Stages& s, int threads) {
       const int64_t image = row / s.height, y = row % s.height;
       float* out = s.out + row * s.width * s.dim;
       memset(out, 0, s.width * s.dim * sizeof(float));
-      for (size_t i = 0; i < s.stages.size(); ++i) {
-        const Stage& stage = s.stages[i];
+      for (size_t i = 0; i < s.maps.size(); ++i) {
+        const SummedMap& map = s.maps[i];
         const Taps taps = rows[i].taps();
-        const int64_t cells = image * stage.rows * stage.columns;
-        add_row({stage.rows, stage.columns, stage.channels, s.dim, s.width,
-                 stage.vectors ? stage.vectors + cells * stage.channels : nullptr, stage.values + cells * s.dim, taps.cell[y],
+        const int64_t cells = image * map.rows * map.columns;
+        add_row({map.rows, map.columns, map.channels, s.dim, s.width,
+                 map.vectors ? map.vectors + cells * map.channels : nullptr, map.values + cells * s.dim, taps.cell[y],
                  taps.lower[y], taps.upper[y], columns[i].taps(), out},
                 scratch.data() + rank * floats);
       }

@@ -1,4 +1,5 @@
-// Sum over the stages of a hypercolumn, each up-sampled and divided by the length of other vectors, up-sampled alike:
+// Sum of maps of several sizes, each up-sampled and divided by the length of other vectors, up-sampled alike (the levels of
+// a hypercolumn):
 //
 //   out[n, y, x] = sum_s  up(values_s)[n, y, x] / |up(vectors_s)[n, y, x]|
 //
@@ -13,18 +14,18 @@
 
 namespace depthg {
 
-struct Stage {  // contiguous, channels last
+struct SummedMap {  // contiguous, channels last
   int64_t rows = 0, columns = 0, channels = 0;
   const float* vectors = nullptr;  // [images, rows, columns, channels], or null: nothing is divided
   const float* values = nullptr;   // [images, rows, columns, dim]
 };
 
-struct Stages {
-  std::vector<Stage> stages;
+struct SumOfMaps {
+  std::vector<SummedMap> maps;
   int64_t images = 0, height = 0, width = 0, dim = 0;
   float* out = nullptr;  // [images, height, width, dim]
 };
 
-void sum_stages(const Stages& s, int threads);
+void sum_maps(const SumOfMaps& s, int threads);
 
 }  // namespace depthg

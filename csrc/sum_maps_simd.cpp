@@ -1,14 +1,12 @@
-// One row of one up-sampled stage, see stages.h. Compiled once per instruction set (STAGES_ISA), chosen at run time.
+// One row of one up-sampled map, see sum_maps.h. Compiled once per instruction set, chosen at run time.
 //
 // This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
 #include <math.h>
 #include <string.h>
 
-#include "stages_cpu.h"
+#include "isa_name.h"
+#include "sum_maps_cpu.h"
 #include "vectors.h"
-
-#define STAGES_JOIN_(a, b) a##b
-#define STAGES_JOIN(a, b) STAGES_JOIN_(a, b)
 
 namespace depthg {
 namespace {
@@ -63,7 +61,7 @@ inline float squared_length(float a, const float* u, float b, const float* v, in
 }
 
 // A row of cells between two others; in place where it is one of them.
-const float* row_between(const StageRow& r, const float* cells, int64_t channels, float* scratch) {
+const float* row_between(const MapRow& r, const float* cells, int64_t channels, float* scratch) {
   const int64_t row = r.columns * channels, next = r.cell + 1 < r.rows ? r.cell + 1 : r.cell;
   if (r.upper == 0 || next == r.cell) return cells + r.cell * row;
   mix<false>(r.lower, cells + r.cell * row, r.upper, cells + next * row, row, scratch);
@@ -72,7 +70,7 @@ const float* row_between(const StageRow& r, const float* cells, int64_t channels
 
 }  // namespace
 
-void STAGES_JOIN(add_stage_row_, STAGES_ISA)(const StageRow& r, float* scratch) {
+void DEPTHG_FOR_ISA(add_map_row)(const MapRow& r, float* scratch) {
   float *squares = scratch, *products = squares + r.columns;  // <u, u> of each cell of the row, <u, v> with the next one
   float* rest = products + r.columns;
   const float* values = row_between(r, r.values, r.dim, rest);
