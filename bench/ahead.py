@@ -146,18 +146,17 @@ def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Itera
     import triton
     from triton.runtime.jit import JITFunction
 
-    from depthg.kernels import checks, fps, launch_triton, pair_pass_native
+    from depthg.kernels import _extension, checks, launch_triton
 
     if not isinstance(triton.language.sum, JITFunction):
         raise RuntimeError("Triton's interpreter is on, which compiles nothing; start with TRITON_INTERPRET=0")
-    launch, kept = JITFunction.run, (checks.choose_impl, fps.choose_impl, pair_pass_native.AVAILABLE)
+    launch, kept = JITFunction.run, (checks.choose_impl, _extension.HAS_CPU)
 
     def plain(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         return launch(kernel, *args, warmup=True, **options)
 
-    checks.choose_impl = lambda impl, *tensors: "triton" if impl == "auto" else impl
-    fps.choose_impl = lambda impl, *where: impl
-    pair_pass_native.AVAILABLE = False  # the C++ path for the CPU, which CUDA tensors do not use
+    checks.choose_impl = lambda impl, device, **limits: "triton" if impl == "auto" else impl
+    _extension.HAS_CPU = False  # the C++ path for the CPU, which CUDA tensors do not use
     JITFunction.run = plain if around is None else lambda kernel, *args, **how: around(plain, kernel, *args, **how)
     triton.runtime.driver.set_active(driver)
     launch_triton.architecture.cache_clear()
@@ -166,7 +165,7 @@ def compiling(driver: Driver, around: Callable[..., Any] | None = None) -> Itera
     finally:
         launch_triton.architecture.cache_clear()
         JITFunction.run = launch
-        checks.choose_impl, fps.choose_impl, pair_pass_native.AVAILABLE = kept
+        checks.choose_impl, _extension.HAS_CPU = kept
         if torch.cuda.is_available():  # without a GPU Triton has no driver to restore
             triton.runtime.driver.reset_active()
 

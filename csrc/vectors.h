@@ -1,5 +1,5 @@
-// Vectors of floats for the instruction set that a *_simd.cpp file is compiled for. The unnamed namespace keeps each copy to
-// itself.
+// Vectors of floats or doubles for the instruction set that a *_simd.cpp file is compiled for. The unnamed namespace keeps each
+// copy to itself.
 #pragma once
 
 #if defined(__x86_64__)
@@ -10,17 +10,33 @@ namespace depthg {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;
+constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
-constexpr int kLanes = 8;
+constexpr int kVectorBytes = 32;
 #else
-constexpr int kLanes = 4;
+constexpr int kVectorBytes = 16;
 #endif
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));  // unaligned loads and stores
+constexpr int kLanes = kVectorBytes / 4;  // of floats
 
-inline Vec splat(float x) { return x - Vec{}; }
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+template <class T> struct Vectors;
+template <> struct Vectors<float> {
+  typedef float Full __attribute__((vector_size(kVectorBytes), aligned(4)));  // unaligned loads and stores
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(4)));
+  typedef int Mask __attribute__((vector_size(kVectorBytes)));  // what a comparison of vectors gives
+  typedef unsigned Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <> struct Vectors<double> {
+  typedef double Full __attribute__((vector_size(kVectorBytes), aligned(8)));
+  typedef double Half __attribute__((vector_size(kVectorBytes / 2), aligned(8)));
+  typedef long long Mask __attribute__((vector_size(kVectorBytes)));
+  typedef unsigned long long Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <class T> using VecOf = typename Vectors<T>::Full;
+typedef Vectors<float>::Full Vec;
+
+template <class T> inline VecOf<T> splat(T x) { return x - VecOf<T>{}; }
+template <class T> inline VecOf<T> load(const T* p) { return *reinterpret_cast<const VecOf<T>*>(p); }
+template <class T> inline void store(T* p, VecOf<T> v) { *reinterpret_cast<VecOf<T>*>(p) = v; }
 
 }  // namespace
 }  // namespace depthg

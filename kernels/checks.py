@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from depthg.kernels import _extension
 from depthg.kernels.reference import RELATIONS, LossSettings
 
 T = TypeVar("T")
@@ -37,36 +38,61 @@ def one_type(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(x if x is None else x.to(widest) for x in tensors)
 
 
-def choose_impl(impl: str, first: Tensor, *others: Tensor | None) -> str:
-    """The implementation for these tensors: "triton", "cpu" or "eager".
+DEVICES = {"triton": "cuda", "cpp": "cpu", "cuda": "cuda"}  # where each implementation runs
 
-    "auto" takes Triton for CUDA tensors and the CPU path for CPU tensors; what neither can do (float64 or float8 on a
-    GPU, AMD's GPUs, other devices, no Triton) goes to "eager".
+
+def choose_impl(impl: str, device: torch.device, **limits: str | None) -> str:
+    """The implementation of an operation for tensors on ``device``: "triton", "cpp", "cuda" or "eager".
+
+    Args:
+        impl: what the caller asks for; "auto" takes the first that can run, else "eager".
+        device: where the tensors are.
+        limits: the implementations that the operation has beside "eager", best first: None, or why this one cannot run
+            and what to do (``no_triton``, ``no_cpp``, ``no_cuda``).
 
     Raises:
         ValueError: ``impl`` is unknown, or cannot run here; the message names the alternative.
     """
-    if impl not in ("auto", "triton", "cpu", "eager"):
-        raise ValueError(f"unknown impl {impl!r}; choose one of 'auto', 'triton', 'cpu', 'eager'")
-    device = first.device
-    other = next((x.dtype for x in (first, *others) if x is not None and x.dtype not in TRITON_TYPES), None)
     if impl == "auto":
-        if device.type == "cpu":
-            return "cpu"
-        usable = device.type == "cuda" and HAS_TRITON and torch.version.hip is None and other is None
-        return "triton" if usable else "eager"
-    if impl == "cpu" and device.type != "cpu":
-        raise ValueError(f"impl='cpu' needs CPU tensors, got {device}; use impl='triton' or 'eager'")
-    if impl == "triton":
-        if not HAS_TRITON:
-            raise ValueError("impl='triton' needs the package triton, which is not installed; use impl='auto'")
-        if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
-            raise ValueError(
-                f"impl='triton' needs CUDA tensors (or TRITON_INTERPRET=1 on the CPU), got {device}; use impl='auto'"
-            )
-        if other is not None:
-            raise ValueError(f"impl='triton' has no {str(other).removeprefix('torch.')}; use impl='auto' or 'eager'")
+        for name, limit in limits.items():
+            if limit is None and device.type == DEVICES[name] and (name != "triton" or torch.version.hip is None):
+                return name
+        return "eager"
+    if impl == "eager":
+        return impl
+    if impl not in limits:
+        raise ValueError(f"unknown impl {impl!r}; choose one of {', '.join(map(repr, ('auto', *limits, 'eager')))}")
+    if limits[impl] is not None:
+        raise ValueError(f"impl={impl!r} {limits[impl]}")
+    wanted, interpreted = DEVICES[impl], impl == "triton" and device.type == "cpu" and interpreting()
+    if device.type != wanted and not interpreted:
+        beside = " (or TRITON_INTERPRET=1 on the CPU)" if impl == "triton" else ""
+        raise ValueError(f"impl={impl!r} needs {wanted.upper()} tensors{beside}, got {device}; use impl='auto'")
     return impl
+
+
+def no_triton(*tensors: Tensor | None) -> str | None:
+    """Why Triton cannot take these tensors, or None."""
+    if not HAS_TRITON:
+        return "needs the package triton, which is not installed; use impl='auto' or 'eager'"
+    for x in tensors:
+        if x is not None and x.dtype not in TRITON_TYPES:
+            return f"has no {str(x.dtype).removeprefix('torch.')}; use impl='auto' or 'eager'"
+    return None
+
+
+def no_cpp() -> str | None:
+    """Why the compiled CPU code cannot run, or None."""
+    if not _extension.HAS_CPU:
+        return f"cannot run: {_extension.missing}; install with DEPTHG_BUILD=cpu, or use impl='eager'"
+    return None
+
+
+def no_cuda() -> str | None:
+    """Why the compiled CUDA code cannot run, or None."""
+    if not _extension.HAS_CUDA:
+        return "needs a build with CUDA; install with DEPTHG_BUILD=cuda, or use impl='triton' or impl='eager'"
+    return None
 
 
 def without_autocast(function: Callable[..., T]) -> Callable[..., T]:

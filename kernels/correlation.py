@@ -2,108 +2,18 @@
 
     loss = -mean (F' - shift) * max(S, 0),  F' = F - mean_q F + mean_npq F
 
-with F and S the cosine correlations of features and codes. Nothing here holds more than a chunk of F or S.
+with F and S the cosine correlations of features and codes. The loss never holds F or S.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from depthg.kernels import checks, pair_pass_native, reference
-from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import Scratch
-from depthg.kernels.pair_terms import triton_terms
+from depthg.kernels import checks, reference
+from depthg.kernels.pair_terms import Inputs, Options, pair_terms
 from depthg.kernels.reference import CorrelationTerm
-from depthg.kernels.terms_cpu import feature_term, make_bank, mean_product, run_pass, working_dtype
-
-
-def _cpu(
-    feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
-    index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    dtype = working_dtype(feats_a, codes_a)
-    a = make_bank(codes_a, feats_a, dtype)
-    b = a if codes_b is None else make_bank(codes_b, feats_b, dtype)
-    d_a = torch.zeros_like(a.codes.x) if need_a else None
-    d_b = torch.zeros_like(b.codes.x) if need_b and b is not a else None
-    target, pairs, symmetric = feature_term(
-        a, b, float(shift), index_b, center, d_a, d_a if b is a else d_b
-    )  # fmt: skip
-    run_pass(
-        [target], a.codes, b.codes, pairs, Scratch(dtype),
-        symmetric=symmetric, clamp=clamp, max_similarity=max_similarity,
-    )  # fmt: skip
-    pair_pass_native.kept.release()
-    similarity = mean_product(a.codes.mean, b.codes.mean, index_b).mean()
-    return torch.tensor(target.total, dtype=dtype), similarity.to(dtype), d_a, d_b
-
-
-@torch.library.custom_op("depthg::correlation_loss", mutates_args=())
-@checks.without_autocast
-def correlation_loss_op(
-    feats_a: Tensor,
-    feats_b: Tensor | None,
-    codes_a: Tensor,
-    codes_b: Tensor | None,
-    shift: Tensor,
-    index_b: Tensor | None,
-    center: bool,
-    clamp: bool,
-    max_similarity: float | None,
-    need_a: bool,
-    need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """On the CPU: loss, mean similarity and the gradients at the unit codes, empty when not needed.
-
-    No side b: the same as a.
-    """
-    dtype = working_dtype(feats_a, codes_a)
-    other = codes_a if codes_b is None else codes_b
-    draws = 1 if index_b is None else index_b.shape[0]
-    none = codes_a.new_empty(0, dtype=dtype)
-    if draws * codes_a.shape[0] * codes_a.shape[1] * other.shape[1] == 0:
-        zero = codes_a.new_zeros((), dtype=dtype)
-        zeros_a = torch.zeros_like(codes_a, dtype=dtype) if need_a else none
-        zeros_b = torch.zeros_like(other, dtype=dtype) if need_b and codes_b is not None else none.clone()
-        return zero, zero.clone(), zeros_a, zeros_b
-    loss, similarity, d_a, d_b = _cpu(
-        feats_a, feats_b, codes_a, codes_b, shift, index_b, center, clamp, max_similarity, need_a, need_b
-    )
-    return loss, similarity, none if d_a is None else d_a, none.clone() if d_b is None else d_b
-
-
-@correlation_loss_op.register_fake
-def _(
-    feats_a: Tensor, feats_b: Tensor | None, codes_a: Tensor, codes_b: Tensor | None, shift: Tensor,
-    index_b: Tensor | None, center: bool, clamp: bool, max_similarity: float | None, need_a: bool, need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dtype = working_dtype(feats_a, codes_a)
-    loss = codes_a.new_empty((), dtype=dtype)
-    d_a = codes_a.new_empty(codes_a.shape if need_a else (0,), dtype=dtype)
-    d_b = codes_a.new_empty((0,) if codes_b is None or not need_b else codes_b.shape, dtype=dtype)
-    return loss, torch.empty_like(loss), d_a, d_b
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[2], inputs[3], output[2], output[3])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, g_loss: Tensor | None, *g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
-    codes_a, codes_b, d_a, d_b = ctx.saved_tensors
-    grads: list[Tensor | None] = [None] * 11
-    if g_loss is not None and ctx.needs_input_grad[2]:
-        grads[2] = code_gradient(codes_a, d_a[None], g_loss[None])
-    if g_loss is not None and codes_b is not None and ctx.needs_input_grad[3]:
-        grads[3] = code_gradient(codes_b, d_b[None], g_loss[None])
-    return tuple(grads)
-
-
-correlation_loss_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def correlation_loss(
@@ -134,7 +44,7 @@ def correlation_loss(
         center: spatial centring of F; the last mean runs over a whole draw r.
         clamp: negative similarities count as 0.
         max_similarity: similarities above it count as this value; None for no such limit.
-        impl: "auto", "triton", "cpu" or "eager".
+        impl: "auto", "triton", "cpp" or "eager".
 
     Returns:
         ``CorrelationTerm(loss, similarity)``: 0-dim, float32 for half inputs; ``similarity`` is mean S, detached.
@@ -153,28 +63,23 @@ def correlation_loss(
     checks.check_channels("codes_a", codes_a, "codes_b", codes_b)
     checks.check_pairing("feats_a", feats_a, "feats_b", feats_b, index_b)
     checks.check_limit(clamp, max_similarity)
-    impl = checks.choose_impl(impl, feats_a, feats_b, codes_a, codes_b)
-    options: dict[str, Any] = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
     given = feats_a, feats_b, codes_a, codes_b
-    if impl != "eager" and checks.any_empty(*given, index_b):  # nothing to be fast at
+    impl = checks.choose_impl(impl, feats_a.device, triton=checks.no_triton(*given), cpp=checks.no_cpp())
+    options: dict[str, Any] = {"center": center, "clamp": clamp, "max_similarity": max_similarity}
+    if impl != "eager" and checks.any_empty(*given, index_b):  # the eager definition handles empty tensors
         given, impl = checks.one_type(*given), "eager"
     if impl == "eager":
         return reference.correlation_loss(*given, shift, index_b=index_b, **options)
     same = feats_a is feats_b and codes_a is codes_b
-    if impl == "triton":
-        near = (None, None) if same or index_b is not None else (codes_b, feats_b)
-        far = (None, None) if same or index_b is None else (codes_b, feats_b)
-        total, _, similarities = triton_terms(
-            codes_a, feats_a, *near, *far, index=index_b, own=same and index_b is None, shifts=(shift,) * 4, **options
-        )
-        term = 2 if index_b is not None else 0 if same else 1
-        return CorrelationTerm(total, similarities[term])
-    grad = torch.is_grad_enabled()
-    loss, similarity, _, _ = correlation_loss_op(
-        feats_a, None if same else feats_b, codes_a, None if same else codes_b, checks.scalar(shift, codes_a.device),
-        index_b, center, clamp, max_similarity, grad and codes_a.requires_grad, grad and codes_b.requires_grad,
+    sides = Inputs(codes_a, feats_a, negatives=index_b)
+    if not same and index_b is None:
+        sides = sides._replace(codes_near=codes_b, feats_near=feats_b)
+    elif not same:
+        sides = sides._replace(codes_far=codes_b, feats_far=feats_b)
+    total, _, similarities = pair_terms(
+        sides, Options(own=same and index_b is None, **options), shifts=(shift,) * 4, impl=impl
     )  # fmt: skip
-    return CorrelationTerm(loss, similarity.detach())
+    return CorrelationTerm(total, similarities[2 if index_b is not None else 0 if same else 1])
 
 
 def correlation(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from depthg.kernels import checks
-from depthg.kernels.pair_pass import inverse_length
+from depthg.kernels.code_gradient import inverse_length
 from depthg.kernels.terms_cpu import mean_product, working_dtype
 
 

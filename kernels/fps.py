@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthg.kernels import reference
-from depthg.kernels._extension import HAS_CPU, HAS_CUDA, missing, native
-from depthg.kernels.checks import HAS_TRITON, interpreting
+from depthg.kernels import checks, reference
+from depthg.kernels._extension import native
 
-IMPLS = ("auto", "cpp", "cuda", "triton", "eager")
 MAX_DIMS = 8
 MAX_POINTS = 2**31 - 1
 TRITON_POINTS = 2**30  # its tiles count in 32 bits, and the last one must not overflow
@@ -105,36 +103,14 @@ def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
     return reference.focal_length(fov_deg, depth.shape[2])
 
 
-def choose_impl(impl: str, device: torch.device, n: int) -> str:
-    """What samples clouds of ``n`` points on ``device``: "cpp", "cuda", "triton" or "eager".
-
-    "auto" takes compiled code where there is some, then Triton (CUDA only), then eager.
-
-    Raises:
-        ValueError: ``impl`` is unknown or cannot run here; the message names the alternative.
-    """
-    if impl not in IMPLS:
-        raise ValueError(f"unknown impl {impl!r}; choose one of {', '.join(IMPLS)}")
-    if impl == "auto":
-        if device.type == "cuda":
-            if HAS_CUDA and compiled_cuda_runs(device):
-                return "cuda"
-            return "triton" if HAS_TRITON and torch.version.hip is None and n <= TRITON_POINTS else "eager"
-        return "cpp" if device.type == "cpu" and HAS_CPU else "eager"
-    if impl == "cpp" and not HAS_CPU:
-        raise ValueError(f"impl='cpp': {missing}; install with DEPTHG_BUILD=cpu, or use impl='eager'")
-    if impl == "cuda" and not HAS_CUDA:
-        raise ValueError(
-            "impl='cuda': depthg was built without CUDA; install with DEPTHG_BUILD=cuda, "
-            "or use impl='triton' or impl='eager'"
-        )
-    if impl == "triton":
-        _check_triton(device, n)
-        return impl
-    wanted = {"cpp": "cpu", "cuda": "cuda"}.get(impl, device.type)
-    if device.type != wanted:
-        raise ValueError(f"impl={impl!r} takes {wanted} tensors, these are on {device}; use impl='auto'")
-    return impl
+def limits(impl: str, device: torch.device, n: int) -> dict[str, str | None]:
+    """What ``checks.choose_impl`` asks: why an implementation cannot sample clouds of ``n`` points, best first."""
+    cuda, triton = checks.no_cuda(), checks.no_triton()
+    if impl == "auto" and device.type == "cuda" and cuda is None and not compiled_cuda_runs(device):
+        cuda = "needs a newer driver"
+    if triton is None and n > TRITON_POINTS:
+        triton = f"takes at most {TRITON_POINTS} points a cloud, got {n}; use impl='auto'"
+    return {"cuda": cuda, "triton": triton, "cpp": checks.no_cpp()}
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -151,18 +127,6 @@ def compiled_cuda_runs(device: torch.device) -> bool:
         warnings.warn(f"{error}; without the compiled code, sampling on {device} is slower", stacklevel=2)
         return False
     return True
-
-
-def _check_triton(device: torch.device, n: int) -> None:
-    if not HAS_TRITON:
-        raise ValueError("impl='triton' needs the package triton, which is not installed; use impl='eager'")
-    if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
-        raise ValueError(
-            f"impl='triton' takes cuda tensors (or TRITON_INTERPRET=1 on the CPU), these are on {device}; "
-            "use impl='auto'"
-        )
-    if n > TRITON_POINTS:
-        raise ValueError(f"impl='triton' takes at most {TRITON_POINTS} points a cloud, got {n}; use impl='auto'")
 
 
 # Launch
@@ -362,7 +326,7 @@ def farthest_point_sample(
     _check_k(k, points.shape[1], f"points of shape {tuple(points.shape)}")
     if lengths is not None:
         _check_per_cloud("lengths", lengths, points)
-    impl = choose_impl(impl, points.device, points.shape[1])
+    impl = checks.choose_impl(impl, points.device, **limits(impl, points.device, points.shape[1]))
     starts, first = _start(start, points, points.shape[1], lengths, generator)
     picks: Tensor = _sample_op(points.detach(), k, starts, first, lengths, impl)
     return picks
@@ -396,7 +360,7 @@ def farthest_point_sample_depth(
     _check_input("depth", depth, "[maps, height, width]")
     n = depth.shape[1] * depth.shape[2]
     _check_k(k, n, f"depth of shape {tuple(depth.shape)}")
-    impl = choose_impl(impl, depth.device, n)
+    impl = checks.choose_impl(impl, depth.device, **limits(impl, depth.device, n))
     focal = _focal(fov_deg, depth)
     starts, first = _start(start, depth, n, None, generator)
     per_map = isinstance(focal, Tensor)

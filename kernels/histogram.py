@@ -6,28 +6,28 @@ import torch
 from torch import Tensor
 
 from depthg.kernels import checks, reference
+from depthg.kernels.code_gradient import inverse_length
 from depthg.kernels.correlation import check_pair
-from depthg.kernels.pair_pass import FeatureTarget, Pairs, Scratch, Vectors, chunks, row_blocks
-from depthg.kernels.terms_cpu import constants, working_dtype
+from depthg.kernels.terms_cpu import mean_product, working_dtype
+
+CHUNK = 1 << 18  # elements of F that are held at a time: 1 MiB of float32, which stays in the cache
 
 
 def _cpu(a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool, index: Tensor, cosine: bool) -> Tensor:
     dtype = working_dtype(a, b)
-    side_a, side_b = (Vectors(x, dtype, normalized=cosine) for x in (a, b))
+    a, b = (x.to(dtype) * inverse_length(x.to(dtype))[..., None] if cosine else x.to(dtype) for x in (a, b))
     (draws, n), p, q = index.shape, a.shape[1], b.shape[1]
-    i, j = torch.arange(n).expand(draws, n).reshape(-1), index.reshape(-1)
-    constant = constants(side_a, side_b, 0.0, index, center)[:, None].expand(draws, n).reshape(-1)
-    one = torch.ones_like(constant)
-    pairs = Pairs(i, j, torch.stack([one, one * center, one * 0, constant], 1))
-    target, scratch = FeatureTarget(0.0, a=side_a, b=side_b), Scratch(dtype)
-    batch, rows = chunks(len(i), p, q)
+    i, j = torch.arange(n).repeat(draws), index.reshape(-1)
+    mean_b = b.mean(1)
+    whole = mean_product(a.mean(1), mean_b, index).to(dtype).repeat_interleave(n)
+    batch = max(1, CHUNK // (p * q))
     out = torch.zeros(bins, dtype=torch.int64)
-    for start in range(0, len(i), batch):
-        here = slice(start, start + batch)
-        target.open(scratch, pairs, i[here].tolist(), j[here].tolist(), here)
-        for block in row_blocks(p, rows):
-            value = scratch.view("value", len(i[here]), len(range(p)[block]), q)
-            target.fill(value, block)
+    for one, other, raised in zip(i.split(batch), j.split(batch), whole.split(batch), strict=True):
+        x, y = a[one], b[other]
+        for rows in x.split(max(16, CHUNK // (len(one) * q)), 1):
+            value = torch.bmm(rows, y.transpose(1, 2))
+            if center:
+                value += raised[:, None, None] - torch.bmm(rows, mean_b[other][:, :, None])
             place = value.sub_(low).mul_(bins / (high - low)).floor_().clamp_(0, bins - 1).long()
             out += torch.bincount(place.flatten(), minlength=bins)
     return out
@@ -51,7 +51,7 @@ def correlation_histogram_op(
     if index.numel() * a.shape[1] * b.shape[1] == 0:
         return torch.zeros(bins, dtype=torch.int64, device=a.device)
     with torch.autocast(a.device.type, enabled=False):  # products of this operator keep the types that it gives them
-        if impl == "cpu":
+        if impl == "cpp":
             return _cpu(a, b, bins, low, high, center, index, cosine)
         from depthg.kernels.histogram_triton import count
 
@@ -89,7 +89,7 @@ def correlation_histogram(
         center: spatial centring as in ``correlation_loss``.
         index_b: ``[R, N]`` int64 in [0, M), default image n with image n.
         cosine: normalise the vectors; False takes plain dot products, so depth ``[N, P, 1]`` gives Eq. 5.
-        impl: "auto", "triton", "cpu" or "eager".
+        impl: "auto", "triton", "cpp" (the CPU, in chunks of the tensor) or "eager".
 
     Returns:
         int64 counts ``[bins]``, summing to R N P Q. A value within rounding of an edge may fall on either side of it.
@@ -112,7 +112,7 @@ def correlation_histogram(
     for name, x in (("a", a), ("b", b)):
         if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity, which belongs to no bin")
-    impl = checks.choose_impl(impl, a, b)
+    impl = checks.choose_impl(impl, a.device, triton=checks.no_triton(a, b), cpp=None)
     a, b = a.detach(), b.detach()
     if impl == "eager":
         return reference.correlation_histogram(

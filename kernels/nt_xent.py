@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from depthg.kernels import checks, reference
-from depthg.kernels.code_gradient import code_gradient
-from depthg.kernels.pair_pass import CHUNK, inverse_length, row_blocks
+from depthg.kernels.code_gradient import code_gradient, inverse_length
 from depthg.kernels.terms_cpu import working_dtype
+
+CHUNK = 1 << 20  # elements of the matrix that are held at a time: 4 MiB of float32
 
 
 def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | None]:
@@ -26,8 +27,9 @@ def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | No
     d = torch.zeros_like(unit) if need else None
     pair = torch.arange(rows).roll(rows // 2)
     loss = 0.0
-    for block in row_blocks(rows, max(16, 4 * CHUNK // rows)):
-        own, here = unit[block], torch.arange(rows)[block]
+    for here in torch.arange(rows).split(max(16, CHUNK // rows)):
+        block = slice(int(here[0]), int(here[-1]) + 1)
+        own = unit[block]
         logits = (own @ unit.T).div_(temperature)
         inside = torch.arange(len(here))
         logits[inside, here] = -math.inf
@@ -48,7 +50,7 @@ def _run(z: Tensor, temperature: float, need: bool, impl: str) -> tuple[Tensor, 
     dtype = working_dtype(z)
     if z.shape[0] == 0:
         return z.new_zeros((), dtype=dtype), z.new_zeros(z.shape, dtype=dtype) if need else None
-    if impl == "cpu":
+    if impl == "cpp":
         return _cpu(z, temperature, need)
     from depthg.kernels.nt_xent_triton import run
 
@@ -99,7 +101,7 @@ def nt_xent_loss(z_a: Tensor, z_b: Tensor, temperature: float, *, impl: str = "a
         z_a: vectors of the first views ``[N, K]``, any length (normalised here), float.
         z_b: vectors of the second views ``[N, K]``.
         temperature: T above 0.
-        impl: "auto", "triton", "cpu" or "eager".
+        impl: "auto", "triton", "cpp" (the CPU, in chunks of the matrix) or "eager".
 
     Returns:
         The loss, 0-dim, float32 for half inputs; 0 for an empty batch.
@@ -115,7 +117,7 @@ def nt_xent_loss(z_a: Tensor, z_b: Tensor, temperature: float, *, impl: str = "a
         raise ValueError(f"z_a {checks.shape(z_a)} and z_b {checks.shape(z_b)} must have one shape [views, channels]")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    impl = checks.choose_impl(impl, z_a, z_b)
+    impl = checks.choose_impl(impl, z_a.device, triton=checks.no_triton(z_a, z_b), cpp=None)
     if impl == "eager":
         return reference.nt_xent_loss(z_a, z_b, temperature)
     need = torch.is_grad_enabled() and (z_a.requires_grad or z_b.requires_grad)

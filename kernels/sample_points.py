@@ -14,8 +14,6 @@ from torch import Tensor
 from depthg.kernels import checks, reference
 from depthg.kernels._extension import native
 
-COMPILED = native is not None and hasattr(native, "sample_maps")
-
 
 def corners(points: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor]:
     """Cells [N, P, 4] and weights [N, P, 4] of bilinear reading at (x, y) in [-1, 1], clamped to the border."""
@@ -35,9 +33,11 @@ def _sizes(xy: Tensor, width: int, height: int) -> Tensor:  # filled on the devi
     return torch.stack([torch.full((), float(v), dtype=xy.dtype, device=xy.device) for v in (width, height)])
 
 
-def compiled(x: Tensor) -> bool:
-    """Whether C++ reads maps of this device and type."""
-    return COMPILED and x.device.type == "cpu" and x.dtype == torch.float32
+def no_cpp(x: Tensor) -> str | None:
+    """Why C++ cannot read maps of this type, or None."""
+    if x.dtype != torch.float32:
+        return f"has no {str(x.dtype).removeprefix('torch.')}; use impl='auto' or 'eager'"
+    return checks.no_cpp()
 
 
 def _flat_cells(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -57,8 +57,8 @@ def sample_cells(
     index: Tensor | None,  # [M] int64, the map that each row reads; None: row n reads map n
     impl: str,
 ) -> Tensor:  # [M, P, C]
-    """Weighted sums of map vectors by C++ ("cpu", float32), or without ``index`` by Triton."""
-    if impl == "cpu":
+    """Weighted sums of map vectors by C++ ("cpp", float32), or without ``index`` by Triton."""
+    if impl == "cpp":
         out = torch.empty(*cells.shape[:2], maps.shape[1])
         maps, stride = _flat_cells(maps)
         cells, weights, index, where = _addresses(cells, weights, index)
@@ -93,7 +93,7 @@ def sample_cells_backward(
     impl: str,
 ) -> Tensor:
     """Gradient of the maps [N, C, H, W]."""
-    if impl == "cpu":
+    if impl == "cpp":
         d_out, channels, area = d_out.contiguous(), d_out.shape[2], height * width
         d_maps = torch.empty(images, channels, height, width)
         cells, weights, index, where = _addresses(cells, weights, index)
@@ -201,7 +201,7 @@ def sample_points(
         index: int64 ``[M]``: row m of ``points``, then ``[M, P]`` or ``[M, P, 2]``, reads map ``index[m]`` (not checked
             on CUDA); None: row n reads map n.
         align_corners: whether -1 and 1 are the centres of the outermost cells (True) or their outer edges.
-        impl: "auto", "triton", "cpu" or "eager".
+        impl: "auto", "triton", "cpp" (the CPU, float32) or "eager".
 
     Returns:
         ``[N, P, C]`` (``[M, P, C]`` with ``index``) in the dtype of the maps.
@@ -211,15 +211,13 @@ def sample_points(
         ValueError: shapes, devices or cells do not fit, points require grad, or ``impl`` cannot run here.
     """
     check_points(maps, points, index)
-    impl = checks.choose_impl(impl, maps)
+    impl = checks.choose_impl(impl, maps.device, triton=checks.no_triton(maps), cpp=no_cpp(maps))
     if maps.shape[2] * maps.shape[3] == 0:  # then there are no points either
         return maps.new_zeros(*points.shape[:2], maps.shape[1])
-    if index is not None and not (impl == "cpu" and compiled(maps)):
+    if index is not None and impl != "cpp":
         maps, index = maps[index], None
     if impl == "eager":
         return reference.sample_points(maps, points, align_corners=align_corners)
-    if impl == "cpu" and not compiled(maps):
-        return reference.sample_points(maps, points, align_corners=align_corners).contiguous()
     if points.ndim == 2:
         cells = points[:, :, None]
         weights = torch.ones(cells.shape, device=maps.device)

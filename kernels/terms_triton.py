@@ -13,39 +13,11 @@ from torch import Tensor
 
 from depthg.kernels import finish_triton, prepare_triton, tiles_triton
 from depthg.kernels.launch_triton import architecture, cdiv, on_device, power_of_two, precision
+from depthg.kernels.pair_terms import Inputs, Options
 from depthg.kernels.plan_triton import GRADIENT_ROWS, HALF, PREPARE_POINTS, TF32, TF32X3, Plan, Sizes, make_plan, tables
 from depthg.kernels.prepare_triton import BANK_FIELDS, BANKS, CELLS, COORDINATES, PLAIN, POSITIVE, ROWS_GIVEN, UNIT
 from depthg.kernels.reference import _scaled_deviation
 from depthg.kernels.tiles_triton import FIELDS, SEGMENTS
-
-
-class Inputs(NamedTuple):
-    """Tensors of a call: vectors ``[N, P, C]``, or maps ``[N, C, H, W]`` where points say where they are read."""
-
-    codes: Tensor
-    feats: Tensor | None
-    codes_near: Tensor | None
-    feats_near: Tensor | None
-    codes_far: Tensor | None
-    feats_far: Tensor | None
-    codes_other: Tensor | None
-    depth: Tensor | None  # [N, P] or [N, P, D], or a map [N, D, H, W] with ``points``
-    depth_other: Tensor | None
-    points: Tensor | None  # [N, P] int64 cells, or [N, P, 2] coordinates
-    points_near: Tensor | None
-    negatives: Tensor | None  # [R, N] int64
-    shifts: Tensor | None  # [4], in place of the numbers
-    means: Tensor | None  # [2 + R]
-
-
-class Options(NamedTuple):
-    own: bool
-    relation: str
-    bandwidth: float
-    center: bool
-    clamp: bool
-    max_similarity: float | None
-    align_corners: bool
 
 
 class Saved(NamedTuple):

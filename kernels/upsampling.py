@@ -1,6 +1,6 @@
 """Up-sampled maps that are never held, on the CPU in C++: the arg-max of score maps at the size of a photo
-(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/sum_maps.h). On a device torch does both, the arg-max
-some rows at a time, and the scores of a probe are up-sampled by matrix products."""
+(csrc/upsample.h), and the sum of the stages of a hypercolumn (csrc/sum_maps.h). On a device torch does both, the
+arg-max some rows at a time, and the scores of a probe are up-sampled by matrix products."""
 
 from __future__ import annotations
 

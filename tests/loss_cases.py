@@ -7,10 +7,14 @@ import os
 import torch
 from torch import Tensor
 
+from depthg.kernels._extension import HAS_CPU
+
 ON_GPU = torch.cuda.is_available()
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DEVICE = "cuda" if ON_GPU else "cpu"
-IMPLS = (["triton"] if ON_GPU else ["cpu"]) + (["triton"] if INTERPRETING and not ON_GPU else [])
+IMPLS = (["triton"] if ON_GPU else ["cpp" if HAS_CPU else "eager"]) + (
+    ["triton"] if INTERPRETING and not ON_GPU else []
+)
 TRITON = ON_GPU or INTERPRETING
 HALVES = [torch.float16, torch.bfloat16]
 

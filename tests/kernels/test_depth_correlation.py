@@ -6,7 +6,7 @@ import pytest
 import torch
 from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
 
-from depthg.kernels import checks, depth_correlation_loss, reference
+from depthg.kernels import depth_correlation_loss, reference
 
 VECTORS = ("euclidean", "normals")
 
@@ -88,19 +88,6 @@ def test_empty_batch_and_zero_codes(impl):
     term = depth_correlation_loss(codes, codes, u, u, 0.1, impl=impl)
     term.loss.backward()
     assert term.loss.item() == 0 and (codes.grad == 0).all()
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's operator")
-def test_op_checks():
-    op = torch.ops.depthg.depth_correlation_loss.default
-    codes, other, shift = (
-        vectors(2, 5, 3, grad=True),
-        vectors(2, 4, 3, grad=True),
-        checks.scalar(0.1, torch.device(DEVICE)),
-    )
-    u, v = torch.rand(2, 5, device=DEVICE), torch.rand(2, 4, device=DEVICE)
-    torch.library.opcheck(op, (codes, None, u, None, shift, "product", 0.1, True, None, True, True))
-    torch.library.opcheck(op, (codes, other, u, v, shift, "gaussian", 0.5, True, None, True, True))
 
 
 def test_second_derivative_raises():

@@ -1,6 +1,7 @@
 """depthg_loss of every implementation against the float64 definition: total, every term, every gradient."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
 
-from depthg.kernels import LossSettings, correlation_loss, depthg_loss, pair_pass_native, reference
+from depthg.kernels import LossSettings, _extension, correlation_loss, depth_correlation_loss, depthg_loss, reference
 from depthg.kernels.feature_means import feature_means
 
 KEYS = ("feats_negative", "codes_negative", "depth", "codes_depth", "depth_other")
@@ -92,20 +93,76 @@ def test_half_inputs(impl, dtype, bank, crop):
     compare(impl, *make(2, 20, 20, 24, 10, 2, bank, True, crop, dtype=dtype), SETTINGS, dtype)
 
 
-@pytest.mark.skipif(DEVICE == "cuda" or not pair_pass_native.AVAILABLE, reason="needs the compiled pass on the CPU")
+@pytest.mark.skipif(DEVICE == "cuda" or not _extension.HAS_CPU, reason="needs the compiled pass on the CPU")
 class TestCompiledPass:
-    """What only the compiled pass can get wrong, and that its stand-in does the same."""
+    """What only the compiled pass can get wrong."""
 
-    def test_batched_matrix_products_do_the_same(self, monkeypatch):
-        monkeypatch.setattr(pair_pass_native, "AVAILABLE", False)
-        compare("cpu", *make(3, 37, 21, 19, 7, 2), SETTINGS)
-        compare("cpu", *make(3, 37, 21, 19, 7, 2, bank=True, crop=True), SETTINGS)
-        compare("cpu", *make(4, 121, 121, 384, 70, 5), SETTINGS)
+    @pytest.mark.parametrize("relation", reference.RELATIONS)
+    @pytest.mark.parametrize("bank, crop", [(False, False), (True, True)])
+    def test_float64_of_every_relation(self, relation, bank, crop):
+        """As exact as the definition, and the gradient is that of the values."""
+        settings = LossSettings(depth_weight=0.2, depth_shift=0.1, relation=relation, bandwidth=0.5)
+        tensors, negatives = make(3, 37, 21, 19, 7, 2, bank, True, crop, torch.float64, relation)
+        ours, truth = (
+            run(f, tensors, negatives, settings, torch.float64, **more)
+            for f, more in ((depthg_loss, {"impl": "cpp"}), (reference.depthg_loss, {}))
+        )
+        torch.testing.assert_close(ours[0], truth[0], atol=1e-14, rtol=1e-13)
+        for x, y in zip(ours[1], truth[1], strict=True):
+            torch.testing.assert_close(x, y, atol=1e-15, rtol=1e-12)
+
+    @pytest.mark.parametrize("relation", ["product", "gaussian"])
+    def test_gradcheck(self, relation):
+        tensors, negatives = make(2, 5, 4, 3, 3, 2, bank=True, crop=True, dtype=torch.float64)
+        settings = LossSettings(depth_weight=0.2, relation=relation, bandwidth=0.5, clamp=False)  # no kink
+
+        def total(codes, near_codes, far_codes, other_codes):
+            changed = [
+                tensors[0],
+                codes,
+                tensors[2],
+                near_codes,
+                tensors[4],
+                far_codes,
+                tensors[6],
+                other_codes,
+                tensors[8],
+            ]
+            return depthg_loss(*changed[:4], negatives, settings, **dict(zip(KEYS, changed[4:], strict=True))).total
+
+        assert torch.autograd.gradcheck(total, [tensors[i] for i in (1, 3, 5, 7)])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("isa", ["baseline", "avx2", None])
+    def test_exponentials_of_every_size(self, dtype, isa):
+        """exp(-u^2) for u from 0 to beyond the smallest normal number: within some units in the last place."""
+        code = (
+            "import sys, torch; from depthg.kernels import depth_correlation_loss;"
+            f"dtype = {dtype}; n = 4000; u = torch.linspace(0, 30, n, dtype=torch.float64).to(dtype);"
+            "codes = torch.ones(n, 1, 1, dtype=dtype); zero = torch.zeros(n, 1, dtype=dtype);"
+            "loss = lambda x: depth_correlation_loss(codes[:1], codes[:1], x, zero[:1], 0.0, relation='gaussian',"
+            " bandwidth=1.0, impl='cpp').loss;"
+            "ours = -torch.stack([loss(x[None, None]) for x in u]).double(); truth = (-u.double() ** 2).exp();"
+            "tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps;"
+            "normal = truth > 2 * tiny; assert (ours[~normal] < 4 * tiny).all();"
+            "allowed = (2 + (u.double() ** 2)[normal]) * eps * truth[normal];"  # u^2 itself is rounded
+            "print(((ours - truth)[normal].abs() / allowed).max().item())"
+        )
+        environment = {**os.environ, **({"DEPTHG_ISA": isa} if isa else {})}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert float(done.stdout) <= 1
+
+    def test_depth_that_is_not_finite(self):
+        codes = vectors(1, 3, 4)
+        for value, expected in ((math.inf, 0.0), (math.nan, math.nan)):
+            u, v = torch.tensor([[value] * 3]), torch.zeros(1, 3)
+            loss = depth_correlation_loss(codes, codes, u, v, 0.0, relation="gaussian", impl="cpp").loss.item()
+            assert loss == expected or (math.isnan(loss) and math.isnan(expected))
 
     @pytest.mark.parametrize("p, q", [(1, 1), (31, 33), (32, 64), (33, 65), (300, 290)])
     @pytest.mark.parametrize("k", [1, 16, 81, 130])
     def test_sizes_around_panels_and_tiles(self, p, q, k):
-        compare("cpu", *make(2, p, q, 5, k, 2, bank=p != q), LossSettings(depth_weight=0.3, max_similarity=0.9))
+        compare("cpp", *make(2, p, q, 5, k, 2, bank=p != q), LossSettings(depth_weight=0.3, max_similarity=0.9))
 
     def test_threads_do_not_change_a_bit(self):
         tensors, negatives = make(9, 70, 70, 33, 20, 5)
@@ -214,18 +271,14 @@ def test_no_negatives_and_empty_batch(impl):
     assert result.total.item() == 0 and tensors[1].grad.shape == (0, 6, 3)
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's operator")
-def test_op_checks():
-    op = torch.ops.depthg.depthg_loss.default
-    tensors, negatives = make(2, 6, 5, 4, 3, 2, bank=True, crop=True)
-    shifts = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, device=DEVICE)
-    options = (shifts, "product", 0.1, True, True, None)
-    full = (*tensors[:4], negatives, *tensors[4:], *options, [True] * 4)
-    torch.library.opcheck(op, full)
-    near = tensors[3].detach()
-    needs = [True, False, False, False]
-    plain = (*tensors[:3], near, negatives % 2, None, None, None, None, None, *options, needs)
-    torch.library.opcheck(op, plain)
+@pytest.mark.skipif(DEVICE == "cuda", reason="what CPU tensors take without compiled code")
+def test_without_compiled_code_the_definition_runs(monkeypatch):
+    monkeypatch.setattr(_extension, "HAS_CPU", False)
+    tensors, negatives = make(3, 37, 21, 19, 7, 2)
+    ours = run(depthg_loss, tensors, negatives, SETTINGS, torch.float32)
+    eager = run(reference.depthg_loss, tensors, negatives, SETTINGS, torch.float32)
+    assert torch.equal(ours[0], eager[0])
+    assert all(torch.equal(x, y) for x, y in zip(ours[1], eager[1], strict=True))
 
 
 def test_compiles_to_one_graph():

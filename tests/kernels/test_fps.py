@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, fps, reference, unproject
+from depthg.kernels import _extension, farthest_point_sample, farthest_point_sample_depth, reference, unproject
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA, native
 from depthg.kernels.checks import HAS_TRITON, interpreting
 
@@ -534,8 +534,8 @@ def test_field_of_view_is_checked(fov):
 
 
 def test_an_absent_implementation_names_the_alternative(monkeypatch):
-    monkeypatch.setattr(fps, "HAS_CPU", False)
-    monkeypatch.setattr(fps, "HAS_CUDA", False)
+    monkeypatch.setattr(_extension, "HAS_CPU", False)
+    monkeypatch.setattr(_extension, "HAS_CUDA", False)
     with pytest.raises(ValueError, match=r"impl='cpp'.*impl='eager'"):
         farthest_point_sample(CLOUD, 1, impl="cpp")
     with pytest.raises(ValueError, match=r"impl='cuda'.*impl='eager'"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from compile_only import ahead_of_time
 
-from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, fps, reference
+from depthg.kernels import _extension, checks, farthest_point_sample, farthest_point_sample_depth, fps, reference
 from depthg.kernels.checks import interpreting
 
 pytest.importorskip("triton")
@@ -104,33 +104,36 @@ def test_starts_lengths_and_focal_lengths_of_any_stride():
     assert torch.equal(ours.cpu(), reference.farthest_point_sample_depth(depth, 8, start=starts, fov_deg=fov))
 
 
+def choose(impl, device, n):
+    return checks.choose_impl(impl, torch.device(device), **fps.limits(impl, torch.device(device), n))
+
+
 def test_auto_takes_compiled_code_then_triton_then_eager(monkeypatch):
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(fps, "HAS_CUDA", True)
+    monkeypatch.setattr(_extension, "HAS_CUDA", True)
     monkeypatch.setattr(fps, "compiled_cuda_runs", lambda device: True)
-    assert fps.choose_impl("auto", cuda, 100) == "cuda"
-    monkeypatch.setattr(fps, "HAS_CUDA", False)
-    assert fps.choose_impl("auto", cuda, 100) == "triton"
-    assert fps.choose_impl("auto", cuda, 2**30 + 1) == "eager"
-    assert fps.choose_impl("auto", cpu, 100) in ("cpp", "eager")
-    monkeypatch.setattr(fps, "HAS_TRITON", False)
-    assert fps.choose_impl("auto", cuda, 100) == "eager"
+    assert choose("auto", "cuda", 100) == "cuda"
+    monkeypatch.setattr(_extension, "HAS_CUDA", False)
+    assert choose("auto", "cuda", 100) == "triton"
+    assert choose("auto", "cuda", 2**30 + 1) == "eager"
+    assert choose("auto", "cpu", 100) == ("cpp" if _extension.HAS_CPU else "eager")
+    monkeypatch.setattr(checks, "HAS_TRITON", False)
+    assert choose("auto", "cuda", 100) == "eager"
 
 
 def test_an_impl_that_cannot_run_names_the_alternative(monkeypatch):
     with pytest.raises(ValueError, match=r"at most 1073741824 points a cloud, got 1073741825.*'auto'"):
-        fps.choose_impl("triton", torch.device("cuda"), 2**30 + 1)
-    with pytest.raises(ValueError, match=r"takes cuda tensors.*on meta.*'auto'"):
-        fps.choose_impl("triton", torch.device("meta"), 9)
+        choose("triton", "cuda", 2**30 + 1)
+    with pytest.raises(ValueError, match=r"needs CUDA tensors.*got meta.*'auto'"):
+        choose("triton", "meta", 9)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match=r"TRITON_INTERPRET=1.*on cpu.*'auto'"):
-        fps.choose_impl("triton", torch.device("cpu"), 9)
-    monkeypatch.setattr(fps, "HAS_CUDA", False)
+    with pytest.raises(ValueError, match=r"TRITON_INTERPRET=1.*got cpu.*'auto'"):
+        choose("triton", "cpu", 9)
+    monkeypatch.setattr(_extension, "HAS_CUDA", False)
     with pytest.raises(ValueError, match=r"impl='triton' or impl='eager'"):
-        fps.choose_impl("cuda", torch.device("cuda"), 9)
-    monkeypatch.setattr(fps, "HAS_TRITON", False)
+        choose("cuda", "cuda", 9)
+    monkeypatch.setattr(checks, "HAS_TRITON", False)
     with pytest.raises(ValueError, match=r"triton, which is not installed.*'eager'"):
-        fps.choose_impl("triton", torch.device("cuda"), 9)
+        choose("triton", "cuda", 9)
 
 
 @RUNS
@@ -244,7 +247,6 @@ def test_sizes_of_one_class_share_a_kernel():
 
 def test_compiled_code_that_the_driver_cannot_run_is_left_alone(monkeypatch):
     """A wheel brings CUDA code wherever it is installed; an old driver or GPU then gets the Triton sampler."""
-    from depthg.kernels import fps
 
     class Native:
         Clouds = staticmethod(lambda *arguments: arguments)
@@ -256,8 +258,8 @@ def test_compiled_code_that_the_driver_cannot_run_is_left_alone(monkeypatch):
             return 0
 
     monkeypatch.setattr(fps, "native", Native)
-    monkeypatch.setattr(fps, "HAS_CUDA", True)
+    monkeypatch.setattr(_extension, "HAS_CUDA", True)
     monkeypatch.setattr(fps, "compiled_cuda_runs", fps.compiled_cuda_runs.__wrapped__)
-    assert fps.choose_impl("auto", torch.device("cuda:0"), 100) == "cuda"
+    assert choose("auto", "cuda:0", 100) == "cuda"
     with pytest.warns(UserWarning, match="driver version is insufficient"):
-        assert fps.choose_impl("auto", torch.device("cuda:1"), 100) == "triton"
+        assert choose("auto", "cuda:1", 100) == "triton"

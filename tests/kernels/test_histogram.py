@@ -77,9 +77,9 @@ def test_autocast_changes_nothing(impl):
 
 
 def test_rows_in_blocks(monkeypatch):
-    from depthg.kernels import pair_pass
+    from depthg.kernels import histogram
 
-    monkeypatch.setattr(pair_pass, "CHUNK", 1 << 9)
+    monkeypatch.setattr(histogram, "CHUNK", 1 << 9)
     a = vectors(3, 50, 6)
     ours = correlation_histogram(a, a, 20, center=True)
     assert_same_counts(ours, reference.correlation_histogram(a.double(), a.double(), 20, center=True), 3 * 50 * 50, 2)

@@ -145,7 +145,7 @@ def test_autocast_changes_nothing(impl):
     feats, codes, near, near_codes = (vectors(3, 9, k) for k in (6, 5, 6, 5))
     codes, near_codes = codes.requires_grad_(), near_codes.requires_grad_()
     negatives, u = torch.tensor([[1, 2, 0]], device=DEVICE), torch.rand(3, 9, device=DEVICE)
-    settings = dataclasses.replace(SETTINGS, relation="gaussian")  # on the CPU a pass of matrix products
+    settings = dataclasses.replace(SETTINGS, relation="gaussian")
     found = []
     for enabled in (False, True):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
@@ -219,11 +219,12 @@ def test_what_a_relation_does_not_use_does_not_matter(impl):
         depthg_loss(*sides, negatives, dataclasses.replace(SETTINGS, max_similarity=-0.1), impl=impl)
 
 
-def test_similarities_of_terms_that_are_not_there_are_zero():
-    from depthg.kernels.pair_terms import triton_terms
+@pytest.mark.parametrize("impl", IMPLS)
+def test_similarities_of_terms_that_are_not_given_are_zero(impl):
+    from depthg.kernels.pair_terms import Inputs, Options, pair_terms
 
-    codes = vectors(2, 9, 5)
-    _, losses, similarities = triton_terms(codes, vectors(2, 9, 6), own=True, shifts=(0.1,) * 4)
+    given = Inputs(vectors(2, 9, 5), vectors(2, 9, 6))
+    _, losses, similarities = pair_terms(given, Options(own=True), shifts=(0.1,) * 4, impl=impl)
     assert losses[0] != 0 and similarities[0] != 0
     assert losses[1:].tolist() == similarities[1:].tolist() == [0, 0, 0]
 
@@ -254,11 +255,12 @@ def test_any_split_of_the_draws_adds_up(monkeypatch, programs):
 
 def test_the_papers_step_fills_a_device():
     from depthg.kernels import plan_triton, terms_triton
+    from depthg.kernels.pair_terms import Inputs
 
     x = [torch.empty(32, 121, k, device="meta") for k in (70, 384, 70, 384)]
     index = torch.empty(5, 32, dtype=torch.int64, device="meta")
     depth = torch.empty(32, 121, device="meta")
-    inputs = terms_triton.Inputs(*x, None, None, None, depth, None, None, None, index, None, None)
+    inputs = Inputs(*x, None, None, None, depth, None, None, None, index, None, None)
     sizes = terms_triton.sizes_of(inputs, True, [True, True, False, False])._replace(arch=90)
     assert plan_triton.make_plan(sizes).programs >= 2 * 132
 
@@ -381,44 +383,43 @@ def test_function_transforms_work_on_the_definition():
     torch.testing.assert_close(torch.func.vmap(loss)(several), torch.stack([loss(x) for x in several]))
 
 
-def test_op_checks():
-    from depthg.kernels import terms_triton
+@pytest.mark.parametrize("impl", IMPLS)
+def test_op_checks(impl):
+    from depthg.kernels.pair_terms import Inputs, Options, key_of
 
     op, backward = torch.ops.depthg.pair_terms.default, torch.ops.depthg.pair_terms_backward.default
     feats, codes, near, near_codes = (vectors(3, 9, k) for k in (6, 5, 6, 5))
     codes, near_codes = codes.requires_grad_(), near_codes.requires_grad_()
     index, u = torch.tensor([[1, 2, 0]], device=DEVICE), torch.rand(3, 9, device=DEVICE)
-    rest = [True, [0.1] * 4, [1.0] * 4, "product", 0.1, True, True, None, True, [True, True, False, False]]
-    vectors_given = [codes, feats, near_codes, near, None, None, None, u, None, None, None, index, None, None]
-    torch.library.opcheck(op, (*vectors_given, *rest))
-    sides, depth = maps()
-    points = torch.rand(3, 7, 2, device=DEVICE)
-    maps_given = [
-        sides[1],
-        sides[0],
-        sides[3],
-        sides[2],
-        None,
-        None,
-        None,
-        depth,
-        None,
-        points,
-        points,
-        index,
-        None,
-        None,
-    ]
-    torch.library.opcheck(op, (*maps_given, *rest))
-    key = [int(x) for x in terms_triton.sizes_of(terms_triton.Inputs(*maps_given), True, rest[-1])]
-    with torch.no_grad():
-        _, _, _, *saved = op(*maps_given, *rest)
-    ones = torch.ones((), device=DEVICE)
-    found = (ones, None, *saved, points, points, sides[1].detach(), sides[3].detach(), None, None, key, [1.0] * 4, True)
-    torch.library.opcheck(backward, found)
-    bank = vectors(4, 5, 9), vectors(4, 5, 5, grad=True)  # not maps: their gradients come back in their own shape
-    beside = [*maps_given[:4], bank[1], bank[0], *maps_given[6:]]
-    torch.library.opcheck(op, (*beside, *rest[:-1], [True, True, True, False]))
+    needs = [True, True, False, False]
+
+    def arguments(inputs, needs=needs, own=True, relation="product"):
+        return (*inputs, own, [0.1] * 4, [1.0] * 4, relation, 0.5, True, True, None, True, needs, impl)
+
+    given = [Inputs(codes, feats, near_codes, near, depth=u, negatives=index)]
+    torch.library.opcheck(op, arguments(given[0]))
+    torch.library.opcheck(op, arguments(Inputs(codes, depth=u, codes_other=near_codes, depth_other=u),
+                                        [True, False, False, True], False, "gaussian"))  # fmt: skip
+    bank = vectors(4, 5, 9), vectors(4, 5, 5, grad=True)
+    if impl == "triton":
+        sides, depth = maps()
+        points = torch.rand(3, 7, 2, device=DEVICE)
+        given.append(Inputs(sides[1], sides[0], sides[3], sides[2], depth=depth, points=points, points_near=points,
+                            negatives=index))  # fmt: skip
+        torch.library.opcheck(op, arguments(given[1]))
+        # A bank is no map: its gradients come back in its own shape.
+        beside = given[1]._replace(codes_far=bank[1], feats_far=bank[0])
+    else:
+        beside = given[0]._replace(codes_far=bank[1], feats_far=vectors(4, 5, 6))
+    torch.library.opcheck(op, arguments(beside, [True, True, True, False]))
+    for x in given:
+        with torch.no_grad():
+            _, _, _, *saved = op(*arguments(x))
+        ones = torch.ones((), device=DEVICE)
+        codes_given = [x.codes.detach(), x.codes_near.detach(), None, None]
+        key = key_of(x, Options(own=True), needs, impl)
+        found = (ones, None, *saved, x.points, x.points_near, *codes_given, key, [1.0] * 4, True, impl)
+        torch.library.opcheck(backward, found)
 
 
 def test_points_of_unlike_types():

@@ -6,7 +6,6 @@ from compile_only import ahead_of_time
 from loss_cases import DEVICE, HALVES, IMPLS, vectors
 
 from depthg.kernels import reference, sample_points
-from depthg.kernels.sample_points import COMPILED
 
 
 def make(n=2, c=9, h=6, w=7, channels_last=False, dtype=torch.float32):
@@ -118,8 +117,6 @@ def test_no_points_and_no_images(impl):
 @pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "eager"])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_op_checks(impl, indexed):
-    if impl == "cpu" and not COMPILED:
-        pytest.skip("needs the compiled module")
     if impl == "triton" and indexed:
         pytest.skip("Triton takes no index: the maps are gathered before")
     cells, weights = torch.randint(0, 42, (2, 5, 4), device=DEVICE), torch.rand(2, 5, 4, device=DEVICE)
