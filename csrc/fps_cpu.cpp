@@ -36,10 +36,10 @@ const Isa& isa() {
 // in raster order is compact enough as it is for longer.
 constexpr int64_t kSortPoints = 600, kSortCells = 2048, kSortPicks = 64;
 constexpr int64_t kLargeLeaf = 128, kLargeLeafFrom = 50000;
-constexpr int64_t kPointsPerWorker = 32768;  // that a further worker in one cloud must have; they meet after every pick
+constexpr int64_t kPointsPerWorker = 32768;  // Minimum points per extra worker on one cloud; workers synchronise after every pick.
 
-Plan make_plan(const Clouds& c, int threads) {
-  Plan plan;
+CloudPlan make_plan(const Clouds& c, int threads) {
+  CloudPlan plan;
   plan.points = c.points;
   plan.dims = c.dims;
   plan.leaf = c.points < kLargeLeafFrom ? kLeaf : kLargeLeaf;
@@ -54,7 +54,7 @@ Plan make_plan(const Clouds& c, int threads) {
 }
 
 // Clouds at work at the same time.
-int teams(const Clouds& c, const Plan& plan, int threads) {
+int teams(const Clouds& c, const CloudPlan& plan, int threads) {
   return static_cast<int>(std::clamp<int64_t>(threads / plan.team, 1, std::max<int64_t>(c.batch, 1)));
 }
 
@@ -98,14 +98,14 @@ int64_t cpu_vector_operations(int64_t rounds) {
 }
 
 std::size_t fps_cpu_scratch_bytes(const Clouds& c, int threads) {
-  const Plan plan = make_plan(c, threads);
+  const CloudPlan plan = make_plan(c, threads);
   return 64 + teams(c, plan, threads) * plan.ways * cloud_bytes(plan);
 }
 
 void fps_cpu(const Clouds& c, void* scratch, int threads) {
   check(c);
   if (c.batch == 0) return;
-  const Plan plan = make_plan(c, threads);
+  const CloudPlan plan = make_plan(c, threads);
   const int count = teams(c, plan, threads);
   const std::size_t bytes = plan.ways * cloud_bytes(plan);
   char* memory = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);

@@ -9,7 +9,7 @@ constexpr int64_t kLeaf = 64;       // slots in a leaf of all but large clouds
 constexpr int64_t kSlotAlign = 16;  // slots are padded to whole AVX-512 vectors in every build
 
 // How a cloud is cut: slots (points in sorted or input order) in leaves of `leaf` slots, dealt round to `team` workers.
-struct Plan {
+struct CloudPlan {
   int64_t points;   // upper limit of the cloud's size
   int64_t dims;
   int64_t leaf;     // slots in a leaf, a multiple of kSlotAlign
@@ -34,17 +34,18 @@ struct Team {
   int64_t bad;      // lowest index of a point that is not finite, or -1
 };
 
-std::size_t cloud_bytes(const Plan& plan);
+std::size_t cloud_bytes(const CloudPlan& plan);
 
 constexpr int kMaxWays = 4;   // clouds that one worker samples in step, when they are small
-constexpr int kWaysDims = 3;  // and of at most so many dimensions
+constexpr int kWaysDims = 3;  // maximum dimensions for this path
 
 // Samples `count` <= plan.ways clouds from `b` on as worker `rank` of `team`. Returns cloud * points + index of a point that is
 // not finite, or -1. `scratch` holds count * cloud_bytes(plan).
-using SampleClouds = int64_t (*)(const Clouds& clouds, int64_t b, int count, const Plan& plan, char* scratch, Team* team, int rank);
-int64_t sample_clouds_baseline(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);
-int64_t sample_clouds_avx2(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);
-int64_t sample_clouds_avx512(const Clouds&, int64_t, int, const Plan&, char*, Team*, int);
+using SampleClouds = int64_t (*)(const Clouds& clouds, int64_t b, int count, const CloudPlan& plan, char* scratch, Team* team,
+                                 int rank);
+int64_t sample_clouds_baseline(const Clouds&, int64_t, int, const CloudPlan&, char*, Team*, int);
+int64_t sample_clouds_avx2(const Clouds&, int64_t, int, const CloudPlan&, char*, Team*, int);
+int64_t sample_clouds_avx512(const Clouds&, int64_t, int, const CloudPlan&, char*, Team*, int);
 
 // Runs vector operations on registers; returns how many float operations they were. `sink` is 64-byte aligned,
 // kSinkFloats long.

@@ -34,21 +34,21 @@ void enqueue_small(const Clouds& c, cudaStream_t stream) {
 int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 template <int D>
-int64_t bytes_of_posts(const Plan& p) {
+int64_t bytes_of_posts(const LaunchPlan& p) {
   return p.cluster || p.blocks == 1 ? 0 : aligned(p.teams * 2 * kPairs<D> * p.blocks * static_cast<int64_t>(sizeof(Pair)));
 }
 
 // Posts, then coordinates and minima of the points that blocks do not hold.
 template <int D>
 std::size_t scratch_bytes(const Clouds& c, int device) {
-  const Plan p = make_plan<D>(c, machine<D>(device));
+  const LaunchPlan p = make_plan<D>(c, machine<D>(device));
   return bytes_of_posts<D>(p) + p.teams * p.blocks * (c.dims + 1) * p.beyond * sizeof(float);
 }
 
 template <int D>
 void enqueue(const Clouds& c, char* scratch, int device, cudaStream_t stream) {
   if (is_small(c)) return enqueue_small<D>(c, stream);
-  const Plan p = make_plan<D>(c, machine<D>(device));
+  const LaunchPlan p = make_plan<D>(c, machine<D>(device));
   const int64_t posts = bytes_of_posts<D>(p);
   const Dealt dealt{p.blocks, p.held, p.beyond, reinterpret_cast<float*>(scratch + posts), reinterpret_cast<Pair*>(scratch)};
   Launch how{p.teams * p.blocks, kBlockThreads, sizeof(BlockMemory<D>) + static_cast<std::size_t>(D) * p.held * sizeof(float)};

@@ -12,7 +12,7 @@ namespace depthg {
 namespace {
 
 // What one worker searches: its leaves, and the number of slots that its leaves use.
-struct Share {
+struct WorkerLeaves {
   const float* slot[kMaxDims];
   const float* low[kMaxDims];
   const float* high[kMaxDims];
@@ -35,7 +35,7 @@ inline vfloat squared_distance(const vfloat* at, const float* const* coord, int6
 
 // Distance to the box: the same operations on the box's point nearest to the pick.
 template <int D>
-inline vfloat box_distance(const vfloat* at, const Share& s, int64_t i) {
+inline vfloat box_distance(const vfloat* at, const WorkerLeaves& s, int64_t i) {
   vfloat sum{};
   for (int a = 0; a < D; ++a) {
     const vfloat d = vmin(vmax(at[a], load(s.low[a] + i)), load(s.high[a] + i)) - at[a];
@@ -46,7 +46,7 @@ inline vfloat box_distance(const vfloat* at, const Share& s, int64_t i) {
 
 // Takes the pick `at` into the minima of one leaf; returns their maximum in every lane. LEAF: its slots, 0 for s.leaf of them.
 template <int D, int LEAF>
-inline vfloat update_leaf(const vfloat* at, const Share& s, int64_t leaf) {
+inline vfloat update_leaf(const vfloat* at, const WorkerLeaves& s, int64_t leaf) {
   const int64_t begin = leaf * (LEAF ? LEAF : s.leaf);
   const int64_t end = LEAF ? begin + LEAF : begin + s.leaf < s.slots ? begin + s.leaf : s.slots;
   vfloat most = splat(-1);
@@ -60,7 +60,7 @@ inline vfloat update_leaf(const vfloat* at, const Share& s, int64_t leaf) {
 
 // Takes the pick `at` into all minima; returns their maximum in every lane.
 template <int D>
-inline vfloat update(const vfloat* at, const Share& s) {
+inline vfloat update(const vfloat* at, const WorkerLeaves& s) {
   vfloat most = splat(-1);
   for (int64_t g = 0; g < s.leaves; g += kLanes) {
     vfloat limit = load(s.leaf_max + g);
@@ -83,7 +83,7 @@ inline uint64_t equal_slots(const float* nearest, vfloat wanted, int64_t count) 
   return slots;
 }
 
-inline vfloat largest_minimum(const Share& s) {
+inline vfloat largest_minimum(const WorkerLeaves& s) {
   vfloat most = load(s.leaf_max);
   for (int64_t g = kLanes; g < s.leaves; g += kLanes) most = vmax(most, load(s.leaf_max + g));
   return vhmax(most);
@@ -96,7 +96,7 @@ struct Found {
 
 // The point of the lowest input index among those whose minimum equals `wanted`.
 template <int LEAF>
-inline Found find(const Share& s, vfloat wanted) {
+inline Found find(const WorkerLeaves& s, vfloat wanted) {
   Found best{INT32_MAX, 0};
   for (int64_t g = 0; g < s.leaves; g += kLanes) {
     for (uint32_t hit = lanes_equal(load(s.leaf_max + g), wanted); hit; hit &= hit - 1) {
@@ -144,7 +144,7 @@ inline Best agree(Team* team, int rank, int64_t j, float value, int32_t index) {
 
 // One worker's view of a cloud that is ready for picking.
 struct Job {
-  Share share;
+  WorkerLeaves share;
   const float* source[kMaxDims];  // [points] in input order
   int32_t winner;                 // the last pick; at first the start
   int64_t points;
@@ -166,7 +166,7 @@ __attribute__((noinline)) void pick_duplicates(const Job& job, int64_t from, int
 // Picks of a cloud from pick `j` on, by a team of workers, each with its share.
 template <int D>
 void pick(Job* job, int64_t j, int64_t k, Team* team, int rank) {
-  const Share& share = job->share;
+  const WorkerLeaves& share = job->share;
   vfloat at[D];
   for (int d = 0; d < D; ++d) at[d] = splat(job->source[d][job->winner]);
   for (;;) {
@@ -205,7 +205,7 @@ int64_t pick_in_step(Job* jobs, int64_t k) {
     if (++j == k) return k;
     uint64_t todo = 0;
     for (int w = 0; w < WAYS; ++w) {
-      const Share& s = jobs[w].share;
+      const WorkerLeaves& s = jobs[w].share;
       for (int64_t g = 0; g < s.leaves; g += kLanes) {
         const uint64_t near = lanes_less(box_distance<D>(at[w], s, g), load(s.leaf_max + g));
         todo |= near << (w * kBits + g);
@@ -217,7 +217,7 @@ int64_t pick_in_step(Job* jobs, int64_t k) {
     }
     vfloat least = splat(__builtin_inff());
     for (int w = 0; w < WAYS; ++w) {
-      const Share& s = jobs[w].share;
+      const WorkerLeaves& s = jobs[w].share;
       const vfloat most = largest_minimum(s);
       least = vmin(least, most);
       const Found found = find<kLeaf>(s, most);

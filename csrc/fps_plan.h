@@ -139,7 +139,7 @@ const Machine& machine(int device) {
 
 // ---- the choice -------------------------------------------------------------------------------------------------------
 
-struct Plan {
+struct LaunchPlan {
   bool cluster;
   int blocks;       // that share a cloud
   int64_t teams;    // clouds at the same time, of a grid; all of them, of clusters
@@ -148,14 +148,14 @@ struct Plan {
 };
 
 // Cycles of a pick by counts of instructions and published latencies (fps_blocks.h), not measured.
-double cycles_of(const Plan& p, int64_t dims) {
+double cycles_of(const LaunchPlan& p, int64_t dims) {
   const double meeting = p.blocks == 1 ? 350 : p.cluster ? 735 : 1200;
   const double point = static_cast<double>(dims <= 3 ? 13 : 28) / 128;  // instructions of four schedulers for 32 points each
   return meeting + point * p.held + 0.5 * p.beyond;
 }
 
 template <int D>
-Plan plan_for(const Clouds& c, const Machine& m, bool cluster, int blocks, int64_t at_once) {
+LaunchPlan plan_for(const Clouds& c, const Machine& m, bool cluster, int blocks, int64_t at_once) {
   const int64_t part = (c.points - 1) / blocks + 1;
   const int64_t fit = (m.shared - static_cast<int64_t>(sizeof(BlockMemory<D>))) / (D * static_cast<int>(sizeof(float)));
   int64_t held = (part + kBlockThreads - 1) / kBlockThreads;
@@ -164,7 +164,7 @@ Plan plan_for(const Clouds& c, const Machine& m, bool cluster, int blocks, int64
   if (held > fit / kBlockThreads) held = fit / kBlockThreads;
   held *= kBlockThreads;
   const int64_t teams = at_once < c.batch ? at_once : c.batch, beyond = part > held ? part - held : 0;
-  Plan p{cluster, blocks, teams, static_cast<int>(held), static_cast<int>(beyond), 0};
+  LaunchPlan p{cluster, blocks, teams, static_cast<int>(held), static_cast<int>(beyond), 0};
   const int64_t turns = (c.batch - 1) / at_once + 1;
   p.cycles = static_cast<double>(turns) * cycles_of(p, c.dims);
   if (cluster) p.teams = c.batch;
@@ -173,14 +173,14 @@ Plan plan_for(const Clouds& c, const Machine& m, bool cluster, int blocks, int64
 
 // The fastest of one block, a cluster and a grid, with each number of blocks, by the prediction.
 template <int D>
-Plan make_plan(const Clouds& c, const Machine& m) {
-  Plan best = plan_for<D>(c, m, false, 1, m.processors);
-  const auto consider = [&](const Plan& other) {
+LaunchPlan make_plan(const Clouds& c, const Machine& m) {
+  LaunchPlan best = plan_for<D>(c, m, false, 1, m.processors);
+  const auto consider = [&](const LaunchPlan& other) {
     if (other.cycles < best.cycles) best = other;
   };
   for (int n = 0; n < kSizes; ++n) {
     if (m.clusters[n] == 0) continue;
-    const Plan p = plan_for<D>(c, m, true, 2 << n, m.clusters[n]);
+    const LaunchPlan p = plan_for<D>(c, m, true, 2 << n, m.clusters[n]);
     if (p.beyond == 0) consider(p);
   }
   for (int blocks = 2; blocks <= m.processors && blocks <= kMaxGrid; blocks *= 2) {

@@ -37,11 +37,11 @@ struct Arena {
 };
 
 // Leaves are dealt round: worker r owns leaves r, r + team, ... and stores them one after another in its own range.
-int64_t leaves_of(const Plan& plan) { return round_up(plan.points, plan.leaf) / plan.leaf; }
-int64_t share_leaves(const Plan& plan) { return (leaves_of(plan) + plan.team - 1) / plan.team; }
-int64_t share_groups(const Plan& plan) { return round_up(share_leaves(plan), kSlotAlign); }
+int64_t leaves_of(const CloudPlan& plan) { return round_up(plan.points, plan.leaf) / plan.leaf; }
+int64_t share_leaves(const CloudPlan& plan) { return (leaves_of(plan) + plan.team - 1) / plan.team; }
+int64_t share_groups(const CloudPlan& plan) { return round_up(share_leaves(plan), kSlotAlign); }
 
-Memory carve(const Plan& plan, char* scratch, int64_t* bytes) {
+Memory carve(const CloudPlan& plan, char* scratch, int64_t* bytes) {
   Memory m{};
   Arena arena{scratch, 0};
   const int64_t padded = round_up(plan.points, plan.leaf);
@@ -67,7 +67,7 @@ Memory carve(const Plan& plan, char* scratch, int64_t* bytes) {
 }
 
 // Deals the sorted slots to the leaves of worker `rank`, or takes them in input order, and bounds each leaf.
-void build_leaves(const Plan& plan, const Memory& m, const uint64_t* order, int64_t n, int rank) {
+void build_leaves(const CloudPlan& plan, const Memory& m, const uint64_t* order, int64_t n, int rank) {
   const int64_t leaves = (n + plan.leaf - 1) / plan.leaf;
   const int64_t share = share_leaves(plan), groups = share_groups(plan);
   for (int64_t l = 0; l < groups; ++l) m.leaf_max[rank * groups + l] = -1;
@@ -99,11 +99,11 @@ void build_leaves(const Plan& plan, const Memory& m, const uint64_t* order, int6
   }
 }
 
-Share share_of(const Plan& plan, const Memory& m, int64_t n, int rank) {
+WorkerLeaves share_of(const CloudPlan& plan, const Memory& m, int64_t n, int rank) {
   const int64_t first_slot = plan.sorted ? rank * share_leaves(plan) * plan.leaf : 0;
   const int64_t first_leaf = rank * share_groups(plan);
   const int64_t leaves = (n + plan.leaf - 1) / plan.leaf;
-  Share s;
+  WorkerLeaves s;
   for (int64_t d = 0; d < plan.dims; ++d) {
     s.slot[d] = m.slot[d] + first_slot;
     s.low[d] = m.low[d] + first_leaf;
@@ -121,7 +121,7 @@ Share share_of(const Plan& plan, const Memory& m, int64_t n, int rank) {
 }
 
 // Reads cloud `b`, orders it and makes the leaves of worker `rank`. Returns the index of a point that is not finite, or -1.
-int64_t prepare(const Clouds& c, int64_t b, const Plan& plan, char* scratch, Team* team, int rank, Job* job) {
+int64_t prepare(const Clouds& c, int64_t b, const CloudPlan& plan, char* scratch, Team* team, int rank, Job* job) {
   int64_t bytes;
   Memory m = carve(plan, scratch, &bytes);
   const int64_t n = c.lengths ? c.lengths[b] : c.points;
@@ -182,7 +182,8 @@ void pick_together(Job* jobs, int ways, int dims, int64_t k, Team* team) {
 
 }  // namespace
 
-int64_t DEPTHG_FOR_ISA(sample_clouds)(const Clouds& c, int64_t b, int count, const Plan& plan, char* scratch, Team* team, int rank) {
+int64_t DEPTHG_FOR_ISA(sample_clouds)(const Clouds& c, int64_t b, int count, const CloudPlan& plan, char* scratch, Team* team,
+                                      int rank) {
   Job jobs[kMaxWays];
   const std::size_t bytes = cloud_bytes(plan);
   for (int w = 0; w < count; ++w) {
@@ -215,7 +216,7 @@ int64_t DEPTHG_FOR_ISA(vector_operations)(int64_t rounds, float* sink) {
 }
 
 #if !defined(__AVX2__)
-std::size_t cloud_bytes(const Plan& plan) {
+std::size_t cloud_bytes(const CloudPlan& plan) {
   int64_t bytes;
   carve(plan, nullptr, &bytes);
   return static_cast<std::size_t>(bytes);

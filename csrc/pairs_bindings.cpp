@@ -63,7 +63,8 @@ template <class T> void bind_pairs_of(py::module_& m, const std::string& suffix)
       without_gil);
   m.def(
       ("code_gradient" + suffix).c_str(),
-      [](Address codes, Address d_terms, Address upstream, int64_t terms, int64_t vectors, int64_t k, Address d_codes, int threads) {
+      [](Address codes, Address d_terms, Address upstream, int64_t terms, int64_t vectors, int64_t k, Address d_codes,
+         int threads) {
         code_gradient(at<const T>(codes), at<const T>(d_terms), at<const T>(upstream), terms, vectors, k, at<T>(d_codes), threads);
       },
       without_gil);

@@ -5,7 +5,7 @@
 
 namespace depthg {
 
-constexpr int64_t kPad = 16;               // rows of codes and gradients are padded to whole AVX-512 vectors in every build
+constexpr int64_t kPad = 16;              // rows of codes and gradients are padded to whole AVX-512 vectors in every build
 constexpr int64_t kBlockBytes = 1 << 18;  // of one block of W: two targets stay in the L2 cache
 
 // Functions here are static: a copy compiled for AVX-512 must not be merged into code for other machines.
