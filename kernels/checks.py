@@ -25,7 +25,7 @@ def interpreting() -> bool:
 
 
 def any_empty(*tensors: Tensor | None) -> bool:
-    """Whether any tensor has no elements."""
+    """True if any tensor is empty; the eager definition handles that case."""
     return any(0 in x.shape for x in tensors if x is not None)
 
 

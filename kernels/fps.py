@@ -13,94 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthg.kernels import checks, reference
+from depthg.kernels import checks, fps_checks, reference
 from depthg.kernels._extension import native
 
-MAX_DIMS = 8
-MAX_POINTS = 2**31 - 1
 TRITON_POINTS = 2**30  # its tiles count in 32 bits, and the last one must not overflow
 KEPT_BYTES = 64 * 2**20  # of scratch memory that a thread keeps for its next call: fresh pages cost a fault each
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # DType of csrc/fps.h
-
-
-# Checks. Those of shapes and types need no values, so they also work under torch.compile; those of values stand
-# inside the operators: in C++, and in `_check_values` for the eager path.
-
-
-def _check_input(name: str, x: Tensor, axes: str) -> None:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.ndim != 3:
-        raise ValueError(f"{name} must be {axes}, got shape {tuple(x.shape)}")
-    if x.dtype not in _DTYPES:
-        raise ValueError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}; call {name}.float()")
-
-
-def _check_k(k: int, n: int, what: str) -> None:
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise ValueError(f"k must be an int, got {k!r}")
-    if n < 1:
-        raise ValueError(f"there are no points to sample: {what}")
-    if n > MAX_POINTS:
-        raise ValueError(f"{what} has {n} points, the limit is {MAX_POINTS}; sample a part of them")
-    if k < 1 or k > n:
-        raise ValueError(f"k = {k} must be between 1 and the number of points, {n} ({what})")
-
-
-def _check_per_cloud(name: str, x: Tensor, points: Tensor, dtype: torch.dtype | None = torch.int64) -> None:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor [{points.shape[0]}], got {type(x).__name__}")
-    if x.shape != points.shape[:1] or (dtype is not None and x.dtype != dtype):
-        kind = dtype or "floating"
-        raise ValueError(
-            f"{name} must be {kind} of shape ({points.shape[0]},), got {x.dtype} of shape {tuple(x.shape)}"
-        )
-    if x.device != points.device:
-        raise ValueError(f"{name} is on {x.device}, the points on {points.device}; move them to one device")
-
-
-def _check_values(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None) -> None:
-    """What C++ checks for its own path: starts, lengths and finite points, on the CPU only (no host sync elsewhere)."""
-    if points.device.type != "cpu":
-        return
-    clouds, n = points.shape[:2]
-    for b in range(clouds):
-        length = n if lengths is None else int(lengths[b])
-        if not 1 <= length <= n:
-            raise ValueError(f"lengths[{b}] = {length}, expected 1 to N = {n}")
-        if k > length:
-            raise ValueError(
-                f"k = {k} is more than the {length} points of cloud {b}; pass a smaller k or drop that cloud"
-            )
-        first = start if starts is None else int(starts[b])
-        if not 0 <= first < length:
-            raise ValueError(f"start = {first} is outside cloud {b}, which has {length} points")
-        bad = ~points[b, :length].float().isfinite().all(-1)
-        if bad.any():
-            raise ValueError(
-                f"points[{b}, {int(bad.nonzero()[0])}] is NaN or infinite in float32; "
-                "remove such points, or fill holes and clip the sky of a depth map before sampling"
-            )
-
-
-NARROWEST_DEG = 1e-30  # focal lengths of narrower views overflow float32
-
-
-def _focal(fov_deg: float | Tensor, depth: Tensor) -> float | Tensor:
-    """Focal length in cells, after a check of the field of view (values of a tensor: on the CPU, when not tracing)."""
-    if isinstance(fov_deg, Tensor):
-        if not fov_deg.is_floating_point():
-            raise TypeError(f"fov_deg must be floating point, got {fov_deg.dtype}")
-        _check_per_cloud("fov_deg", fov_deg, depth, dtype=None)
-        if (
-            not torch.compiler.is_compiling()
-            and depth.device.type == "cpu"
-            and not ((fov_deg > 0) & (fov_deg < 180)).all()
-        ):
-            raise ValueError(f"fov_deg must lie between 0 and 180 degrees, both excluded, got {fov_deg.tolist()}")
-    elif not NARROWEST_DEG < fov_deg < 180:
-        raise ValueError(f"fov_deg must lie between 0 and 180 degrees, both excluded, got {fov_deg}")
-    return reference.focal_length(fov_deg, depth.shape[2])
 
 
 def limits(impl: str, device: torch.device, n: int) -> dict[str, str | None]:
@@ -135,7 +52,7 @@ _kept = threading.local()
 
 
 def _cpu_scratch(size: int) -> Tensor:  # uint8 [at least size]
-    """Memory whose content nobody relies on: the thread's own when it is large enough."""
+    """Uninitialised scratch: what this thread kept from an earlier call, when it is large enough."""
     scratch = getattr(_kept, "scratch", None)
     if scratch is None or scratch.numel() < size:
         scratch = torch.empty(size, dtype=torch.uint8)
@@ -164,7 +81,7 @@ def _launch(
     per_cloud = [None if t is None else t.contiguous() for t in (focals, lengths, starts)]
     addresses = [_address(t) for t in per_cloud]
     clouds = native.Clouds(
-        x.data_ptr(), _DTYPES[x.dtype], x.shape[0], points, dims, *x.stride(), width,
+        x.data_ptr(), fps_checks.DTYPES[x.dtype], x.shape[0], points, dims, *x.stride(), width,
         addresses[0], focal, addresses[1], addresses[2], start, picks.shape[1], picks.data_ptr(),
     )  # fmt: skip
     if x.device.type == "cpu":
@@ -203,10 +120,10 @@ _sample_depth_op = torch.ops.depthg.farthest_point_sample_depth.default
 @torch.library.impl("depthg::farthest_point_sample", "default")
 def _sample(points: Tensor, k: int, starts: Tensor | None, start: int, lengths: Tensor | None, impl: str) -> Tensor:
     if impl == "eager":
-        _check_values(points, k, starts, start, lengths)
+        fps_checks.check_values(points, k, starts, start, lengths)
         return reference.farthest_point_sample(points, k, start=start if starts is None else starts, lengths=lengths)
     if impl == "triton":
-        _check_values(points, k, starts, start, lengths)
+        fps_checks.check_values(points, k, starts, start, lengths)
         return _triton(
             points, k, points=points.shape[1], width=0, focals=None, focal=0.0,
             lengths=lengths, starts=starts, start=start,
@@ -234,11 +151,13 @@ def _sample_depth(
 ) -> Tensor:
     if impl == "eager":
         points = reference.unproject_focal(depth, focal if focals is None else focals)
-        _check_values(points, k, starts, start, None)
+        fps_checks.check_values(points, k, starts, start, None)
         return reference.farthest_point_sample(points, k, start=start if starts is None else starts)
     if impl == "triton":
         if depth.device.type == "cpu":  # the interpreter: values are checked as everywhere on the CPU
-            _check_values(reference.unproject_focal(depth, focal if focals is None else focals), k, starts, start, None)
+            fps_checks.check_values(
+                reference.unproject_focal(depth, focal if focals is None else focals), k, starts, start, None
+            )
         return _triton(
             depth, k, points=depth.shape[1] * depth.shape[2], width=depth.shape[2], focals=focals, focal=focal,
             lengths=None, starts=starts, start=start,
@@ -268,7 +187,7 @@ def _start(
 ) -> tuple[Tensor | None, int]:
     """The start as the operators take it: a tensor for every cloud, or None and one number."""
     if isinstance(start, Tensor):
-        _check_per_cloud("start", start, x)
+        fps_checks.check_per_cloud("start", start, x)
         return start, 0
     if isinstance(start, str):
         if start != "random":
@@ -318,14 +237,14 @@ def farthest_point_sample(
 
     The definition is ``reference.farthest_point_sample``, the contract ``csrc/fps.h``.
     """
-    _check_input("points", points, "[clouds, points, coordinates]")
-    if not 1 <= points.shape[2] <= MAX_DIMS:
+    fps_checks.check_input("points", points, "[clouds, points, coordinates]")
+    if not 1 <= points.shape[2] <= fps_checks.MAX_DIMS:
         raise ValueError(
-            f"points must have 1 to {MAX_DIMS} coordinates (the last axis), got shape {tuple(points.shape)}"
+            f"points must have 1 to {fps_checks.MAX_DIMS} coordinates (the last axis), got shape {tuple(points.shape)}"
         )
-    _check_k(k, points.shape[1], f"points of shape {tuple(points.shape)}")
+    fps_checks.check_k(k, points.shape[1], f"points of shape {tuple(points.shape)}")
     if lengths is not None:
-        _check_per_cloud("lengths", lengths, points)
+        fps_checks.check_per_cloud("lengths", lengths, points)
     impl = checks.choose_impl(impl, points.device, **limits(impl, points.device, points.shape[1]))
     starts, first = _start(start, points, points.shape[1], lengths, generator)
     picks: Tensor = _sample_op(points.detach(), k, starts, first, lengths, impl)
@@ -357,11 +276,11 @@ def farthest_point_sample_depth(
     Raises:
         ValueError: as in ``farthest_point_sample``, and for a field of view outside (0, 180).
     """
-    _check_input("depth", depth, "[maps, height, width]")
+    fps_checks.check_input("depth", depth, "[maps, height, width]")
     n = depth.shape[1] * depth.shape[2]
-    _check_k(k, n, f"depth of shape {tuple(depth.shape)}")
+    fps_checks.check_k(k, n, f"depth of shape {tuple(depth.shape)}")
     impl = checks.choose_impl(impl, depth.device, **limits(impl, depth.device, n))
-    focal = _focal(fov_deg, depth)
+    focal = fps_checks.focal(fov_deg, depth)
     starts, first = _start(start, depth, n, None, generator)
     per_map = isinstance(focal, Tensor)
     picks: Tensor = _sample_depth_op(
@@ -385,5 +304,5 @@ def unproject(depth: Tensor, fov_deg: float | Tensor = 90.0) -> Tensor:  # [N, H
     Raises:
         ValueError: wrong rank or dtype, or a field of view outside (0, 180).
     """
-    _check_input("depth", depth, "[maps, height, width]")
-    return reference.unproject_focal(depth, _focal(fov_deg, depth))
+    fps_checks.check_input("depth", depth, "[maps, height, width]")
+    return reference.unproject_focal(depth, fps_checks.focal(fov_deg, depth))
