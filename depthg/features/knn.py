@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from depthg.features.transform import channel_dropout
+from depthg.kernels import checks
 from depthg.kernels._extension import native
 from depthg.kernels.reference import normalize
 from depthg.runtime.device import to_device
@@ -170,7 +171,8 @@ class StripPair:
         self, of_rows: TopK, of_columns: TopK, tile: int, impl: str, advance: Callable[[], None] = lambda: None
     ) -> None:
         """Merges every similarity into the lists of its row and its column; within a strip they are the same list."""
-        merge = self._merge_native if _pick(impl, self.a.device) == "cpp" else self._merge_eager
+        compiled = checks.choose_impl(impl, self.a.device, cpp=checks.no_cpp()) == "cpp"
+        merge = self._merge_native if compiled else self._merge_eager
         memory = torch.empty(tile * tile, device=self.a.device)
         for start in range(0, len(self.a), tile):
             i = range(start, min(start + tile, len(self.a)))
@@ -200,12 +202,3 @@ class StripPair:
         of_rows.add(similarity, place[: len(j)] + self.columns.start + j.start)
         if of_columns is not None:
             of_columns.add(similarity.T, place[: len(i)] + self.rows.start + i.start)
-
-
-def _pick(impl: str, device: torch.device) -> str:
-    possible = ("eager", "cpp") if device.type == "cpu" and hasattr(native, "knn_tile") else ("eager",)
-    if impl == "auto":
-        return possible[-1]
-    if impl not in possible:
-        raise ValueError(f"impl={impl!r} is not possible on {device.type} here; use {' or '.join(possible)}")
-    return impl
