@@ -488,7 +488,7 @@ MISTAKES = {
     "length above N": (dict(points=CLOUD, k=1, lengths=torch.tensor([5, 11])), r"lengths\[1\] = 11"),
     "lengths a list": (dict(points=CLOUD, k=1, lengths=[5, 5]), "list"),
     "devices": (dict(points=CLOUD, k=1, lengths=torch.zeros(2, dtype=torch.int64, device="meta")), "meta"),
-    "impl unknown": (dict(points=CLOUD, k=1, impl="fast"), "fast.*auto, cpp, cuda, triton, eager"),
+    "impl unknown": (dict(points=CLOUD, k=1, impl="fast"), r"'fast'.*'auto', 'cuda', 'triton', 'cpp', 'eager'"),
 }
 
 
