@@ -7,7 +7,7 @@
 //     pick[j]    = the lowest i with nearest[i] = max(nearest)
 //
 // Arithmetic. Points are rounded to float32 once. The squared distance is ((d0*d0 + d1*d1) + d2*d2) + ..., d = point - pick,
-// coordinate by coordinate, every operation rounded to float32 on its own (no FMA, no fast-math). So all back ends return
+// coordinate by coordinate; every operation is rounded to float32 (no FMA, no fast-math). So all back ends return
 // equal indices, ties included. A picked point counts as -1 and other minima are not negative, so the picks of a cloud are
 // different indices, also where points coincide: its duplicates follow in the order of their indices.
 //
@@ -19,10 +19,11 @@
 //
 // Errors. The CPU back end throws std::invalid_argument for a start or a length out of range, for k above a length, and for a
 // NaN or an infinity among the points. The CUDA back end reads no value back. It moves lengths into 1 to points and starts into
-// 0 to length - 1, and returns index 0 for picks beyond the length. A distance that is NaN leaves the minimum as it is. So its
+// 0 to length - 1, and returns index 0 for picks beyond the length. A NaN distance does not change the minimum. So its
 // indices always lie in [0, points), and the first min(k, length) of a cloud are different.
 //
-// Nobody allocates: the caller passes scratch memory of the size that *_scratch_bytes returns, linear in batch * points.
+// Memory. The functions allocate nothing. The caller passes scratch memory of the size that *_scratch_bytes returns; it is
+// linear in batch * points.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +56,7 @@ std::size_t fps_cpu_scratch_bytes(const Clouds& clouds, int threads);
 void fps_cpu(const Clouds& clouds, void* scratch, int threads);
 const char* fps_cpu_isa();            // the instruction set that this machine runs: "avx512", "avx2" or "baseline"
 
-// Does the arithmetic of FPS on registers alone and returns the number of float operations: over its time, the machine's rate.
+// Runs the arithmetic of FPS in registers alone and returns the number of float operations, to measure the machine's rate.
 int64_t cpu_vector_operations(int64_t rounds);
 
 // CUDA. Everything is enqueued on `stream` (a cudaStream_t) of `device`; no allocation, no synchronisation. The calling thread's

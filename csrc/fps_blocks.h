@@ -1,10 +1,10 @@
 // A cloud shared by several blocks that run side by side: one launch for all picks. Included by fps_cuda.cu alone.
 //
 // A thread folds its points into one key (minimum, index), a warp reduces the keys, the first warp reduces the warps' keys and
-// the blocks exchange theirs, with the coordinates, so that nobody waits for memory to learn where the pick lies.
+// the blocks exchange theirs. Coordinates travel with the keys, so no thread waits for memory to learn where the pick lies.
 //
-// Predicted for an H100 at 1.98 GHz, from the SASS of nvcc 13.0 for sm_90 and latencies as others have published them; nothing
-// of this has been measured. A pick takes, in cycles, where a cluster of 16 shares a cloud:
+// Predicted for an H100 at 1.98 GHz, from the SASS of nvcc 13.0 for sm_90 and published latencies; none of it is measured. A pick
+// takes, in cycles, where a cluster of 16 shares a cloud:
 //   13 instructions a point (3 FADD, 3 FMUL, 2 FADD; FMNMX, FSETP, FSEL, SEL; half of ISETP and BRA), points in pairs, 16 warps on
 //   4 schedulers: 104 for 12,544 points (784 of a block: one pair), 650 for 100,000 (6,250: six pairs, seven in four warps)
 //   keys of a warp (2 REDUX) 60, STS and BAR 60, LDS and keys of the block 90, coordinates 45, addresses and stores 50      305
@@ -19,7 +19,7 @@ namespace depthg {
 namespace {
 
 constexpr int kGroup = 2;    // held points after which a warp looks whether it has more
-constexpr int kStream = 2;   // points beyond whose loads are on their way together
+constexpr int kStream = 2;   // points beyond that are loaded together
 
 constexpr int kInfinity = 0x7f800000;  // its bits
 
@@ -84,7 +84,7 @@ __device__ void load_part(const Clouds& c, const Dealt& dealt, int64_t b, Part<D
   }
 }
 
-// Takes a pick into the minima of the points beyond; `value` and `number` are the thread's largest minimum and whose it is. All
+// Takes a pick into the minima of the points beyond; `value` and `number` are the thread's largest minimum and its point. All
 // loads of a step come before its stores, which could alias them.
 template <int D, int HELD>
 __device__ void update_beyond(const Clouds& c, const Dealt& dealt, const Part<D, HELD>& part, const float (&at)[D], int picked,

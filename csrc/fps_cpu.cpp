@@ -33,7 +33,7 @@ const Isa& isa() {
 }
 
 // Measured on a Xeon with AVX-512. Sorting costs as much as some tens of picks and makes most leaves skippable; a depth map
-// in raster order is compact enough as it is for longer.
+// in raster order needs no sorting until it is larger.
 constexpr int64_t kSortPoints = 600, kSortCells = 2048, kSortPicks = 64;
 constexpr int64_t kLargeLeaf = 128, kLargeLeafFrom = 50000;
 constexpr int64_t kPointsPerWorker = 32768;  // Minimum points per extra worker on one cloud; workers synchronise after every pick.
@@ -114,8 +114,8 @@ void fps_cpu(const Clouds& c, void* scratch, int threads) {
   std::vector<Team> members(count);
   for (int t = 0; t < count; ++t) members[t] = {plan.team, posts.data() + t * 2 * plan.team, 0, 0, -1};
 
-  // Workers on their own take the next clouds when they are free, fewer at a time towards the end so that they end together; a
-  // team stays together, so its clouds are fixed.
+  // Single workers take the next clouds when they are free, fewer at a time towards the end so that they end together. The
+  // clouds of a team are fixed.
   std::atomic<int64_t> next{0}, bad{-1};
   const auto take = [&](int64_t* b) {
     int64_t taken;

@@ -87,8 +87,8 @@ __device__ Key warp_max(Key key) {
   return {value, warp_max(key.value == value ? key.rest : 0u)};
 }
 
-// Memory of a block whose size the launch gives. All shared memory is of this kind, since the tests, which run several blocks
-// of a grid side by side on a CPU (tests/cuda_on_cpu), have their own function of this name.
+// Shared memory of a block; the launch gives its size. All shared memory is of this kind: the tests run several blocks of a grid
+// side by side on a CPU (tests/cuda_on_cpu) and replace this function.
 #if defined(__CUDACC__)
 template <class T>
 __device__ T* dynamic_shared() {

@@ -1,14 +1,14 @@
 // How blocks that share a cloud tell each other their farthest points, without a launch or a barrier between picks. Included by
 // fps_blocks.h alone.
 //
-// A post is a few words of 64 bits: 32 of content and 32 of the turn that it belongs to. Such a word is written and read as one,
-// so whoever finds the turn that he waits for has the content too, and no fence is needed. There are two sets of posts, for even
-// and odd turns: nobody writes turn t + 2 before all blocks have posted turn t + 1, and a block does so after it has read turn t.
+// A post is a few words of 64 bits: 32 of content and 32 of the turn that it belongs to. Such a word is written and read as one.
+// A block that reads the expected turn has the content too, and no fence is needed. There are two sets of posts, for even and
+// odd turns. Turn t + 2 is written after all blocks have posted turn t + 1, and a block posts that after it has read turn t.
 #pragma once
 
 #include "fps_device.h"
 
-// Clusters of blocks are there from sm_90 on.
+// Clusters of blocks exist from sm_90 on.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define DEPTHG_CLUSTERS 1
 #else

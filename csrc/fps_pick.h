@@ -11,7 +11,7 @@
 namespace depthg {
 namespace {
 
-// What one worker searches: its leaves, and the number of slots that its leaves use.
+// The leaves that one worker searches, and the number of slots in them.
 struct WorkerLeaves {
   const float* slot[kMaxDims];
   const float* low[kMaxDims];
@@ -123,7 +123,7 @@ struct Best {
   int32_t index;  // in the input
 };
 
-// Exchanges the workers' best points. Two sets of posts are enough: nobody starts pick j + 2 before all have read pick j.
+// Exchanges the workers' best points. Two sets of posts are enough: pick j + 2 starts after all workers have read pick j.
 inline Best agree(Team* team, int rank, int64_t j, float value, int32_t index) {
   Post* posts = team->posts + (j & 1) * team->size;
   const uint32_t turn = static_cast<uint32_t>(j);

@@ -18,7 +18,7 @@ void require(cudaError_t status) {
 
 // ---- the device -------------------------------------------------------------------------------------------------------
 
-// Functions of the driver, found at run time: the module also loads where there is none.
+// Functions of the driver, found at run time: the module also loads without a driver.
 struct Driver {
   using Context = struct CUctx_st*;
   int (*current)(Context*);    // cuCtxGetCurrent
@@ -47,8 +47,8 @@ const Driver& driver() {
   return found;
 }
 
-// Launches go to `device` while this lives, whatever device the caller uses. torch has a CUDA runtime of its own, which must find
-// its thread as it was: what the driver calls the current context is put back, whatever this runtime takes for the current device.
+// Launches go to `device` while an object of this class lives. torch uses another copy of the CUDA runtime and relies on the
+// thread's current context. So the destructor restores the context that the driver reported before.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

@@ -4,8 +4,8 @@
 // distance, running minimum and maximum over the leaves, then a search for the maximum among the leaves' maxima.
 //
 // Exact pruning. Rounding is monotone, so the distance from the pick to the box, computed with the same operations in the
-// same order, is never above the *computed* distance to any point inside. A leaf whose box is no nearer than its largest
-// minimum therefore cannot change in a single bit, and is skipped: the result equals the brute force, ties included.
+// same order, is never above the *computed* distance to any point inside. If the box is no nearer than the largest minimum of
+// its leaf, no minimum in the leaf can change. Such a leaf is skipped: the result equals the brute force, ties included.
 //
 // This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
 #include <string.h>

@@ -20,7 +20,7 @@ std::size_t small_bytes(const Clouds& c) {
 }
 
 // Maximum over the block, known to every thread. `keys` must alternate between two buffers from call to call: then one
-// barrier is enough, since nobody writes a buffer again before all have passed the barrier after reading it.
+// barrier is enough: a buffer is written again only after all threads have passed the barrier behind their reads.
 template <int THREADS>
 __device__ Key block_max(Key key, Key* keys) {
   key = warp_max(key);

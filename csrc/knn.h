@@ -5,8 +5,8 @@
 
 namespace depthg {
 
-// Lists [n, k] hold the best values so far, best first, equal ones by index, and the indices; an unfilled place holds -inf
-// and INT32_MAX. Images of one photo are never paired. NaN is never taken.
+// Lists [n, k] hold the best values so far and their indices: best first, equal values by index. An empty place holds -inf and
+// INT32_MAX. Images of one photo are never paired. NaN is never taken.
 struct KnnTile {
   int64_t rows = 0, columns = 0, k = 0;
   int32_t first_row = 0, first_column = 0;  // indices of the tile's first row and column among all images

@@ -1,4 +1,4 @@
-// Running top-k of a tile. A list takes fewer and fewer values, so most of the work is one comparison per similarity.
+// Running top-k of a tile. Lists soon take few new values, so most of the work is one comparison per similarity.
 #include "knn.h"
 
 #include <algorithm>

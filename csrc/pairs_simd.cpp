@@ -175,7 +175,7 @@ void fill_block(const PairPass<T>& s, int64_t e, int64_t first, int64_t rows, in
 }
 
 // Adds the block's part of both gradients to the local ones. In the symmetric case the block is one panel of rows: all its
-// columns give the gradient of its rows, and the columns right of the diagonal that of their own points.
+// columns give the gradient of its rows, and the columns right of the diagonal give the gradient of those columns' points.
 template <class T>
 void add_gradients(const PairPass<T>& s, int64_t e, int64_t first, int64_t rows, int64_t from, const T* block, T* d_a, T* d_b) {
   const int64_t k = pad_to(s.k, kPad), width = pad_to(s.q, kPanel), start = from * kPanel;

@@ -1,4 +1,4 @@
-// Work shared among threads: on the OpenMP threads that the process already has, else on our own.
+// Work shared among threads: the OpenMP threads that the process already has, else those of thread_pool.h.
 #pragma once
 
 #include <dlfcn.h>
@@ -10,7 +10,7 @@
 namespace depthg {
 
 // The OpenMP runtime that the process already has (torch loads one), or null. Its idle workers spin for milliseconds after
-// every parallel region; threads of our own beside them would share the cores with them.
+// every parallel region, so further threads would share the cores with them.
 using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
 inline Parallel openmp() {
   static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));

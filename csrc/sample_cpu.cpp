@@ -1,5 +1,5 @@
-// Reading maps at points, see sample.h. Maps whose cells are adjacent are first turned, a block of channels at a time, so that
-// the channels of a cell are adjacent; its gradient is collected in the same form and turned back.
+// Reading maps at points, see sample.h. Maps with adjacent cells are transposed first, a block of channels at a time, so that the
+// channels of a cell are adjacent. The gradient is collected in the same form and transposed back.
 #include "sample.h"
 
 #include <algorithm>
@@ -44,7 +44,7 @@ void for_rows(const MapSamples& s, int64_t image, const Work& work) {
   }
 }
 
-// out[column][row] = in[row][column] for a square of four rows and columns, as far as they exist.
+// out[column][row] = in[row][column] for those of four rows and columns that exist.
 inline void turn_square(const float* in, int64_t stride, int64_t first, int64_t rows, int64_t column, int64_t columns, float* out,
                         int64_t out_stride) {
   if (first + 4 <= rows && column + 4 <= columns) {

@@ -47,7 +47,7 @@ class Pool {
     int expected = size - 1;
     if (join == Join::kIfAwake) {
       std::lock_guard<std::mutex> lock(state_);
-      size_ = 0;  // nobody joins any more
+      size_ = 0;  // no more threads join
       expected = joined_;
     }
     spin_until([&] { return done_.load() == expected; });

@@ -1,9 +1,9 @@
 // Arg-max of one tile of pixels, see upsample.h. Compiled once per instruction set, chosen at run time.
 //
 // A row of cells is interpolated along x once, for all maps; then every row of pixels between two rows of cells is a
-// weighted sum of both, compared map by map in registers. Most maps are nowhere the largest: as a sum lies between those of
-// the first and of the last row of a band of rows, a map whose larger one is below another map's smaller one, at every
-// pixel of a group, is left out there.
+// weighted sum of both, compared map by map in registers. Most maps are nowhere the largest. In a band of rows a sum lies
+// between those of the first and of the last row. So a map is left out of a group of pixels where the larger of its two sums
+// is below the smaller one of another map, at every pixel.
 //
 // This file uses no standard library templates: copies compiled for AVX-512 must not be merged into code for other machines.
 #include <float.h>
@@ -18,7 +18,7 @@ namespace depthg {
 namespace {
 
 constexpr int kGroup = kLanes < 16 ? 4 : 2;  // vectors whose arg-max is found together
-constexpr int kPixels = kGroup * kLanes;     // so many pixels
+constexpr int kPixels = kGroup * kLanes;     // pixels of such a group
 constexpr int64_t kRow = kTile + kSpare;  // floats from map to map
 constexpr int64_t kBand = 8;              // rows of pixels among which maps are left out together
 constexpr int64_t kWorth = 4;             // fewer rows are compared as they are

@@ -9,7 +9,7 @@ samples one cloud, all picks in one launch:
 
 Programs that share a larger cloud need a barrier, and Triton has no safe form of it:
 
-    sweeps    a launch for every pick, whose programs first read the farthest points of all parts from the one before
+    sweeps    a launch for every pick; its programs first read what the launch before found in every part
 
 Arithmetic and what a minimum is: ``fps_points_triton.py``.
 """

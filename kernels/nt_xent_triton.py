@@ -3,9 +3,9 @@
 Channels of the packed rows (``packed_triton.py``) are taken in two parts of powers of two, K0 and K1, as 64 + 16 for
 K = 70, and beyond 128 in blocks. Exponentials are powers of two.
 
-A program owns one tile of rows and a span of columns. Where rows alone do not fill a device there are several spans,
-whose results are added in their order: no atomics, the same sums every time. Weights in float16 are raised by an exact
-power of two: at 2N = 65,536 they are about 1.5e-5, below its normal numbers.
+A program owns one tile of rows and a span of columns. Where rows alone do not fill a device there are several spans.
+Their results are added in a fixed order: no atomics, the same sums every time. Weights in float16 are multiplied by an
+exact power of two: at 2N = 65,536 they are about 1.5e-5, below its normal numbers.
 """
 
 from __future__ import annotations

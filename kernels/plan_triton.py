@@ -30,13 +30,13 @@ from depthg.kernels.tiles_triton import (
 SELF, NEIGHBOUR, NEGATIVE, DEPTH = range(4)
 HALF, TF32, TF32X3 = range(3)
 POINTS = 64  # of a tile of the main launch
-PROGRAMS = 2048  # up to which draws of one image go to programs of their own
+PROGRAMS = 2048  # limit up to which each draw of an image gets its own program
 PREPARE_POINTS = 8  # of a tile of ``prepare_kernel``
 GRADIENT_ROWS = 8  # of a tile of ``code_gradient_kernel``
 
 
 class Sizes(NamedTuple):
-    """What a call compares. Sizes of banks that are not there are 0."""
+    """What a call compares. Sizes of banks that are not given are 0."""
 
     anchors: int  # N
     points: int  # P
@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """Images whose rows lie behind each other, and where its rows, mean vectors and tiles of sums begin."""
+    """Images stored one after another, and where their rows, mean vectors and tiles of sums begin."""
 
     images: int
     points: int
@@ -81,8 +81,8 @@ class Plan:
     """Everything about a call that its sizes and options decide."""
 
     sizes: Sizes
-    banks: tuple[Bank, ...]  # anchors, neighbours, negatives, other crop: those that are there
-    near: int | None  # position in ``banks``, as the next two: 0, the anchors, where there is no such bank
+    banks: tuple[Bank, ...]  # anchors, then those given of neighbours, negatives and the other crop
+    near: int | None  # position in ``banks``, as the next two; 0, the anchors, for a bank that is not given
     far: int
     other: int
     split_k: tuple[int, int, int]  # K0, K1 and blocks of ``split_codes``
@@ -173,7 +173,7 @@ class Segment(NamedTuple):
     depth: int
     u0: int  # first point of depth of the rows and of the columns
     v0: int
-    alpha: float  # of its values, 0 on side b, whose values are those of side a
+    alpha: float  # of its values; 0 on side b, where they are those of side a
     grad_alpha: float
 
 

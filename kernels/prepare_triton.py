@@ -3,7 +3,7 @@
     unit[row] = x[row] / |x[row]|,   mean[image] = mean_p unit[image, p]
     bias[e, p] = -f_p . mean_g,      constant[draw] = mean_n mean_f . mean_g - shift   (Eq. 2's centring and shift)
 
-Packed rows are padded with zeros to a width that every row is aligned at. Rows of all banks (anchors, neighbours,
+Packed rows are padded with zeros to a width that keeps every row aligned. Rows of all banks (anchors, neighbours,
 negatives, other crop) lie behind each other, so one launch of ``means_kernel`` and ``bias_kernel`` serves all terms.
 """
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from depthg.kernels.launch_triton import on_device
 
-BLOCK_C = 64  # a channel per thread: nothing is read in vectors, so no size or stride needs a kernel of its own
+BLOCK_C = 64  # a channel per thread: nothing is read in vectors, so one kernel serves all sizes and strides
 
 
 @triton.jit(do_not_specialize=["p_maps", "p_cells", "p_weights", "s_n", "s_c", "s_h", "s_w", "W", "P", "C"])

@@ -73,7 +73,7 @@ def forward(
 def _forward(
     x: Inputs, plan: Plan, options: Options, shifts: list[float], weights: list[float]
 ) -> tuple[Tensor, Tensor, Tensor, Saved]:
-    # Longer than our usual functions: five launches one after the other, which share most of their arguments.
+    # Longer than usual: five launches in a row that share most of their arguments.
     s, device = plan.sizes, x.codes.device
     k0, k1, blocks_k = plan.split_k
     width, width_c, draws = plan.width_c + plan.width_k, plan.width_c, plan.bias_draws
@@ -145,7 +145,7 @@ def _floats(device: torch.device, *counts: int) -> tuple[Tensor, ...]:
 def _prepare(
     x: Inputs, plan: Plan, options: Options, feats: Tensor, codes: Tensor, inverse: Tensor, depth: Tensor, sums: Tensor
 ) -> None:
-    """One launch for every bank that is there, and one for depth where it cannot go along."""
+    """One launch for every bank, and one for depth where no bank has its points."""
     own_depth, other_depth = x.depth, x.depth_other
     if options.relation == "centered":
         own_depth, other_depth = (None if d is None else _scaled_deviation(d.float()) for d in (x.depth, x.depth_other))
@@ -221,7 +221,7 @@ def backward(
     weights: list[float],
     align_corners: bool,
 ) -> list[Tensor]:
-    """Gradients of the codes of every bank, in their shapes; empty where there is no bank or nobody asks."""
+    """Gradients of the codes of every bank, in their shapes; empty for a bank that is not given or needs none."""
     plan = make_plan(sizes)
     s = plan.sizes
     given = [(z, at) for z, at in zip(codes, [*points, None, None], strict=True) if z is not None]
