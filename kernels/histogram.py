@@ -25,9 +25,11 @@ def _cpu(a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool,
     for one, other, raised in zip(i.split(batch), j.split(batch), whole.split(batch), strict=True):
         x, y = a[one], b[other]
         for rows in x.split(max(16, CHUNK // (len(one) * q)), 1):
-            value = torch.bmm(rows, y.transpose(1, 2))
-            if center:
-                value += raised[:, None, None] - torch.bmm(rows, mean_b[other][:, :, None])
+            if center:  # the mean as [1, C] x [C, rows], which BLAS does far faster than [rows, C] x [C, 1]
+                mean = torch.bmm(mean_b[other][:, None], rows.transpose(1, 2)).transpose(1, 2)
+                value = torch.baddbmm(raised[:, None, None] - mean, rows, y.transpose(1, 2))
+            else:
+                value = torch.bmm(rows, y.transpose(1, 2))
             place = value.sub_(low).mul_(bins / (high - low)).floor_().clamp_(0, bins - 1).long()
             out += torch.bincount(place.flatten(), minlength=bins)
     return out
