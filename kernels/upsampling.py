@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from depthg.kernels._extension import native
+from depthg.kernels.checks import choose_impl, no_cpp
 
 MOST_MAPS = 65535
 BLOCK_VALUES = 2**23  # scores that are up-sampled at a time on a device: 32 MiB
@@ -37,13 +38,13 @@ def up_sampled_ids(
         impl: "cpp", "eager" (torch; holds the up-sampled scores), or "auto".
 
     Raises:
-        ValueError: no map, no cell or no pixel, too many maps, or an ``impl`` that is not there.
+        ValueError: no map, no cell or no pixel, too many maps, or an ``impl`` that cannot run here.
     """
     if scores.ndim != 3 or 0 in (*scores.shape, *size) or len(scores) > MOST_MAPS:
         raise ValueError(f"score maps {list(scores.shape)} cannot be up-sampled to {list(size)}")
     scores = np.require(scores, np.float32, "A")
     dtype = np.uint8 if len(scores) < 256 else np.uint16
-    if pick(impl) == "eager":
+    if choose_impl(impl, torch.device("cpu"), cpp=no_cpp()) == "eager":
         return eager_ids(torch.from_numpy(np.ascontiguousarray(scores)), size).numpy().astype(dtype)
     ids = np.empty(size, dtype)
     strides = [stride // scores.itemsize for stride in scores.strides]
@@ -133,11 +134,10 @@ def sum_of_stages(
 
     Raises:
         ValueError: shapes or devices that do not belong together, nothing to up-sample, tensors that require grad, or
-            an ``impl`` that is not there.
+            an ``impl`` that cannot run here.
     """
     _check_stages(values, vectors, size)
-    impl = pick(impl, "sum_maps", on_cpu=values[0].is_cpu)
-    if impl == "eager":
+    if choose_impl(impl, values[0].device, cpp=no_cpp()) == "eager":
         return _eager_sum(values, vectors, size)
     values = [x.float().contiguous() for x in values]
     vectors = [] if vectors is None else [x.float().contiguous() for x in vectors]
@@ -182,17 +182,3 @@ def _eager_sum(values: Sequence[Tensor], vectors: Sequence[Tensor] | None, size:
         square = None if vectors is None else up(vectors[i]).square().sum(-1, keepdim=True)
         total += up(part) if square is None else up(part) * torch.where(square > 0, square, torch.inf).rsqrt()
     return total
-
-
-def pick(impl: str, name: str = "upsample_argmax", *, on_cpu: bool = True) -> str:
-    """The implementation that is meant: "cpp" where the function of this name was compiled, else "eager".
-
-    Raises:
-        ValueError: unknown, not compiled, or not for this device.
-    """
-    possible = ("eager", "cpp") if on_cpu and hasattr(native, name) else ("eager",)
-    if impl == "auto":
-        return possible[-1]
-    if impl not in possible:
-        raise ValueError(f"impl={impl!r} is not possible here; use {' or '.join(possible)}")
-    return impl

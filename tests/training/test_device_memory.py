@@ -18,8 +18,8 @@ from depthg.features.preparation import Preparation
 from depthg.features.prepared import EvaluationSet
 from depthg.features.transform import FeatureTransform
 from depthg.inference.read_outs import predict_ids
-from depthg.kernels import upsampling
-from depthg.kernels.upsampling import device_ids, pick, products_of_weights, up_sampled_ids, up_sampled_scores
+from depthg.kernels import _extension, upsampling
+from depthg.kernels.upsampling import device_ids, products_of_weights, up_sampled_ids, up_sampled_scores
 from depthg.model.clustering import assign, cosine_kmeans
 from depthg.model.heads import LinearProbe, SegmentationHead, linear_probe_loss
 from depthg.training.step import Model, Step
@@ -33,7 +33,7 @@ ATOMIC = {  # whose CUDA kernels add in an order that changes from run to run
 }  # fmt: skip
 
 
-@pytest.mark.skipif(pick("auto") != "cpp", reason="depthg._C is not compiled")
+@pytest.mark.skipif(not _extension.HAS_CPU, reason="depthg._C is not compiled")
 @pytest.mark.parametrize("block", [2**10, 2**23])
 def test_ids_of_a_device_are_those_of_the_compiled_code(monkeypatch, block):
     monkeypatch.setattr(upsampling, "BLOCK_VALUES", block)
