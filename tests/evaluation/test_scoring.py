@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import depthg.evaluation.scoring
+import depthg.model.codes
 from depthg.evaluation.scoring import confusions, summarize
 from depthg.features.prepared import EvaluationSet
 from depthg.features.reading import StoredFeatures
@@ -100,7 +100,7 @@ def test_frames_of_2048_x_1024_with_27_classes_take_little_memory():
     """In a process of its own: pages that were mapped before do not count."""
     code = """
 import resource, torch
-from depthg.evaluation.scoring import predict_ids
+from depthg.inference.read_outs import predict_ids
 scores = torch.randn(1, 128 * 256, 27)
 predict_ids(scores[:, :64], (8, 8), (64, 64))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -112,7 +112,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_of_many_images_only_some_are_sampled_from_a_cache_as_from_an_array(tmp_path, monkeypatch):
-    monkeypatch.setattr(depthg.evaluation.scoring, "SAMPLE_IMAGES", 70)
+    monkeypatch.setattr(depthg.model.codes, "SAMPLE_IMAGES", 70)
     array = np.arange(150 * 4).reshape(150, 4, 1).repeat(2, axis=2).astype(np.float16)
     np.save(tmp_path / "features.npy", array)
     rows = sample_rows(array, 140, seed=3)
@@ -121,5 +121,5 @@ def test_of_many_images_only_some_are_sampled_from_a_cache_as_from_an_array(tmp_
     )
     images = (rows[:, 0] // 4).int().unique()
     assert images.tolist() == [i * 150 // 70 for i in range(70)]
-    monkeypatch.setattr(depthg.evaluation.scoring, "SAMPLE_IMAGES", 150)
+    monkeypatch.setattr(depthg.model.codes, "SAMPLE_IMAGES", 150)
     assert len((sample_rows(array, 140, seed=3)[:, 0] // 4).int().unique()) == 150

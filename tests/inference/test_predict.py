@@ -14,7 +14,7 @@ from miniature import settings, write_camvid
 from PIL import Image
 from safetensors.torch import save_file
 
-from depthg.inference import photo_files as predict
+from depthg import predict
 from depthg.inference.photo_files import overlay
 from depthg.inference.segmenter import Segmenter
 from depthg.model.checkpoints import read_checkpoint

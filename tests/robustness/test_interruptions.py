@@ -328,16 +328,17 @@ def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch, number):
 # ---- signals to a process of its own
 
 LOOP = """import signal, sys, time
-from depthg.training import trainer as train
+from depthg import train
+from depthg.training import trainer
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 {}
 sys.argv = ['train', *sys.argv[1:]]
 train.main()
 """
 PLACES = {
-    "preparation": "train.Preparation.run = lambda self: (print('here', flush=True), time.sleep(60))",
-    "evaluation": "train.Trainer.scores = lambda self: (print('here', flush=True), time.sleep(60))",
-    "training": "s = train.Step.losses\ntrain.Step.losses = lambda self, i: (i == 5 and print('here', flush=True), "
+    "preparation": "trainer.Preparation.run = lambda self: (print('here', flush=True), time.sleep(60))",
+    "evaluation": "train.TrainingScores.all = lambda self: (print('here', flush=True), time.sleep(60))",
+    "training": "s = trainer.Step.losses\ntrainer.Step.losses = lambda self, i: (i == 5 and print('here', flush=True), "
     "time.sleep(0.3 * (i >= 5)), s(self, i))[-1]",
 }  # fmt: skip
 
@@ -370,7 +371,7 @@ def test_signals_end_with_a_sentence_at_any_stage(root, tmp_path, place, number)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_preparation_ends_with_a_sentence(root, number):
     code = """import signal, sys, time
-from depthg.features.transform import preparation as prepare
+from depthg import prepare
 signal.signal(signal.SIGINT, signal.default_int_handler)
 prepare.Preparation.run = lambda self: (print('here', flush=True), time.sleep(60))
 prepare.main()
@@ -399,7 +400,7 @@ def test_a_table_passes_on_its_end(tmp_path, whole_group):
             print("saved", flush=True)
         raise SystemExit(130)"""
     code = f"""import sys
-from depthg.paper import reproduction as reproduce
+from depthg import reproduce
 from depthg.paper.runs import run_command
 reproduce.reproduce = lambda *_: run_command([sys.executable, "-c", {train!r}, "x"])
 sys.exit(reproduce.main(["table4"]))
