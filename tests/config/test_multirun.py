@@ -7,9 +7,9 @@ import types
 import pytest
 from miniature import arguments, write_camvid
 
+from depthg import train
 from depthg.config.command import importable
 from depthg.model.checkpoints import read_checkpoint
-from depthg.training import trainer as train
 
 SHORT = ("iterations=2", "val.panels=0", "batch_size=6")
 
