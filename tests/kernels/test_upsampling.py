@@ -1,10 +1,5 @@
 """Arg-max at full size, and sums of stages, against PyTorch's up-sampling."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -94,6 +89,9 @@ def test_what_is_not_finite_is_taken_as_torch_takes_it(impl, value):
     expected = F.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear")[0].argmax(0).numpy()
     found = up_sampled_ids(scores, size, impl=impl)
     assert (found != expected).mean() < 1e-3 and len(np.unique(found)) == 6
+    if impl == "cpp":
+        with np.errstate(invalid="ignore"):
+            assert (found == rounded_ids(scores, size)).all()
     assert up_sampled_ids(np.full((3, 2, 2), value, np.float32), (5, 5), impl=impl).max() == 0
 
 
@@ -158,27 +156,6 @@ def test_threads_do_not_change_ids():
     finally:
         torch.set_num_threads(before)
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
-
-
-@needs_extension
-def test_every_instruction_set_gives_the_same_ids():
-    """In processes of their own: the set is chosen once."""
-    code = """
-import hashlib, numpy as np
-from depthg.kernels.upsampling import up_sampled_ids
-rng, found = np.random.default_rng(0), hashlib.sha256()
-for n, cells, size in ((27, (20, 30), (300, 413)), (300, (9, 8), (70, 65)), (5, (60, 70), (31, 20))):
-    scores = rng.normal(size=(n, *cells)).astype(np.float32)
-    scores[0, 2, 3] = np.nan
-    found.update(up_sampled_ids(scores, size).tobytes())
-print(found.hexdigest())
-"""
-    found = set()
-    for name in ("baseline", "avx2", "avx512"):  # what the machine lacks falls back to baseline
-        environment = {**os.environ, "DEPTHG_ISA": name}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        found.add(done.stdout)
-    assert len(found) == 1
 
 
 def random_stages(seed, images, size, dim, sizes, channels):
@@ -275,24 +252,6 @@ def test_stages_that_do_not_belong_together(impl, values, vectors, size):
         sum_of_stages(values, vectors, size, impl=impl)
     with pytest.raises(ValueError, match="have no gradient; detach"):
         sum_of_stages([ONE.clone().requires_grad_()], None, (6, 8), impl=impl)
-
-
-@needs_extension
-def test_every_instruction_set_sums_stages():
-    code = """
-import sys, torch
-sys.path.insert(0, "tests/kernels")
-from test_upsampling import random_stages, written_out, sum_of_stages
-data = random_stages(1, 2, (9, 13), 37, [(9, 13), (5, 7), (2, 1)], [5, 40, 33])
-torch.testing.assert_close(sum_of_stages(*data, impl="cpp").double(), written_out(*data), rtol=1e-4, atol=1e-4)
-"""
-    for name in ("baseline", "avx2", "avx512"):
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "DEPTHG_ISA": name},
-            check=True,
-            cwd=Path(__file__).parents[2],
-        )
 
 
 def test_without_the_extension(monkeypatch):
