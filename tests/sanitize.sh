@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the C++ code with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch folder and runs tests on it:
-#   bash tests/sanitize.sh                       the suites of what is written in C++
+#   bash tests/sanitize.sh                       the suites of what is written in C++, slow tests too
 #   bash tests/sanitize.sh tests/features/test_knn.py ... other tests, or options of pytest
 # PYTHON chooses the interpreter (default: python), CXX the compiler (g++). The first error of a sanitizer ends the run.
 set -euo pipefail
@@ -25,6 +25,6 @@ built=$("$python" -c 'import depthg._C as c; print(c.__file__)' 2>&1 | tail -n 1
 case "$built" in "$scratch"/*) ;; *) echo "the tests would use $built, not the instrumented build" >&2; exit 1 ;; esac
 export DEPTHG_SHIM_FLAGS="$flags"  # of the CUDA code that is compiled for the CPU
 tests=("$@")
-[ $# -gt 0 ] || tests=(tests/kernels/test_{fps,fps_cuda_on_cpu,sample_points,depthg_loss,upsampling}.py tests/features/test_knn.py)
+[ $# -gt 0 ] || tests=(-m "" tests/kernels/test_{fps,fps_cuda_on_cpu,sample_points,depthg_loss,upsampling}.py tests/features/test_knn.py)
 grep -q __asan_ "$built" || { echo "$built is not instrumented" >&2; exit 1; }
 "$python" -m pytest -p no:cacheprovider "${tests[@]}"

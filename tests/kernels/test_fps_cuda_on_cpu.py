@@ -104,7 +104,10 @@ def address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
-@pytest.fixture(scope="module", params=[700, 800, 900])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[pytest.param(700, marks=SLOW), pytest.param(800, marks=SLOW), 900])
 def library(request, tmp_path_factory):
     """Without and with ``__reduce_max_sync``, and with clusters."""
     return compile_for(request.param, tmp_path_factory.mktemp("library"))
@@ -126,7 +129,7 @@ LARGEST = [((1, 4500, 3, 6), ALL), ((2, 12544, 3, 5), ALL), ((1, 90000, 4, 4), A
 LARGEST *= "DEPTHG_SHIM_FLAGS" not in os.environ
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=SLOW), True])
 @pytest.mark.parametrize(
     ("shape", "device"), [(shape, device) for shape in SHAPES for device in (SMALL, NO_CLUSTERS, LITTLE)] + LARGEST
 )
@@ -286,7 +289,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("fault", [pytest.param(x, marks=SLOW if number else ()) for number, x in enumerate(PLANTED)])
 def test_planted_faults_are_found(fault, tmp_path):
     old, new = PLANTED[fault]
     shutil.copytree(CSRC, tmp_path / "csrc")
