@@ -1,4 +1,7 @@
-"""Two processes train as one does; what only several processes can get wrong."""
+"""Two processes train as one does; what only several processes can get wrong.
+
+By default one launch is tested; the others are slow.
+"""
 
 import importlib.util
 import json
@@ -20,6 +23,7 @@ from PIL import Image
 from depthg.config.composing import load_config
 from depthg.model.checkpoints import read_checkpoint
 from depthg.model.run_folder import read_log
+from depthg.runtime import processes
 from depthg.runtime.device import pick_device
 from depthg.runtime.processes import BatchShare, precision
 from depthg.train import train
@@ -51,6 +55,7 @@ def losses(self, iteration):
 step.Step.losses = losses
 train.main()
 """
+SLOW = pytest.mark.slow
 EQUAL = [name for name in CASES if name not in ("uncentred", "halves", "bfloat16", "bfloat16-released")]
 
 
@@ -72,13 +77,17 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(root):
     """All cases trained by two processes; the folder of their runs, and what was printed."""
-    file = root.parent / "cases.json"
     begun, resumed = lines(root, "bilinear", "resumed"), f"resume={root.parent / 'resumed' / 'bilinear'}"
-    cases = [lines(root, name, "two") for name in CASES]
-    file.write_text(json.dumps([*cases, [*begun, "iterations=4"], [resumed, "iterations=8"]]))
+    return trained(root, "two", *CASES, more=([*begun, "iterations=4"], [resumed, "iterations=8"]))
+
+
+def trained(root: Path, runs: str, *names: str, more: tuple[list[str], ...] = ()) -> tuple[Path, str]:
+    """Cases, and further command lines, trained in one launch of two processes."""
+    file = root.parent / f"{runs}.json"
+    file.write_text(json.dumps([*(lines(root, name, runs) for name in names), *more]))
     done = launch(str(Path(__file__).parents[1] / "together.py"), str(file))
     assert done.returncode == 0, done.stderr
-    return root.parent / "two", done.stdout
+    return root.parent / runs, done.stdout
 
 
 def launch(*command: str, prefix: list[str] | None = None) -> subprocess.CompletedProcess:
@@ -102,12 +111,22 @@ def differ(a: Path, b: Path) -> tuple[float, float]:
     return max(of_losses), max(of_weights)
 
 
+def test_two_processes_train_as_one_does(root):
+    """One case, for the default run."""
+    check_equal(root, trained(root, "pair", "random")[0], "random", "alone")
+
+
+@SLOW
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_processes_give_the_losses_and_weights_of_one(root, two, name):
-    one = train(load_config(lines(root, name, "one")))
-    run = two[0] / name
+    check_equal(root, two[0], name, "one")
+
+
+def check_equal(root: Path, runs: Path, name: str, alone: str) -> None:
+    one = train(load_config(lines(root, name, alone)))
+    run = runs / name
     found = json.loads((run / "metrics.json").read_text())
-    of_losses, of_weights = differ(root.parent / "one" / name, run)
+    of_losses, of_weights = differ(root.parent / alone / name, run)
     assert len(losses(run)) == (8 if "iterations=8" in CASES[name] else 20)
     assert of_losses < 1e-5 and of_weights < 1e-5
     for key in one:
@@ -116,10 +135,12 @@ def test_two_processes_give_the_losses_and_weights_of_one(root, two, name):
     assert (one["environment"]["processes"], found["environment"]["processes"]) == ("1", "2")
 
 
+@SLOW
 def test_two_processes_resume(root, two):
     assert differ(two[0] / "bilinear", root.parent / "resumed" / "bilinear") == (0, 0)
 
 
+@SLOW
 def test_scope_process_knows_only_its_own_part(root, two):
     names = ("uncentred", "halves")
     for name in names:
@@ -130,6 +151,7 @@ def test_scope_process_knows_only_its_own_part(root, two):
     assert abs(own["halves"]["loss.self"] - one["halves"]["loss.self"]) > 1e-6, "another mean of F"
 
 
+@SLOW
 def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_is_kept(root, tmp_path):
     script = tmp_path / "diverge.py"
     script.write_text(DIVERGE)
@@ -140,6 +162,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_is_kept(root, t
     assert kept["processes"] == 2 and kept["term"] == "loss.cluster" and kept["values"]["loss.cluster"] == "nan"
 
 
+@SLOW
 @pytest.mark.parametrize("name", ["bfloat16", "bfloat16-released"])
 def test_bfloat16_is_near_float32(root, two, name):
     train(load_config([*lines(root, name, "one"), "precision=float32"]))
@@ -148,6 +171,7 @@ def test_bfloat16_is_near_float32(root, two, name):
     assert 1e-6 < difference < 0.02
 
 
+@SLOW
 def test_one_process_prints_and_writes(two):
     runs, printed = two
     assert len(re.findall("protocol:", printed)) == len(CASES) + 2
@@ -155,6 +179,13 @@ def test_one_process_prints_and_writes(two):
     assert not list(runs.rglob(".*")), "no lock and no unfinished file is left"
 
 
+def test_shares_of_a_batch_that_does_not_divide(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(ValueError, match="batch_size=5 is not divisible by 2 processes; use batch_size=4 or 6, or"):
+        processes.share_of(5, "batch_size")
+
+
+@SLOW
 def test_a_batch_that_does_not_divide_is_an_error(root, tmp_path):
     alone = "loss.scope=process leaves 1 image to each of 2 processes"
     for batch, message in (
@@ -168,6 +199,7 @@ def test_a_batch_that_does_not_divide_is_an_error(root, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+@SLOW
 def test_a_signal_stops_all_at_one_iteration_and_resuming_needs_no_second_process(root, tmp_path):
     command = arguments(root, f"runs_dir={tmp_path}", "name=cut", "batch_size=8", "iterations=100000", "log_every=1")
     process, log = begin(tmp_path / "cut", *command, "checkpoint.every=0")
@@ -194,6 +226,7 @@ def begin(run: Path, *command: str) -> tuple[subprocess.Popen, Path]:
     return process, log
 
 
+@SLOW
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process in /proc")
 def test_a_killed_process_ends_all_in_one_line_and_the_run_goes_on(root, tmp_path):
     run = tmp_path / "killed"
@@ -215,6 +248,7 @@ def differ_weights(a: Path, b: Path) -> float:
     return max((one[key] - other[key]).abs().max().item() for key in one if key.startswith("model"))
 
 
+@SLOW
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_accelerate_launch(root, two, tmp_path):
     prefix = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -225,6 +259,7 @@ def test_accelerate_launch(root, two, tmp_path):
     assert differ(two[0] / "bfloat16", root.parent / "accelerate" / "bfloat16") == (0, 0)
 
 
+@SLOW
 def test_evaluation_split_over_processes_is_that_of_one(two, tmp_path):
     command = ["depthg.evaluate", str(two[0] / "paper"), "--all", "--no-crf", "device=cpu", "--out"]
     for name, prefix in (("one", []), ("two", None)):
@@ -236,6 +271,7 @@ def test_evaluation_split_over_processes_is_that_of_one(two, tmp_path):
         assert one.keys() == other.keys() and all(one[key] == other[key] for key in one if key != "seconds")
 
 
+@SLOW
 def test_two_machines(root, two):
     """Two launchers that meet at an address, as on two machines with one process each."""
     with socket.socket() as free:
