@@ -34,23 +34,36 @@ VOLATILE = ("seconds", "memory")  # of metrics.json: they measure the machine
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
+FEW = ("before a cache gets its name", "inside a checkpoint")
+
+
+def test_killed_at_a_few_places(tmp_path):
+    assert killed(tmp_path, *FEW)["chosen"] == list(FEW)
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_and_at_chosen_ones(tmp_path):
-    helpers = str(Path(__file__).parents[1])  # where miniature.py lies
-    variables = {**os.environ, "PYTHONPATH": helpers, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=variables, capture_output=True, text=True, timeout=600
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    found = json.loads(finished.stdout)
+    found = killed(tmp_path)
     print(found)
     assert sum(found["random"].values()) >= KILLS and min(found["random"].values()) >= LEAST
     assert found["chosen"] == CHOSEN_NAMES
-    expected = content(tmp_path, "whole")
+
+
+def killed(root: Path, *places: str) -> dict:
+    """What the process that kills has found: at ``places`` alone, or at all and at random moments too."""
+    helpers = str(Path(__file__).parents[1])  # where miniature.py lies
+    variables = {**os.environ, "PYTHONPATH": helpers, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(root), *places]
+    finished = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    found = json.loads(finished.stdout)
+    expected = content(root, "whole")
     for name in found["runs"]:
-        got = content(tmp_path, name)
+        got = content(root, name)
         assert got.keys() == expected.keys(), name
         for key, value in expected.items():
             assert got[key] == value, f"{name}: {key}"
+    return found
 
 
 def content(root: Path, name: str) -> dict:
@@ -230,7 +243,7 @@ def phase_spans(process: int) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(starts)]
 
 
-def main(root: Path) -> None:
+def main(root: Path, *places: str) -> None:
     import matplotlib.figure  # for the children, which would each import what is drawn and matched with
     import scipy.optimize
     import torch
@@ -242,14 +255,16 @@ def main(root: Path) -> None:
     write_camvid(root / "camvid")
     dice, found = random.Random(0), {"random": dict.fromkeys(PHASES, 0), "chosen": [], "runs": ["chosen"]}
     finish(root, "whole")
-    spans = phase_spans(attempt(root, "timed"))
+    spans = [] if places else phase_spans(attempt(root, "timed"))
     for place, sabotage in chosen().items():
+        if places and place not in places:
+            continue
         status = os.waitpid(attempt(root, "chosen", sabotage, place == "inside the report"), 0)[1]
         if status != signal.SIGKILL:
             raise SystemExit(f"not killed {place}: {os.waitstatus_to_exitcode(status)}")
         found["chosen"].append(place)
     finish(root, "chosen")
-    while sum(found["random"].values()) < KILLS or min(found["random"].values()) < LEAST:
+    while not places and (sum(found["random"].values()) < KILLS or min(found["random"].values()) < LEAST):
         if len(found["runs"]) > MOST_RUNS:
             raise SystemExit(f"killed too seldom in some phase: {found['random']}")
         name = f"random{len(found['runs'])}"
@@ -275,4 +290,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
