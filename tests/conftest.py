@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections import Counter
+import zlib
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test side by side: idle threads that spin would slow all
@@ -37,19 +37,20 @@ LONGEST = ("processes", "train", "kills", "build", "evaluate", "interruptions", 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that of several processes none is left alone with one at the end.
 
-    Of the cases of one test that Triton's interpreter runs, every third is in the default run; the others are slow.
+    Of the cases of one test that Triton's interpreter runs, the first and about a third of the others, chosen by their
+    names, are in the default run; the rest is slow.
     """
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
-    cases = Counter()
+    seen = set()
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("impl") == "triton":
             test = item.nodeid.partition("[")[0]
-            if cases[test] % 3:
+            if test in seen and zlib.crc32(item.callspec.id.encode()) % 3:
                 item.add_marker("slow")
-            cases[test] += 1
+            seen.add(test)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ IMPLS = (["triton"] if ON_GPU else ["cpp" if HAS_CPU else "eager"]) + (
     ["triton"] if INTERPRETING and not ON_GPU else []
 )
 TRITON = ON_GPU or INTERPRETING
+LONG = [  # of what takes the interpreter several seconds
+    pytest.param(impl, marks=pytest.mark.slow) if impl == "triton" and INTERPRETING else impl for impl in IMPLS
+]
 HALVES = [torch.float16, torch.bfloat16]
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from loss_cases import DEVICE, HALVES, IMPLS, assert_close_as_eager, copies, outcome, vectors
+from loss_cases import DEVICE, HALVES, IMPLS, LONG, assert_close_as_eager, copies, outcome, vectors
 
 from depthg.kernels import LossSettings, _extension, correlation_loss, depth_correlation_loss, depthg_loss, reference
 from depthg.kernels.feature_means import feature_means
@@ -308,7 +308,7 @@ def test_wrong_inputs(change, message):
         depthg_loss(**inputs)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", LONG)
 def test_given_means_of_f_take_the_place_of_the_computed_ones(impl):
     tensors, negatives = make(3, 37, 21, 19, 7, 2, bank=True)
     means = reference.feature_means(tensors[0], tensors[2], negatives, tensors[4])

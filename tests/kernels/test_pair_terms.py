@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from loss_cases import DEVICE, IMPLS, ON_GPU, TRITON, vectors
+from loss_cases import DEVICE, IMPLS, LONG, ON_GPU, TRITON, vectors
 
 from depthg.kernels import LossSettings, correlation_loss, depth_correlation_loss, depthg_loss, reference, sample_points
 
@@ -106,7 +106,7 @@ def test_maps_that_do_not_fit_are_refused():
             depthg_loss(*sides, negatives, SETTINGS, points=points + 24)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", LONG)
 def test_indices_of_any_layout(impl):
     feats, codes, near, near_codes = (vectors(4, 9, k) for k in (6, 5, 6, 5))
     index = torch.tensor([[1, 2, 3, 0], [2, 3, 0, 1], [0, 0, 1, 3]], device=DEVICE)
@@ -235,7 +235,7 @@ def test_types_that_triton_has_not_are_refused():
         correlation_loss(codes, codes, codes, codes, 0.1, impl="triton")
 
 
-@pytest.mark.parametrize("programs", [1, 12])
+@pytest.mark.parametrize("programs", [pytest.param(1, marks=pytest.mark.slow), 12])
 def test_any_split_of_the_draws_adds_up(monkeypatch, programs):
     from depthg.kernels import plan_triton
 
@@ -347,27 +347,36 @@ def test_memory_of_dense_points(monkeypatch):
     assert allocated[0] - packed + allocated[1] < limit  # features are gone by then
 
 
-@pytest.mark.parametrize(
-    "setting, expected",
-    [
-        ("pass", "tf32x3"),
-        ("torch.set_float32_matmul_precision('high')", "tf32"),
-        ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
-        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
-        ("torch.backends.fp32_precision = 'tf32'", "tf32"),
-        ("torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.fp32_precision = 'ieee'", "tf32x3"),
-    ],
-)
-def test_both_settings_of_tf32(setting, expected):
-    code = (
-        f"import torch\n{setting}\nfrom depthg.kernels import correlation_loss, launch_triton\n"
-        "x = torch.ones(1, 2, 3)\ncorrelation_loss(x, x, x, x, 0.1, impl='triton')\n"
-        "assert launch_triton.precision(torch.float16) == 'ieee'\nprint(launch_triton.precision(torch.float32))"
-    )
+SETTINGS_OF_TF32 = {
+    "pass": "tf32x3",
+    "torch.set_float32_matmul_precision('high')": "tf32",
+    "torch.backends.cuda.matmul.allow_tf32 = True": "tf32",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "tf32",
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+    "torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.fp32_precision = 'ieee'": "tf32x3",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_both_settings_of_tf32():
+    """In a process for each setting: torch refuses to mix the old ones with the new ones."""
+    code = f"""import os, sys, torch
+from depthg.kernels import correlation_loss, launch_triton
+for setting in {list(SETTINGS_OF_TF32)!r}:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        continue
+    exec(setting)
+    x = torch.ones(1, 2, 3)
+    correlation_loss(x, x, x, x, 0.1, impl='triton')
+    print(launch_triton.precision(torch.float16), launch_triton.precision(torch.float32), flush=True)
+    os._exit(0)
+"""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [expected]
+    assert done.stdout.splitlines() == [f"ieee {name}" for name in SETTINGS_OF_TF32.values()], done.stderr
 
 
 def test_function_transforms_work_on_the_definition():
@@ -383,7 +392,7 @@ def test_function_transforms_work_on_the_definition():
     torch.testing.assert_close(torch.func.vmap(loss)(several), torch.stack([loss(x) for x in several]))
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", LONG)
 def test_op_checks(impl):
     from depthg.kernels.pair_terms import Inputs, Options, key_of
 
