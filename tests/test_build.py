@@ -87,6 +87,7 @@ def test_none_is_pure_python_and_falls_back_to_eager(copy_of_sources, tmp_path):
     assert installed_state(wheels[0], tmp_path) == ["False", "False"]
 
 
+@pytest.mark.slow
 @NEEDS_CXX
 def test_cpu_wheel_contains_the_extension_without_cuda(copy_of_sources, tmp_path):
     done, wheels = build(copy_of_sources, "cpu", **UNOPTIMISED)
@@ -95,6 +96,7 @@ def test_cpu_wheel_contains_the_extension_without_cuda(copy_of_sources, tmp_path
     assert installed_state(wheels[0], tmp_path) == ["True", "False"]
 
 
+@pytest.mark.slow
 @NEEDS_CXX
 def test_auto_without_a_working_nvcc_says_why_and_builds_the_cpu_code(copy_of_sources, tmp_path):
     broken = tmp_path / "toolkit" / "bin" / "nvcc"
@@ -188,6 +190,7 @@ def test_every_device_from_75_on_finds_cuda_code(cuda_flags):
     assert "--fmad=false" in cuda_flags
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not have("nvcc"), reason="nvcc is not installed")
 def test_no_kernel_spills_registers_on_any_target(cuda_flags, tmp_path):
     command = ["nvcc", *cuda_flags, "--threads", "2", "-Xptxas", "-v", "-c", "-o", str(tmp_path / "fps.o")]

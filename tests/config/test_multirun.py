@@ -26,10 +26,12 @@ def swept(run_module, tmp_path, *overrides: str) -> None:
     assert not one.equal(other)
 
 
+@pytest.mark.slow
 def test_a_sweep_on_this_machine(run_module, tmp_path):
     swept(run_module, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher, package", [("joblib", "joblib"), ("submitit_local", "submitit")])
 def test_launchers_that_start_processes(run_module, tmp_path, launcher, package):
     pytest.importorskip(f"hydra_plugins.hydra_{package}_launcher", reason=f"needs hydra-{package}-launcher")

@@ -81,7 +81,7 @@ def test_figures_of_the_paper():
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
-@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("mode", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 def test_every_row_of_the_paper_composes(name, mode, tmp_path):
     table = choose_table(name, [])
     jobs = plan(table, choose_rows(table, []), [f"mode={mode}"], [3, 1], tmp_path, "flip-crf", None)
@@ -172,6 +172,7 @@ def test_stopped_runs_go_on_and_changed_settings_are_refused(tiny, in_process, c
     assert not before.equal(after)
 
 
+@pytest.mark.slow
 def test_other_splits_and_test_times_are_evaluated_per_checkpoint(tiny, in_process):
     arguments, out = tiny
     arguments += ["--rows", "both", "--seeds", "0", "--protocol", "flip"]

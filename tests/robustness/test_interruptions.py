@@ -25,6 +25,7 @@ from depthg.training.trainer import Trainer
 
 resource = pytest.importorskip("resource")
 fcntl = pytest.importorskip("fcntl")
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -108,6 +109,7 @@ def test_a_deleted_run_folder_is_named(root, tmp_path, monkeypatch):
         train(settings(root, "name=a"))
 
 
+@SLOW
 def test_a_deleted_cache_does_not_change_a_run_and_is_made_again(root, tmp_path, monkeypatch):
     train(settings(root, "name=whole"))
     original = Trainer.reinitialize_clusters
@@ -345,7 +347,10 @@ PLACES = {
 
 @pytest.mark.parametrize(
     ("place", "number"),
-    [("preparation", signal.SIGTERM), ("training", signal.SIGTERM), ("evaluation", signal.SIGINT)],
+    [
+        pytest.param("preparation", signal.SIGTERM, marks=SLOW), ("training", signal.SIGTERM),
+        pytest.param("evaluation", signal.SIGINT, marks=SLOW),
+    ],
 )  # fmt: skip
 def test_signals_end_with_a_sentence_at_any_stage(root, tmp_path, place, number):
     config = settings(root, "name=a", "iterations=8")
@@ -368,7 +373,7 @@ def test_signals_end_with_a_sentence_at_any_stage(root, tmp_path, place, number)
     assert not (run / LOCK_FILE).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=SLOW), signal.SIGINT])
 def test_a_preparation_ends_with_a_sentence(root, number):
     code = """import signal, sys, time
 from depthg import prepare
@@ -386,7 +391,7 @@ prepare.main()
     assert errors == "stopped; finished shards are kept, and the same command goes on from them\n"
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=SLOW)])
 def test_a_table_passes_on_its_end(tmp_path, whole_group):
     """The training that a table runs saves, once, whether SIGTERM goes to the table alone or to both."""
     train = """if True:
