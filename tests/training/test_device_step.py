@@ -103,18 +103,22 @@ def test_copies_to_the_cpu_and_back_keep_the_values():
         assert torch.equal(to_device(x, CUDA).values, x) and torch.equal(Later(to_device(x, CUDA)).values(), x)
 
 
+def slow(*overrides):
+    return pytest.param(overrides, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("probe.cells=0",),
-        ("probe.cells=20",),
-        ("sampling=random", "sampling.read=bilinear"),
-        ("mode=released",),
         ("sampling.start=random", "data.crop=five", "loss.depth.pair=crop"),
-        ("loss.depth.relation=gaussian", "loss.depth.shift_mean=true"),
-        ("loss.depth.relation=normals",),
         ("loss.depth.at=grid", "features.cache=off"),
-        ("depth.source=none", "loss.center=false", "loss.clamp=false"),
+        slow("probe.cells=0"),
+        slow("probe.cells=20"),
+        slow("sampling=random", "sampling.read=bilinear"),
+        slow("mode=released"),
+        slow("loss.depth.relation=gaussian", "loss.depth.shift_mean=true"),
+        slow("loss.depth.relation=normals"),
+        slow("depth.source=none", "loss.center=false", "loss.clamp=false"),
     ],
 )
 def test_no_option_waits_for_the_device_and_losses_are_the_same(root, overrides):
@@ -144,6 +148,7 @@ def run_on(monkeypatch, where, config):
         return train(config), device
 
 
+@pytest.mark.slow
 def test_a_whole_run_waits_only_for_what_is_named_and_scores_as_on_the_cpu(root, tmp_path, monkeypatch):
     marks, metrics, plain = [], {}, Step.losses
 
@@ -193,6 +198,7 @@ def test_steps_that_are_not_finite_are_left_out_on_the_device(root, tmp_path, mo
         torch.testing.assert_close(tensors[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_a_step_right_before_a_restart_of_the_clusters_is_settled_first(root, tmp_path, monkeypatch):
     times(monkeypatch, "total", lambda iteration: np.nan if iteration == 1 else 1)
     options = (*SMALL, "iterations=2", "train.on_nan=skip", "log_every=9", "probe.reinit=2", f"runs_dir={tmp_path}")
@@ -207,6 +213,7 @@ def test_a_step_right_before_a_restart_of_the_clusters_is_settled_first(root, tm
     assert (after - kept["cuda"]["model.cluster.centroids"]).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_one_step_later_has_kept_the_step_with_its_weights(root, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         times(patch, "total", lambda iteration: np.inf if iteration == 1 else 1)
@@ -221,6 +228,7 @@ def test_a_run_that_stops_one_step_later_has_kept_the_step_with_its_weights(root
             assert float(again[name]) == pytest.approx(float(value), rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_optimisers_of_the_device(root, tmp_path, monkeypatch):
     options = (*SMALL, "probe.reinit=0", f"runs_dir={tmp_path}")
     run_on(monkeypatch, CUDA, settings(root, "iterations=4", "name=whole", *options))
