@@ -42,12 +42,14 @@ def run(*command):
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, timeout=900)
 
 
+@pytest.mark.slow
 def test_kernels_are_within_their_budgets(tmp_path):
     done = run(BENCH / "compile.py", "--quick", "--json", tmp_path / "rows.json")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert (tmp_path / "rows.json").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_kernel_that_spills_is_found(tmp_path):
     done = []
     for size in (64, 256):
@@ -94,6 +96,7 @@ def test_budgets(monkeypatch, change, target, dtype, message):
     assert len(found) == (message is not None) and (message is None or message in found[0])
 
 
+@pytest.mark.slow
 def test_unknown_choices_are_named():
     for arguments, message in (
         (["--targets", "70"], "unknown '70'; choose from 80, 86"),

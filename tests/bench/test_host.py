@@ -21,6 +21,7 @@ def host(monkeypatch):
     return host
 
 
+@pytest.mark.slow
 def test_the_step_is_within_its_budgets():
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     for _ in range(5):  # another test beside this one can only add to the times

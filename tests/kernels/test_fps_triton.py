@@ -11,6 +11,7 @@ from depthg.kernels import _extension, checks, farthest_point_sample, farthest_p
 from depthg.kernels.checks import interpreting
 
 pytest.importorskip("triton")
+SLOW = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS = pytest.mark.skipif(
     DEVICE == "cpu" and not interpreting(), reason="no CUDA device, and Triton's interpreter is off"
@@ -231,16 +232,20 @@ assert len(set(launched)) == 2 and len(launched) == 6 + 4 + 2 + 3  # one that wr
 """
 
 
-@pytest.mark.parametrize("target", [80, 90, 100])  # 100 has instructions for two at once
+@pytest.mark.parametrize(
+    "target", [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)]
+)  # 100 takes two at once
 def test_no_product_is_fused_with_a_sum(target):
     ahead_of_time(AHEAD + ROUNDED, target)
 
 
+@SLOW
 @pytest.mark.parametrize("target", [80, 86, 90, 100, 120])
 def test_no_register_spills(target):
     ahead_of_time(AHEAD + SPILLS, target)
 
 
+@SLOW
 def test_sizes_of_one_class_share_a_kernel():
     ahead_of_time(AHEAD + ONCE, 90)
 

@@ -195,6 +195,7 @@ for other in others:
 """
 
 
+@pytest.mark.slow
 def test_sizes_and_strides_share_a_kernel():
     pytest.importorskip("triton")
     ahead_of_time(SIZES_ALONE, 90)

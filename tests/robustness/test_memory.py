@@ -1,6 +1,7 @@
 """The memory of a run does not grow: the resident size after a warm-up and at the end.
 
-``DEPTHG_SOAK=5000 python -m pytest -s tests/robustness/test_memory.py -k demo`` measures a demo of so many iterations.
+``DEPTHG_SOAK=5000 python -m pytest -s -m "" tests/robustness/test_memory.py -k demo`` measures a demo of 5,000
+iterations.
 """
 
 import ctypes
@@ -50,6 +51,7 @@ def growth(config, monkeypatch, warm_up: int, every: int, before=lambda: None) -
     return last / first - 1
 
 
+@pytest.mark.slow
 def test_a_short_run_does_not_grow(tmp_path, monkeypatch):
     config = settings(
         write_camvid(tmp_path / "camvid"), "iterations=600", "val.every=100", "checkpoint.every=50", "log_every=2"
@@ -57,6 +59,7 @@ def test_a_short_run_does_not_grow(tmp_path, monkeypatch):
     assert growth(config, monkeypatch, warm_up=200, every=20, before=give_back) < MOST_GROWTH
 
 
+@pytest.mark.slow
 def test_the_measure_sees_a_leak(tmp_path, monkeypatch):
     leak, original, size = [], Step.losses, resident_kib() * 1024 // 15_000  # 2 % in 320 iterations
     monkeypatch.setattr(Step, "losses", lambda self, i: (leak.append(os.urandom(size)), original(self, i))[1])
@@ -64,6 +67,7 @@ def test_the_measure_sees_a_leak(tmp_path, monkeypatch):
     assert growth(config, monkeypatch, warm_up=200, every=20, before=give_back) > MOST_GROWTH
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DEPTHG_SOAK" not in os.environ, reason="takes minutes; DEPTHG_SOAK=5000 runs it")
 def test_a_long_demo_does_not_grow(tmp_path, monkeypatch):
     overrides = [f"iterations={os.environ['DEPTHG_SOAK']}", f"runs_dir={tmp_path}", "name=long"]
