@@ -70,6 +70,36 @@ def _plain_figures():
         yield
 
 
+@pytest.fixture(scope="session")
+def shared_tree(tmp_path_factory, _plain_figures):
+    """A miniature CamVid with a trained run, ``runs/tiny``, beside it, and the cache of its preparation.
+
+    Made once for all processes that test, and for all tests that only read it.
+    """
+    from miniature import settings, write_camvid
+
+    from depthg.train import train
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    root = folder / "camvid"
+    with open(folder / "lock", "w") as lock:
+        if importlib.util.find_spec("fcntl"):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "runs" / "tiny" / "metrics.json").is_file():
+            train(settings(write_camvid(root), "name=tiny", "val.panels=0"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_run(shared_tree):
+    """The folder of the trained run in the shared tree; whoever changes something in it works on a copy."""
+    return shared_tree.parent / "runs" / "tiny"
+
+
 @pytest.fixture
 def drawn_figures(monkeypatch):
     """Draws the figures of reports in this process."""

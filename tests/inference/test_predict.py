@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from miniature import settings, write_camvid
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,14 +18,11 @@ from depthg.inference.photo_files import overlay
 from depthg.inference.segmenter import Segmenter
 from depthg.model.checkpoints import read_checkpoint
 from depthg.predict import main
-from depthg.train import train
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    root = write_camvid(tmp_path_factory.mktemp("predict") / "camvid")
-    train(settings(root, "name=tiny", "val.panels=0"))
-    return str(root.parent / "runs" / "tiny")
+@pytest.fixture
+def run(shared_run):
+    return str(shared_run)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """A tiny trained run on photos of any size: in order, at their size, and as evaluation where both see the same."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from miniature import settings, write_camvid
 from PIL import Image
 from torch.nn import functional as F
 
@@ -16,23 +16,16 @@ from depthg.inference.read_outs import predict_ids
 from depthg.inference.segmenter import Segmentation, Segmenter
 from depthg.inference.windows import scaled
 from depthg.model.loaded_run import load_run
-from depthg.train import train
+
+
+@pytest.fixture
+def run(shared_run):
+    return shared_run
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_camvid(tmp_path_factory.mktemp("segmenter") / "camvid")
-
-
-@pytest.fixture(scope="module")
-def run(root):
-    train(settings(root, "name=tiny", "val.panels=0"))
-    return root.parent / "runs" / "tiny"
-
-
-@pytest.fixture(scope="module")
-def segmenter(run):
-    return Segmenter.load(run, device="cpu")
+def segmenter(shared_run):
+    return Segmenter.load(shared_run, device="cpu")
 
 
 def photo(height, width, seed=0):
@@ -41,8 +34,8 @@ def photo(height, width, seed=0):
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def test_a_photo_of_evaluation_size_gives_what_evaluation_gives(segmenter, run, root):
-    image = np.array(Image.open(root / "val" / "000.png"))
+def test_a_photo_of_evaluation_size_gives_what_evaluation_gives(segmenter, run, shared_tree):
+    image = np.array(Image.open(shared_tree / "val" / "000.png"))
     loaded = load_run(run)
     codes = loaded.codes(loaded.features(torch.from_numpy(image).permute(2, 0, 1)[None] / 255))
     expected = predict_ids(loaded.cluster(codes), (8, 8), (64, 64))[0].numpy()
@@ -146,20 +139,18 @@ def test_names_and_colours_come_from_the_matching(segmenter, run, tmp_path):
     assert plain.names[4] == "cluster 4" and (plain.colours == class_palette(11)).all()
 
 
-def test_colours_of_the_data_set(segmenter, run):
+def test_colours_of_the_data_set(segmenter, shared_run, tmp_path):
+    run = shutil.copytree(shared_run, tmp_path / "run")
     path = run / "metrics.json"
     text = path.read_text()
     camvid = list(CLASSES.values())
     assert segmenter.colours.tolist() == [list(camvid[c]) for c in segmenter.run.assignment]
-    try:
-        palette = [[i, 2 * i, 3 * i] for i in range(11)]
-        path.write_text(json.dumps({**json.loads(text), "palette": palette}))
-        found = Segmenter(load_run(run))
-        assert found.colours.tolist() == [palette[c] for c in found.run.assignment]
-        path.write_text(json.dumps({**json.loads(text), "palette": [[0, 0, 999]]}))
-        assert (Segmenter(load_run(run)).colours == class_palette(11)[found.run.assignment]).all()
-    finally:
-        path.write_text(text)
+    palette = [[i, 2 * i, 3 * i] for i in range(11)]
+    path.write_text(json.dumps({**json.loads(text), "palette": palette}))
+    found = Segmenter(load_run(run))
+    assert found.colours.tolist() == [palette[c] for c in found.run.assignment]
+    path.write_text(json.dumps({**json.loads(text), "palette": [[0, 0, 999]]}))
+    assert (Segmenter(load_run(run)).colours == class_palette(11)[found.run.assignment]).all()
 
 
 def test_crf_follows_the_edges_of_the_photo(segmenter):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from miniature import settings, write_camvid
+from miniature import settings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,20 +15,11 @@ from depthg.features.preparation import Preparation
 from depthg.model.checkpoints import FILE
 from depthg.model.codes import codes_of
 from depthg.model.loaded_run import load_run
-from depthg.train import train
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loaded")
-    config = settings(write_camvid(folder / "camvid"), "name=run", "val.panels=0", "backbone.standardize=true")
-    train(config)
-    return config, folder / "runs" / "run"
 
 
 @pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained[1], tmp_path / "run")
+def run(shared_run, tmp_path):
+    return shutil.copytree(shared_run, tmp_path / "run")
 
 
 def rewrite(run, change_tensors=lambda tensors: None, **header):
@@ -42,10 +33,10 @@ def rewrite(run, change_tensors=lambda tensors: None, **header):
     save_file(tensors, path, metadata={"depthg": json.dumps(stored)})
 
 
-def test_features_and_codes_equal_those_of_training(trained):
-    config, path = trained
-    run = load_run(path)
-    preparation = Preparation(config, run.device)
+def test_features_and_codes_equal_those_of_training(shared_tree, shared_run):
+    run = load_run(shared_run)
+    assert run.config.backbone.standardize
+    preparation = Preparation(settings(shared_tree), run.device)
     data = preparation.run()
     views = preparation.evaluation_views
     images = to_float(torch.stack([views.load(number).image for number in range(3)]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from miniature import settings, write_camvid
+from miniature import settings
 
 import depthg.training.sampling
 from depthg.features.preparation import Preparation
@@ -71,8 +71,8 @@ def test_beyond_the_limit_nothing_is_kept():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_camvid(tmp_path_factory.mktemp("kept") / "camvid")
+def root(shared_tree):
+    return shared_tree
 
 
 def sampled_views(monkeypatch):

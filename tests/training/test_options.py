@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_camvid(tmp_path_factory.mktemp("options") / "camvid")
+def root(shared_tree):
+    return shared_tree
 
 
 def make_step(root, *overrides):

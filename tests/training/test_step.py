@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from miniature import settings, write_camvid
+from miniature import settings
 
 from depthg.features.preparation import Preparation
 from depthg.kernels import reference
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_camvid(tmp_path_factory.mktemp("step") / "camvid")
+def root(shared_tree):
+    return shared_tree
 
 
 @pytest.fixture(scope="module")
