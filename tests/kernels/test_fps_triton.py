@@ -68,8 +68,12 @@ def test_points_that_are_not_finite_give_valid_indices(n, dims, swept):
 
 
 @RUNS
-@pytest.mark.parametrize("most", [1024, 4, 1])  # parts of all clouds together
-@pytest.mark.parametrize(("n", "dims", "k"), [(3000, 3, 40), (5000, 8, 10), (1025, 2, 30), (90, 1, 90)])
+@pytest.mark.parametrize(
+    "most", [pytest.param(1024, marks=SLOW), 4, pytest.param(1, marks=SLOW)]
+)  # parts of all clouds
+@pytest.mark.parametrize(
+    ("n", "dims", "k"), [pytest.param(3000, 3, 40, marks=SLOW), (5000, 8, 10), (1025, 2, 30), (90, 1, 90)]
+)
 def test_parts_of_large_clouds_agree_with_the_definition(monkeypatch, most, n, dims, k):
     from depthg.kernels import fps_triton
 
@@ -232,9 +236,8 @@ assert len(set(launched)) == 2 and len(launched) == 6 + 4 + 2 + 3  # one that wr
 """
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)]
-)  # 100 takes two at once
+@SLOW
+@pytest.mark.parametrize("target", [80, 90, 100])  # 100 has instructions for two at once
 def test_no_product_is_fused_with_a_sum(target):
     ahead_of_time(AHEAD + ROUNDED, target)
 
@@ -245,7 +248,6 @@ def test_no_register_spills(target):
     ahead_of_time(AHEAD + SPILLS, target)
 
 
-@SLOW
 def test_sizes_of_one_class_share_a_kernel():
     ahead_of_time(AHEAD + ONCE, 90)
 
