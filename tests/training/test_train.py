@@ -262,19 +262,20 @@ def test_user_errors_are_said_without_a_traceback(tmp_path, monkeypatch, capsys,
     (tmp_path / "one").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (64, 64)).save(tmp_path / "one" / f"{name}.png")
-    said = error_of(tmp_path, monkeypatch, arguments)
-    assert said.startswith("error: ") and message in said
-    assert not capsys.readouterr().err and not recwarn.list
+    said = error_of(tmp_path, monkeypatch, capsys, arguments)
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert not recwarn.list
 
 
-def error_of(folder, monkeypatch, arguments) -> str:
-    """What the command ends with when it is started in ``folder``."""
+def error_of(folder, monkeypatch, capsys, arguments) -> str:
+    """What the command says on stderr when it is started in ``folder``; its status is 1."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DEPTHG_CACHE", str(folder / "cache"))
     monkeypatch.setattr(sys, "argv", ["depthg.train", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    return ended.value.code
+    assert ended.value.code == 1
+    return capsys.readouterr().err
 
 
 def test_a_user_error_is_status_one_and_all_that_is_said(run_module):
@@ -283,7 +284,7 @@ def test_a_user_error_is_status_one_and_all_that_is_said(run_module):
     assert finished.stderr.startswith("error: device='tpu9'") and finished.stderr.count("\n") == 1
 
 
-def test_command_line_from_scenes_to_report(run_module, tmp_path, monkeypatch):
+def test_command_line_from_scenes_to_report(run_module, tmp_path, monkeypatch, capsys):
     arguments = [
         "data.n_train=6",
         "data.n_val=2",
@@ -296,6 +297,6 @@ def test_command_line_from_scenes_to_report(run_module, tmp_path, monkeypatch):
     assert finished.returncode == 0, finished.stderr
     assert "k-means" in finished.stdout and "protocol:" in finished.stdout
     assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
-    assert "overwrite=true" in error_of(tmp_path, monkeypatch, arguments)
+    assert "overwrite=true" in error_of(tmp_path, monkeypatch, capsys, arguments)
     train(load_config([*arguments, "overwrite=true", "iterations=5"]))
     assert read_checkpoint(tmp_path / "runs" / "tiny" / "checkpoints" / "last")[1]["iteration"] == 5
