@@ -44,6 +44,7 @@ def test_a_check_that_fails_is_named_and_the_next_one_runs(capsys):
     assert "skipped" in check_gpu.run([("a", fails)], -1)[0]
 
 
+@pytest.mark.slow
 @INTERPRETING
 def test_every_small_check_passes_in_the_interpreter(tmp_path, capsys):
     status = check_gpu.main(["--interpret", "--json", str(tmp_path / "check.json")])
@@ -142,6 +143,7 @@ def test_nothing_starts_when_the_time_is_over(tmp_path):
     assert "check: skipped, 0 s are over" in found.stdout
 
 
+@pytest.mark.slow
 @INTERPRETING
 def test_the_checks_of_a_device_run_on_a_pretended_one(monkeypatch):
     """A graph is the call itself, times are 1 ms, and bytes are those that the pretended device counts."""

@@ -65,7 +65,7 @@ def test_same_seed_same_weights_and_metrics(root, tmp_path):
     assert [results[0][key] for key in KEYS] == [results[1][key] for key in KEYS]
 
 
-@pytest.mark.parametrize("stop", [3, 13])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 13])
 def test_a_killed_run_resumes_to_the_same_weights(root, tmp_path, monkeypatch, stop):
     train(settings(root, "name=whole", "log_every=1", "loss.shifts=auto"))
     with monkeypatch.context() as patch:
@@ -87,7 +87,7 @@ def test_a_killed_run_resumes_to_the_same_weights(root, tmp_path, monkeypatch, s
     assert losses[0] == losses[1] and len(losses[0]) == 20
 
 
-@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("signal_name", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM"])
 def test_a_signal_stops_after_the_iteration_saves_and_says_how_to_go_on(
     root, tmp_path, monkeypatch, capsys, signal_name
 ):
