@@ -263,7 +263,7 @@ def test_user_errors_are_said_without_a_traceback(tmp_path, monkeypatch, capsys,
     for name in ("a", "b"):
         Image.new("RGB", (64, 64)).save(tmp_path / "one" / f"{name}.png")
     said = error_of(tmp_path, monkeypatch, capsys, arguments)
-    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert said.startswith("error: ") and message in said and "Traceback" not in said
     assert not recwarn.list
 
 
