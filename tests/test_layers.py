@@ -48,5 +48,6 @@ def test_the_top_holds_one_short_file_per_command():
     top = {path.stem: path for path in (ROOT / "depthg").glob("*.py")}
     assert set(top) == COMMANDS | FACES
     assert {path.name for path in (ROOT / "depthg").iterdir() if path.is_dir()} - {"__pycache__"} == set(LAYERS[1:])
-    lengths = {name: len(top[name].read_text(encoding="utf-8").splitlines()) for name in COMMANDS}
+    commands = {**{name: top[name] for name in COMMANDS}, "depth": ROOT / "depthg" / "depth" / "__main__.py"}
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in commands.items()}
     assert max(lengths.values()) < 100, lengths

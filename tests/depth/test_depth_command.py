@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", reason="the package transform
 from depth_checkpoints import depth_anything, dpt, photo  # noqa: E402
 from miniature import settings, write_camvid  # noqa: E402
 
-import depthg.depth.__main__  # noqa: E402
+import depthg.depth.files  # noqa: E402
 from depthg.data.base import FileSplit  # noqa: E402
 from depthg.data.files import DataError, list_files  # noqa: E402
 from depthg.depth.__main__ import main  # noqa: E402
@@ -266,7 +266,7 @@ def test_full_disk_is_one_error_and_leaves_whole_files(networks, photos, tmp_pat
     def full(*arguments):
         raise OSError(28, "No space left on device", "x.png")
 
-    monkeypatch.setattr(depthg.depth.__main__, "write_depth", full)
+    monkeypatch.setattr(depthg.depth.files, "write_depth", full)
     assert "No space left on device" in call(photos, "--out", tmp_path / "out", "--model", networks["relative"])
     assert list((tmp_path / "out").rglob("*.png")) == []
 
