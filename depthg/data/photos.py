@@ -37,7 +37,7 @@ def find_photos(inputs: Sequence[str], out: Path) -> tuple[list[tuple[Path, str]
         else:
             base, photos = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)), _matches(path)
         if searched and real_path(base) == home:
-            raise ValueError(f"--out {show(out)} is the folder of the photos: choose a folder of its own")
+            raise ValueError(f"--out {show(out)} is the folder of the photos: choose another folder")
         if searched and home.is_relative_to(real_path(base)):
             photos = [photo for photo in photos if not real_path(photo).is_relative_to(home)]
         if not photos:

@@ -45,7 +45,7 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, suffix: str) -> list[Dep
     planned: dict[str, DepthFiles] = {}
     for path, relative in photos:
         if real_path(path).parent == real_path(out):
-            raise ValueError(f"--out {show(out)} is the folder of the photo {show(path)}: choose a folder of its own")
+            raise ValueError(f"--out {show(out)} is the folder of the photo {show(path)}: choose another folder")
         stem = os.path.splitext(relative)[0]
         photo = DepthFiles(path, out / (stem + suffix), out / PREVIEWS / (stem + ".jpg"))
         other = planned.setdefault(stem.casefold(), photo)
