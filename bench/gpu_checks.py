@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depthg import kernels
-from depthg.kernels import LossSettings, fps, reference
+from depthg.kernels import LossSettings, reference
 from depthg.kernels._extension import HAS_CPU, HAS_CUDA
 
 SETTINGS = LossSettings(depth_weight=0.19, depth_shift=0.03)
@@ -77,7 +77,7 @@ SMALL_CLOUDS = [(2, 40, 3, 9, "float32"), (1, 1, 3, 1, "float32"), (2, 33, 5, 7,
 def samplers(place: Place) -> list[str]:
     """FPS implementations for tensors on the device."""
     named = ["cuda"] if place.gpu and HAS_CUDA else []
-    return [*named, *(["triton"] if "triton" in fps.IMPLS else []), "eager"]
+    return [*named, "triton", "eager"]
 
 
 def fps_checks(place: Place) -> Iterable[Check]:
