@@ -1,5 +1,6 @@
 """Values on the command line that Hydra's grammar does not know: paths as people have them."""
 
+import miniature
 import pytest
 
 from depthg.config.composing import load_config, quote_text
@@ -35,5 +36,21 @@ def test_sweeps_over_text_stay_sweeps():
 
 
 def test_flags_of_hydra_take_such_paths(run_module):
-    finished = run_module("depthg.train", "--cfg", "job", "data=folder", "data.root=fotos mit ü (1)")
-    assert finished.returncode == 0 and "root: fotos mit ü (1)" in finished.stdout
+    settings = ["iterations=7", "data=folder", "data.root=fotos mit ü (1)"]
+    finished = run_module("depthg.train", "--cfg", "job", *settings)
+    assert finished.returncode == 0
+    assert "iterations: 7" in finished.stdout and "root: fotos mit ü (1)" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("mode=released", "depth.source=none"),
+        ("data=folder", "data.root=/a b/ü", "n_classes=4"),
+        ("sampling=random", "sampling.read=bilinear", "data.size=[64,96]", "name=null"),
+        ("data.crop=five", "head.lr=1e-3", "loss.depth.relation=gaussian", "loss.center=false"),
+    ],
+)
+def test_the_settings_that_tests_compose_faster_are_the_same(tmp_path, overrides):
+    assert miniature.settings(tmp_path, *overrides) == load_config(miniature.arguments(tmp_path, *overrides))

@@ -275,6 +275,7 @@ def test_a_split_that_only_this_process_knows():
     assert "'Mine'" in output and output.endswith("or use data.workers=0\n")
 
 
+@pytest.mark.slow
 def test_random_numbers_of_a_photo_do_not_depend_on_the_number_of_processes():
     two = Loader(2)
     found = levels(two)

@@ -292,6 +292,12 @@ def test_from_the_shell(run_module, run, photos, tmp_path):
         and "predicting" in done.stdout
         and (tmp_path / "out" / "ids" / "a.png").is_file()
     )
-    done = run_module("depthg.predict", "--help")
+
+
+def test_help_names_the_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    found = capsys.readouterr().out
+    assert ended.value.code == 0
     for option in ("--window", "--crf", "--probabilities", "--overlay", "--checkpoint", "--weights", "--overwrite"):
-        assert option in done.stdout
+        assert option in found

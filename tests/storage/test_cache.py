@@ -235,6 +235,7 @@ def test_processes_that_build_the_same_cache_share_the_work(tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
     make(tmp_path / "whole")
     folder, dice, kills = tmp_path / "cut", random.Random(0), 0
