@@ -30,7 +30,10 @@ settings.load_profile("patient")
 torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-LONGEST = ("processes", "train", "kills", "build", "evaluate", "interruptions", "reproduce", "multirun")
+LONGEST = (  # of both runs, that of the slow tests and the other
+    "processes", "train", "fps", "check_gpu", "device_step", "fps_cuda_on_cpu", "fps_triton", "pair_terms", "build",
+    "compile", "reproduce", "loading", "interruptions", "kills", "prepare", "memory", "multirun", "evaluate",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is slow is left out

@@ -24,6 +24,7 @@ TRITON = pytest.param(
     "triton", "cuda" if torch.cuda.is_available() else "cpu",
     marks=pytest.mark.skipif(not HAS_TRITON or not (torch.cuda.is_available() or interpreting()), reason=NO_TRITON),
 )  # fmt: skip
+LONG = pytest.param(*TRITON.values, marks=[*TRITON.marks, pytest.mark.slow])
 EVERY = pytest.mark.parametrize(("impl", "device"), [pytest.param("eager", "cpu"), CPP, CUDA, TRITON])
 FAST = pytest.mark.parametrize(("impl", "device"), [CPP, CUDA, TRITON])
 
@@ -258,7 +259,7 @@ def test_any_cloud_equals_the_definition(impl, device, case):
     same_as_eager(points, k, impl, device, start=start)
 
 
-@EVERY
+@pytest.mark.parametrize(("impl", "device"), [pytest.param("eager", "cpu"), CPP, CUDA, LONG])
 @settings(max_examples=60, deadline=None)
 @given(case=clouds(), data=st.data())
 def test_the_picks_of_any_cloud_differ(impl, device, case, data):
