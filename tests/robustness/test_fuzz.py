@@ -44,7 +44,7 @@ def test_mutations_repeat_and_differ():
     assert first == again and first != other and len(first) == 50 and first[:3] == [b"abc", b"0123", b""]
 
 
-@pytest.mark.parametrize("tool", ["blind", pytest.param("atheris", marks=NEEDS_ATHERIS)])
+@pytest.mark.parametrize("tool", ["blind", pytest.param("atheris", marks=[NEEDS_ATHERIS, pytest.mark.slow])])
 def test_an_unexpected_error_is_a_finding(tmp_path, tool):
     code = (
         "import sys, run, targets\nfrom pathlib import Path\n"
@@ -68,6 +68,7 @@ def test_an_unexpected_error_is_a_finding(tmp_path, tool):
     assert tool == "atheris" or (len(kept) == 1 and "bad: 2 inputs" in finished.stdout)
 
 
+@pytest.mark.slow
 @NEEDS_ATHERIS
 def test_atheris_finds_nothing_in_a_short_time(tmp_path):
     command = [sys.executable, str(FOLDER / "run.py"), "list", "config", "checkpoint", "labels", "--seconds", "12"]
