@@ -52,12 +52,12 @@ inline __attribute__((always_inline)) void finish(const PairPass<T>& s, const Ti
   Vec value = similarity;
   Vec slope = w;
   if (s.clamp) {
-    const Mask keep = similarity >= T(0);
+    const Mask keep = ~(Mask)(similarity < T(0));  // a NaN stays
     slope = (Vec)((Mask)slope & keep);
     value = (Vec)((Mask)value & keep);
   }
   if (s.limited) {
-    const Mask keep = similarity <= s.limit;
+    const Mask keep = ~(Mask)(similarity > s.limit);
     slope = (Vec)((Mask)slope & keep);
     value = (Vec)(((Mask)value & keep) | ((Mask)splat(s.limit) & ~keep));
   }

@@ -55,7 +55,7 @@ def _cpu_scratch(size: int) -> Tensor:  # uint8 [at least size]
     """Uninitialised scratch: what this thread kept from an earlier call, when it is large enough."""
     scratch = getattr(_kept, "scratch", None)
     if scratch is None or scratch.numel() < size:
-        scratch = torch.empty(size, dtype=torch.uint8)
+        scratch = torch.empty(size, dtype=torch.uint8, device="cpu")
         if size <= KEPT_BYTES:
             _kept.scratch = scratch
     return scratch

@@ -17,11 +17,11 @@ def _cpu(a: Tensor, b: Tensor, bins: int, low: float, high: float, center: bool,
     dtype = working_dtype(a, b)
     a, b = (x.to(dtype) * inverse_length(x.to(dtype))[..., None] if cosine else x.to(dtype) for x in (a, b))
     (draws, n), p, q = index.shape, a.shape[1], b.shape[1]
-    i, j = torch.arange(n).repeat(draws), index.reshape(-1)
+    i, j = torch.arange(n, device="cpu").repeat(draws), index.reshape(-1)
     mean_b = b.mean(1)
     whole = mean_product(a.mean(1), mean_b, index).to(dtype).repeat_interleave(n)
     batch = max(1, CHUNK // (p * q))
-    out = torch.zeros(bins, dtype=torch.int64)
+    out = torch.zeros(bins, dtype=torch.int64, device="cpu")
     for one, other, raised in zip(i.split(batch), j.split(batch), whole.split(batch), strict=True):
         x, y = a[one], b[other]
         for rows in x.split(max(16, CHUNK // (len(one) * q)), 1):

@@ -23,8 +23,10 @@ class Pairs(NamedTuple):
 
 def identity_pairs(count: int, weights: Sequence[float] | None = None, dtype: torch.dtype | None = None) -> Pairs:
     """Image i with image i, all with the same four weights."""
-    index = torch.arange(count)
-    return Pairs(index, index, None if weights is None else torch.tensor(weights, dtype=dtype).expand(count, 4))
+    index = torch.arange(count, device="cpu")
+    return Pairs(
+        index, index, None if weights is None else torch.tensor(weights, dtype=dtype, device="cpu").expand(count, 4)
+    )
 
 
 def drawn_pairs(
@@ -40,7 +42,7 @@ def drawn_pairs(
     those drawn as (j, i). Side i is chosen by parity, which spreads the pairs evenly over the anchors.
     """
     draws, n = index_b.shape
-    drawn_i, drawn_j = torch.arange(n).expand(draws, n).reshape(-1), index_b.reshape(-1)
+    drawn_i, drawn_j = torch.arange(n, device="cpu").expand(draws, n).reshape(-1), index_b.reshape(-1)
     i, j = drawn_i, drawn_j
     if same_bank:
         low, high = torch.minimum(i, j), torch.maximum(i, j)
@@ -52,6 +54,8 @@ def drawn_pairs(
     raised = constant[:, None].expand(draws, n).reshape(-1)
     parts = torch.stack([torch.ones_like(forward), forward * center, (1 - forward) * center, raised], 1)
     weights = parts.new_zeros(len(key), 4).index_add_(0, member, parts)
-    slot = torch.arange(len(key)) - torch.searchsorted(i, i)  # i is sorted: the pair's place among those of its anchor
+    slot = torch.arange(len(key), device="cpu") - torch.searchsorted(
+        i, i
+    )  # i is sorted: the pair's place among those of its anchor
     order = torch.argsort(slot * (n + 1) + i)
     return Pairs(i[order], j[order], weights[order])

@@ -25,13 +25,13 @@ def _cpu(z: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | No
     z = z.to(working_dtype(z))
     unit = z * inverse_length(z)[:, None]
     d = torch.zeros_like(unit) if need else None
-    pair = torch.arange(rows).roll(rows // 2)
+    pair = torch.arange(rows, device="cpu").roll(rows // 2)
     loss = 0.0
-    for here in torch.arange(rows).split(max(16, CHUNK // rows)):
+    for here in torch.arange(rows, device="cpu").split(max(16, CHUNK // rows)):
         block = slice(int(here[0]), int(here[-1]) + 1)
         own = unit[block]
         logits = (own @ unit.T).div_(temperature)
-        inside = torch.arange(len(here))
+        inside = torch.arange(len(here), device="cpu")
         logits[inside, here] = -math.inf
         positive = logits[inside, pair[block]]
         largest = logits.amax(1, keepdim=True)

@@ -59,7 +59,7 @@ def sample_cells(
 ) -> Tensor:  # [M, P, C]
     """Weighted sums of map vectors by C++ ("cpp", float32), or without ``index`` by Triton."""
     if impl == "cpp":
-        out = torch.empty(*cells.shape[:2], maps.shape[1])
+        out = torch.empty(*cells.shape[:2], maps.shape[1], device="cpu")
         maps, stride = _flat_cells(maps)
         cells, weights, index, where = _addresses(cells, weights, index)
         size = (cells.shape[0], maps.shape[1], *cells.shape[1:], maps.shape[0], maps.shape[2] * maps.shape[3])
@@ -95,7 +95,7 @@ def sample_cells_backward(
     """Gradient of the maps [N, C, H, W]."""
     if impl == "cpp":
         d_out, channels, area = d_out.contiguous(), d_out.shape[2], height * width
-        d_maps = torch.empty(images, channels, height, width)
+        d_maps = torch.empty(images, channels, height, width, device="cpu")
         cells, weights, index, where = _addresses(cells, weights, index)
         size = (cells.shape[0], channels, *cells.shape[1:], images, area)
         stride = (channels * area, area, 1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from depthg.kernels import reference
+from depthg.kernels import checks, reference
 from depthg.kernels._extension import native, typed
 from depthg.kernels.code_gradient import through_normalization
 from depthg.kernels.image_pairs import Pairs, drawn_pairs, identity_pairs
@@ -41,10 +41,10 @@ class _Kept(threading.local):
     def take(self, dtype: torch.dtype, *shape: int) -> Tensor:
         size = math.prod(shape) * dtype.itemsize
         if self.used == len(self.buffers):
-            self.buffers.append(torch.empty(0, dtype=torch.uint8))
+            self.buffers.append(torch.empty(0, dtype=torch.uint8, device="cpu"))
         if self.buffers[self.used].numel() < size:
-            self.buffers[self.used] = torch.empty(0, dtype=torch.uint8)  # free the old one first
-            self.buffers[self.used] = torch.empty(size, dtype=torch.uint8)
+            self.buffers[self.used] = torch.empty(0, dtype=torch.uint8, device="cpu")  # free the old one first
+            self.buffers[self.used] = torch.empty(size, dtype=torch.uint8, device="cpu")
         self.used += 1
         return self.buffers[self.used - 1][:size].view(dtype).view(shape)
 
@@ -69,7 +69,7 @@ class Packed:
         padded = -(-p // native.panel_points) * native.panel_points
         self.panels = kept.take(dtype, n, padded, c)
         self.rows = kept.take(dtype, n, p, -(-c // 16) * 16) if rows else None
-        self.mean = torch.empty(n if mean else 0, c, dtype=dtype)  # [N, C] of the unit vectors
+        self.mean = torch.empty(n if mean else 0, c, dtype=dtype, device="cpu")  # [N, C] of the unit vectors
         addresses = self.panels.data_ptr(), _address(self.rows), self.mean.data_ptr() if mean else 0
         typed("pack_panels", dtype)(x.data_ptr(), n, p, c, normalize, *addresses, torch.get_num_threads())
 
@@ -120,7 +120,7 @@ def constants(
 ) -> Tensor:  # [R]
     """Constant added to every entry of W for a draw: the mean of F over it (given or computed), minus the shift."""
     draws = 1 if index_b is None else index_b.shape[0]
-    constant = torch.full((draws,), -shift, dtype=torch.float64)
+    constant = torch.full((draws,), -shift, dtype=torch.float64, device="cpu")
     if center:
         constant += mean_product(mean_a, mean_b, index_b) if mean is None else mean.double()
     return constant.to(mean_a.dtype)
@@ -178,7 +178,7 @@ def pair_pass(
     s.p, s.q, s.k = a.shape[1], b.shape[1], a.shape[2]
     s.clamp, s.limited, s.limit = options.clamp, limit is not None, limit or 0.0
     s.symmetric, s.same_bank = symmetric, a is b
-    values = torch.zeros(len(pairs.i), 2, dtype=torch.float64)
+    values = torch.zeros(len(pairs.i), 2, dtype=torch.float64, device="cpu")
     i, j, weights = (None if x is None else x.contiguous() for x in pairs)  # alive until the pass has run
     s.i, s.j, s.values = _address(i), _address(j), values.data_ptr()
     s.codes_a, s.codes_b, s.rows_a, s.rows_b = (_address(x) for x in (a.panels, b.panels, a.rows, b.rows))
@@ -223,9 +223,11 @@ def forward(
     x: Inputs, options: Options, shifts: Sequence[float], weights: Sequence[float], needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """``pair_terms.Outcome`` of vectors, in float64 when any of them is, else in float32."""
+    if x.negatives is not None and x.negatives.numel():  # a compiled graph has not looked at its values
+        checks.check_range("index_b", x.negatives, "codes_b", x.codes if x.codes_far is None else x.codes_far)
     dtype, terms = dtype_of(x), terms_of(x, options)
     codes = x.codes, x.codes_near, x.codes_far, x.codes_other
-    rows = torch.zeros(sum(_sizes(terms, needs, codes)), dtype=dtype)
+    rows = torch.zeros(sum(_sizes(terms, needs, codes)), dtype=dtype, device="cpu")
     own, *rest = _split(rows, terms, needs, codes)
     by_term = iter([None] * 4 if own is None else own)
     d_anchors = [next(by_term) if term else None for term in terms]
@@ -235,8 +237,8 @@ def forward(
         losses, similarities = _run(x, options, numbers, dtype, d_anchors, d_others)
     finally:
         kept.release()
-    found = torch.tensor(losses, dtype=dtype)
-    total = torch.zeros((), dtype=dtype)
+    found = torch.tensor(losses, dtype=dtype, device="cpu")
+    total = torch.zeros((), dtype=dtype, device="cpu")
     for weight, loss in zip(weights, found, strict=True):
         total = total + weight * loss
     return total, found, torch.stack(similarities).to(dtype), rows, rows.new_empty(0), rows.new_empty(0)
@@ -247,7 +249,7 @@ def _run(
     d_others: Sequence[Tensor | None],
 ) -> tuple[list[float], list[Tensor]]:  # fmt: skip
     """Losses and mean similarities [4]; gradients are those of the anchors by term, and of the other three banks."""
-    losses, similarities = [0.0] * 4, [torch.zeros((), dtype=torch.float64)] * 4
+    losses, similarities = [0.0] * 4, [torch.zeros((), dtype=torch.float64, device="cpu")] * 4
     means = [None] * 3 if x.means is None else x.means.split([1, 1, len(x.means) - 2])
     d_near, d_far, d_other = d_others
     anchors = Bank(x.codes, x.feats, dtype)

@@ -11,6 +11,7 @@ from typing import Any
 from depthg.foreign.records import UnpickleError, is_hostile
 
 MAX_STEPS = 5_000_000  # opcodes of one file, and values in keys and arguments
+MAX_NAMES = 200  # of classes and functions: torch walks through all of them for every use of one
 MAX_DEPTH = 100  # of keys and arguments: hashing recurses in C, and a tuple of 200,000 levels ends the process
 CONSTANTS = frozenset("NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING".split())
 EMPTY: dict[str, Any] = {"EMPTY_LIST": None, "EMPTY_TUPLE": [], "EMPTY_DICT": dict, "EMPTY_SET": None}
@@ -33,12 +34,15 @@ class Node:
     weight: int = 1  # number of values inside, shared ones counted each time
     inside: bool = False  # of another value
     objects: bool = False  # some were made by a call
+    length: int = 0  # of bytes
+    wide: bool = False  # a whole number of more than 64 bits, or one inside: many of these can have one hash
 
     def take(self, parts: list[Node]) -> None:
         """Counts further values inside."""
         for part in parts:
             part.inside = True
             self.objects |= part.made
+            self.wide |= part.wide
             self.depth = max(self.depth, part.depth + 1)
             self.weight = min(self.weight + part.weight, MAX_STEPS)
 
@@ -59,6 +63,8 @@ class PickleScan:
     odd: set[str] = field(default_factory=set)
     storages: dict[str, int] = field(default_factory=dict)
     steps: int = 0
+    encoded: int = 0  # characters that become bytes
+    most_encoded: int = 0
 
     def read(self, file: BytesIO) -> list:
         """Follows one pickle, leaves the file behind it, and returns the constants in it.
@@ -70,12 +76,14 @@ class PickleScan:
         marks: list[int] = []
         memo: dict[int, Node] = {}
         constants = []
+        self.most_encoded = 4 * len(file.getbuffer())  # each text once, and once more as a bytearray, is half of it
         for opcode, argument, _ in pickletools.genops(file):
             self._spend(1)
             name = opcode.name
             if name in CONSTANTS:
                 constants.append(True if name == "NEWTRUE" else argument)
-                stack.append(Node(constants[-1]))
+                wide = type(constants[-1]) is int and constants[-1].bit_length() > 64
+                stack.append(Node(constants[-1], wide=wide))
             elif name in EMPTY:
                 stack.append(Node(EMPTY[name]))
             elif name in ("BINPUT", "LONG_BINPUT"):
@@ -113,6 +121,9 @@ class PickleScan:
         if is_hostile(full):
             raise UnpickleError(f"it wants to use {full[:80]}, which can run code: do not load this file anywhere")
         self.names.add(full)
+        if len(self.names) > MAX_NAMES:
+            raise UnpickleError(f"it names more than {MAX_NAMES} classes and functions: no checkpoint needs that many")
+        self._spend(len(self.names))
         return Node(name=full)
 
     def _hash(self, value: Node) -> None:
@@ -120,6 +131,12 @@ class PickleScan:
         self._spend(value.weight)
         if value.depth > MAX_DEPTH:
             raise UnpickleError(f"a key or arguments nested deeper than {MAX_DEPTH} levels")
+
+    def _hash_key(self, value: Node) -> None:
+        """Counts a key, or the values of a set."""
+        self._hash(value)
+        if value.wide:
+            raise UnpickleError("a key with a whole number of more than 64 bits")
 
     def _call(self, function: Node, args: Node) -> Node:
         name = function.name
@@ -132,6 +149,13 @@ class PickleScan:
             of_text = isinstance(text.value, str) or (text.made and text.name in BYTES)
             if not of_text or any(part.value not in ("latin1", "latin-1") for part in codec):
                 raise UnpickleError("damaged pickle (bytes that are no text in latin1)")
+            length = len(text.value) if isinstance(text.value, str) else text.length
+            self.encoded += length
+            if self.encoded > self.most_encoded:
+                raise UnpickleError("its pickle unfolds to more bytes than it holds")
+            return Node(None, name, True, length=length)
+        if name in ITERATES:
+            self._hash_key(args)
         if name in ITERATES and any(part.made or (part.objects and name == DICT) for part in args.value):
             raise UnpickleError(f"damaged pickle (a {name} of what is no list)")  # a tensor becomes a tensor per value
         if name == SUBCLASS and not args.value[0].name.startswith("torch._utils._rebuild_tensor"):
@@ -140,7 +164,7 @@ class PickleScan:
 
     def _fill(self, opcode: str, parts: list[Node], target: Node) -> None:
         for key in parts[::2] if opcode.startswith("SET") else ():
-            self._hash(key)
+            self._hash_key(key)
         if target.made:
             self.filled[opcode].add(target.name)
             if opcode == "BUILD" and parts[0].value is not dict:
@@ -152,6 +176,8 @@ class PickleScan:
 
     def _storage(self, identity: list[Node]) -> Node:
         """Of ``("storage", class, key, location, number of values)``; the older format adds a view."""
+        if len(identity) < 5 or identity[0].value != "storage":
+            raise UnpickleError("it refers to an object that is no storage; save a state_dict() instead")
         key, count = identity[2].value, identity[4].value
         if type(key) is not str or type(count) is not int or count < 0:
             raise UnpickleError("a storage without a proper key or size")

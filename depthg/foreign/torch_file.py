@@ -109,6 +109,10 @@ def _scan_zip(file: BinaryIO) -> tuple[PickleScan, bytes]:
         raise UnpickleError("its zip archive can be read in two ways")
     scan = PickleScan()
     scan.read(io.BytesIO(pickle))
+    for key, count in scan.storages.items():  # to the letter: torch would take another case for another storage
+        record = records.get(f"{names[0].removesuffix('data.pkl')}data/{key}")
+        if record is None or record.file_size < count:
+            raise UnpickleError(f"the storage {key[:80]!r} is missing or shorter than its tensors; it is truncated")
     return scan, pickle
 
 

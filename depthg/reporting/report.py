@@ -54,7 +54,8 @@ def write_report(run: Path | str, out: Path | None = None, overwrite: bool = Fal
     """
     run = Path(run)
     if not any((run / name).exists() for name in KNOWN_FILES):
-        found = "has none of " + ", ".join(KNOWN_FILES) if run.is_dir() else "does not exist"
+        missing = "is a file" if run.is_file() else "does not exist"
+        found = "has none of " + ", ".join(KNOWN_FILES) if run.is_dir() else missing
         raise FileNotFoundError(f"{run} {found}; pass the folder of a run, such as runs/NAME")
     page = render("report.html", report_content(run))
     path = run / "report.html" if out is None else out

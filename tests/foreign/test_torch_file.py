@@ -425,6 +425,41 @@ def test_pickles_that_would_end_the_process(tmp_path, name, monkeypatch, bounded
     refused(archive(tmp_path / "a.pth", NESTED[name]))
 
 
+def long_integer(value: int) -> bytes:
+    number = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(number)]) + number
+
+
+COLLIDING = b"".join(long_integer(i * (2**61 - 1)) for i in range(1, 20_000))  # all have the hash 0
+AMPLIFIED = {
+    "more than 200 classes": b"\x80\x02](" + b"".join(b"ca\nb%x\n" % i for i in range(8000)) + b"e.",
+    "more bytes than it holds": (
+        b"\x80\x02](c_codecs\nencode\nq\x00X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
+        + b"X\x06\x00\x00\x00latin1\x86q\x01" + b"h\x00h\x01R" * 1000 + b"e."
+    ),
+    "a key with a whole number": b"\x80\x02cbuiltins\nset\n](" + COLLIDING + b"e\x85R.",
+    "a key": b"\x80\x02}(" + long_integer(2**64) + b"Nu.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", AMPLIFIED)
+def test_small_files_that_would_take_much_time_or_memory(tmp_path, message, bounded_memory):
+    refused(archive(tmp_path / "a.pth", AMPLIFIED[message]), message)
+
+
+def test_keys_of_storages_differ_in_case(tmp_path):
+    record = {"data/a": struct.pack("<2f", 1, 2)}
+    floats = [("storage", torch.FloatStorage, key, "cpu", 2) for key in "aA"]
+    found = read_torch_file(archive(tmp_path / "a.pth", {"a": Rebuilt(Storage(*floats[0]))}, record))
+    assert found["a"].tolist() == [1, 2]
+    refused(archive(tmp_path / "b.pth", {"a": Rebuilt(Storage(*floats[1]))}, record), "'A' is missing")
+
+
+def test_whole_modules_of_the_older_format(tmp_path):
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    refused(tmp_path / "a.pth", "no storage; save a state_dict")
+
+
 def test_nesting_that_is_read_and_let_go(tmp_path):
     """Lists, dictionaries, records and attributes of tensors, built from the inside and from the outside."""
     depth = 60_000

@@ -336,3 +336,36 @@ def test_halves_of_a_batch_with_the_means_of_the_whole_give_its_loss():
     expected = torch.autograd.grad(whole.total, leaves)
     for x, y in zip(torch.autograd.grad(sum(half) / 2, leaves), expected, strict=True):
         torch.testing.assert_close(x, y, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.skipif(not _extension.HAS_CPU, reason="depthg._C is not compiled")
+def test_an_index_of_a_compiled_graph_is_looked_at():
+    feats, codes = torch.randn(4, 40, 8), torch.randn(4, 40, 16)
+
+    @torch.compile(backend="eager")
+    def loss(index_b):
+        return correlation_loss(feats, feats, codes, codes, 0.1, index_b=index_b, center=False, impl="cpp").loss
+
+    for wrong in (4, -1, 100_000):
+        with pytest.raises(ValueError, match=f"index_b holds {wrong}, outside the 4 images"):
+            loss(torch.tensor([[0, 1, 2, wrong]]))
+
+
+@pytest.mark.skipif(not _extension.HAS_CPU, reason="depthg._C is not compiled")
+def test_a_default_device_changes_nothing_for_tensors_of_the_cpu():
+    feats, codes = torch.randn(4, 40, 8), torch.randn(4, 40, 16)
+    negatives = torch.tensor([[1, 2, 3, 0]])
+    values = (feats, codes, feats, codes, negatives, LossSettings())
+    expected = depthg_loss(*values, depth=torch.rand(4, 40, device="cpu"), impl="cpp").total
+    with torch.device("meta"):
+        found = depthg_loss(*values, depth=torch.rand(4, 40, device="cpu"), impl="cpp").total
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(not _extension.HAS_CPU, reason="depthg._C is not compiled")
+@pytest.mark.parametrize("options", [{}, {"clamp": False}, {"max_similarity": 0.8}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_codes_that_are_not_finite_give_no_finite_loss(dtype, options):
+    feats, codes = torch.randn(2, 9, 8, dtype=dtype), torch.randn(2, 9, 16, dtype=dtype)
+    codes[1, 3, 2] = torch.inf
+    assert correlation_loss(feats, feats, codes, codes, 0.1, impl="cpp", **options).loss.isnan()
