@@ -14,6 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from depthg.data.files import DataError, image_size, read_image, read_label, show
+from depthg.runtime.worker_pool import available_cores
 
 ON_ERROR = ("raise", "skip")
 MIN_SIDE = 8  # pixels; a smaller crop says nothing about its content
@@ -182,7 +183,7 @@ def drop_unreadable(split: AnySplit, on_error: str) -> AnySplit | Subset:
             return str(error)
         return None if min(size) >= MIN_SIDE else f"the photo {split.names[index]} is only {size[0]} x {size[1]} pixels"
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         reasons = list(
             track(
                 pool.map(reason, range(len(split))),

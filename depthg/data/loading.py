@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from depthg.data.scenes import SceneSplit
 from depthg.data.transforms import PARTS, View, Views
 from depthg.runtime.progress import ProgressBar
 from depthg.runtime.read_ahead import ahead
-from depthg.runtime.worker_pool import ONE_THREAD, WorkerEnded, WorkerPool, array_text
+from depthg.runtime.worker_pool import ONE_THREAD, WorkerEnded, WorkerPool, array_text, available_cores
 from depthg.storage.cache import Build
 
-LOADERS = min(16, max(4, os.cpu_count() or 1))  # threads that decode
+LOADERS = min(16, max(4, available_cores()))  # threads that decode
 AHEAD = 64  # views decoded ahead
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from depthg.runtime.worker_pool import available_cores
+
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # the others wait while the first evaluates, draws pictures, or downloads
 NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -72,7 +74,7 @@ def count() -> int:
 def own_cores() -> int | None:
     """Cores available to this process where a machine runs several processes; None if it has all."""
     beside = announced("LOCAL_WORLD_SIZE", 1)
-    return None if beside == 1 else max(1, (os.cpu_count() or 1) // beside)
+    return None if beside == 1 else max(1, available_cores() // beside)
 
 
 def label() -> str:
