@@ -24,9 +24,9 @@ class Pairs(NamedTuple):
 def identity_pairs(count: int, weights: Sequence[float] | None = None, dtype: torch.dtype | None = None) -> Pairs:
     """Image i with image i, all with the same four weights."""
     index = torch.arange(count, device="cpu")
-    return Pairs(
-        index, index, None if weights is None else torch.tensor(weights, dtype=dtype, device="cpu").expand(count, 4)
-    )
+    if weights is None:
+        return Pairs(index, index)
+    return Pairs(index, index, torch.tensor(weights, dtype=dtype, device="cpu").expand(count, 4))
 
 
 def drawn_pairs(
@@ -54,8 +54,7 @@ def drawn_pairs(
     raised = constant[:, None].expand(draws, n).reshape(-1)
     parts = torch.stack([torch.ones_like(forward), forward * center, (1 - forward) * center, raised], 1)
     weights = parts.new_zeros(len(key), 4).index_add_(0, member, parts)
-    slot = torch.arange(len(key), device="cpu") - torch.searchsorted(
-        i, i
-    )  # i is sorted: the pair's place among those of its anchor
+    first = torch.searchsorted(i, i)  # i is sorted: where the pairs of the same anchor begin
+    slot = torch.arange(len(key), device="cpu") - first
     order = torch.argsort(slot * (n + 1) + i)
     return Pairs(i[order], j[order], weights[order])

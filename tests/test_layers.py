@@ -1,6 +1,7 @@
 """The house: a layer imports only from layers below it, and the top of depthg/ holds commands and faces alone."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +52,11 @@ def test_the_top_holds_one_short_file_per_command():
     commands = {**{name: top[name] for name in COMMANDS}, "depth": ROOT / "depthg" / "depth" / "__main__.py"}
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in commands.items()}
     assert max(lengths.values()) < 100, lengths
+
+
+def test_import_paths_of_earlier_versions_work():
+    paths = ("cli.load_config", "train.train", "predict.Segmenter", "replay.read_step", "losses.FeatureCorrelation",
+             "compat.ContrastiveCorrelationLoss", "kernels.depthg_loss", "kernels.nt_xent_loss")  # fmt: skip
+    for path in paths:
+        module, name = path.split(".")
+        assert callable(getattr(import_module(f"depthg.{module}"), name)), path
