@@ -1,4 +1,4 @@
-"""Where the released code of DepthG samples: its point cloud of a depth map, and cells as its coordinates."""
+"""What the released code of DepthG reads from a depth map: its point cloud, coordinates of cells, a regular grid."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FACTOR = 2 * math.tan(90 / 2)  # 3.24 instead of 2: tan takes the angle of 90 degrees as radians
 FAR = 5.0  # only z is stretched by it
@@ -49,3 +50,17 @@ def released_coordinates(cells: Tensor, height: int, width: int, transpose: bool
     row = (cells // width).float() / height * 2 - 1
     column = (cells % width).float() / width * 2 - 1
     return torch.stack([row, column] if transpose else [column, row], dim=-1)
+
+
+def regular_grid(depth: Tensor, side: int) -> Tensor:  # [N, H, W] -> [N, side * side]
+    """Depth resized to a regular grid, paired with the points in raster order as in the released code.
+
+    The grid has nothing to do with where the points lie. Its outermost rows and columns are those of the map
+    (``align_corners=True``). Point ``column * side + row`` gets the value at (row, column).
+
+    Args:
+        depth: floating point [N, H, W].
+        side: points per side.
+    """
+    grid = F.interpolate(depth[:, None], (side, side), mode="bilinear", align_corners=True)[:, 0]
+    return grid.transpose(1, 2).flatten(1)

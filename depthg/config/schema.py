@@ -94,8 +94,10 @@ class DepthConfig:
     )
     batch_size: int = option(4, "model: photos per forward pass", low=1)
     mapping: str = option(
-        "saturating", "metres to [0, 1]: z/(z+scale), log, linear, or none (already in [0, 1])",
-        choices=("saturating", "log", "linear", "none"),
+        "saturating",
+        "depth to [0, 1]: z/(z+scale), log or linear (metres), minmax (linear per photo, 8 bit, as the released code "
+        "does; any unit), or none (already in [0, 1])",
+        choices=("saturating", "log", "linear", "minmax", "none"),
     )  # fmt: skip
     scale: float = option(5.0, "depth in metres that the saturating mapping sends to 0.5", low=1e-6)
     far: float = option(80.0, "depth in metres that the log and linear mappings send to 1", low=1e-6)
@@ -154,6 +156,11 @@ class DepthTermConfig(TermConfig):
         1.0, "weight and shift are multiplied by this every loss.depth.every iterations (1: constant)", low=0, high=1
     )
     every: int = option(0, "iterations between two multiplications by loss.depth.factor (0: never)", low=0)
+    decay: str = option(
+        "before",
+        "multiply before the step of an iteration that loss.depth.every divides, or after it (the released code)",
+        choices=("before", "after"),
+    )
     weight_minimum: float = option(0.0, "the weight never decays below this", low=0)
     shift_minimum: float = option(0.0, "the shift never decays below this", low=0)
 
@@ -222,7 +229,7 @@ class ValConfig:
     )
     count: str = option(
         "all",
-        "all: every labelled pixel; released: drop pixels of unmatched clusters, count absent classes as 0",
+        "all: every labelled pixel; released: drop pixels of clusters beyond the class number, absent classes count 0",
         choices=("all", "released"),
     )
     panels: int = option(8, "pictures written at the end", low=0)
@@ -263,6 +270,11 @@ class Config:
     seed: int = option(0, "seed of all random numbers", low=0)
     iterations: int = option(500, "optimiser steps", low=0)
     batch_size: int = option(16, "images per step", low=2)
+    last_batch: str = option(
+        "drop",
+        "the last, smaller batch of an epoch: drop it, or keep it, as the released code does (one process)",
+        choices=("drop", "keep"),
+    )
     log_every: int = option(10, "iterations between two lines of metrics.jsonl", low=1)
     n_classes: int | None = option(
         None, "number of clusters; default: that of the data set's classes, 8 without labels", low=2

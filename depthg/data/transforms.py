@@ -42,7 +42,8 @@ class Views:
         crop: "none" (the whole photo) or "five" (its four corners and its centre, in this order: top left, top right,
             bottom left, bottom right, centre).
         interpolation: "antialias" (images bilinear with antialias, labels nearest, float maps area average; the
-            paper's) or "nearest" (all three nearest; the released code's).
+            paper's) or "nearest" (all three nearest at `size`, float maps then averaged over the cells of `map_size`;
+            the released code's).
         crop_ratio: side of a crop of "five" over the side of the photo, in (0, 1].
         maps: float maps by name: functions of the photo's index that return float32 [H, W] or [C, H, W] at the
             photo's size, all values finite.
@@ -196,8 +197,8 @@ class Views:
     def _map(self, values: np.ndarray, window: "Window", size: tuple[int, int]) -> np.ndarray:
         channels_last = values.transpose(1, 2, 0)
         if self.interpolation == "nearest":
-            out = resize_nearest(channels_last, window, size)
-            return np.ascontiguousarray(out.transpose(2, 0, 1))
+            out = resize_nearest(channels_last, window, self.size)
+            return cell_means(np.ascontiguousarray(out.transpose(2, 0, 1)), size)
         return resize_area(values, window, size)
 
 
@@ -237,6 +238,13 @@ def resize_nearest(values: np.ndarray, window: Window, size: tuple[int, int]) ->
 
 def _nearest(start: float, length: float, n: int, limit: int) -> np.ndarray:
     return np.clip(np.floor(start + (np.arange(n) + 0.5) * (length / n)).astype(np.int64), 0, limit - 1)
+
+
+def cell_means(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # float32 [C, H, W] -> [C, *size]
+    """Mean over the pixels of each cell, summed in float64; cells of unequal size where ``size`` does not divide."""
+    if values.shape[1:] == tuple(size):
+        return values
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(values).double(), size).float().numpy()
 
 
 def resize_area(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from depthg.depth.sources import DepthSource, check_depth, depth_source, focal_p
 
 __all__ = ["MAPPINGS", "MappedDepth", "Normals", "depth_source", "map_depth", "surface_normals"]
 
-MAPPINGS = ("saturating", "log", "linear", "none")
+MAPPINGS = ("saturating", "log", "linear", "minmax", "none")
 
 
 # ---- mapping
@@ -37,11 +37,12 @@ def map_depth(
     """Map depth to [0, 1], near 0, far 1.
 
     saturating: `z / (z + scale)`; log: `log1p(z / scale) / log1p(far / scale)`, clipped at far; linear: `z / far`,
-    clipped at far; none: the values are in [0, 1] already and are only checked.
+    clipped at far; minmax: `floor(255 (z - min) / (max - min)) / 255` over the photo, in float32, sky 1, a photo of one
+    depth 0 (the released code); none: the values are in [0, 1] already and are only checked.
 
     Args:
-        depth_metres: depth along the optical axis in metres, inf = sky; in [0, 1] for mapping none.
-        mapping: one of the four above.
+        depth_metres: depth along the optical axis in metres, inf = sky; in any unit for minmax, in [0, 1] for none.
+        mapping: one of the five above.
         scale: metres at which the saturating mapping gives one half; depths well below it keep their spacing.
         far: metres that log and linear map to 1.
         name: the file or photo, for messages.
@@ -63,6 +64,8 @@ def map_depth(
         return (np.log1p(clipped / scale) / np.log1p(far / scale)).astype(np.float32)
     if mapping == "linear":
         return np.minimum(depth, far) / np.float32(far)
+    if mapping == "minmax":
+        return _levels(depth) / np.float32(255)
     if depth.size and depth.max() > 1:
         top = float(depth.max())
         hint = f" (divide by {255 if top <= 255 else 65535}?)" if top <= 65535 and top == round(top) else ""
@@ -71,6 +74,15 @@ def map_depth(
             f"for metres pass depth.mapping=saturating"
         )
     return depth
+
+
+def _levels(depth: np.ndarray) -> np.ndarray:  # float32 [H, W], whole numbers in 0..255
+    """Depth from the nearest to the farthest surface of a photo, rounded down to 8 bits as the released code does."""
+    surface = np.isfinite(depth)
+    low, high = depth.min(where=surface, initial=np.inf), depth.max(where=surface, initial=-np.inf)
+    if not low < high:
+        return np.where(surface, np.float32(0), np.float32(255))
+    return np.floor((np.where(surface, depth, high) - low) / (high - low) * np.float32(255))
 
 
 # ---- normals

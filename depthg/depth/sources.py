@@ -68,7 +68,7 @@ class FolderDepth(DepthSource):
     Args:
         root: the folder, never written to. What `python -m depthg.depth` wrote says its unit itself, in `depth.json`.
         metres_per_unit: metres per step of integer maps, or None.
-        expects_metres: whether the mapping expects metres (every one but none).
+        expects_metres: whether the mapping expects metres (every one but minmax and none).
     """
 
     def __init__(self, root: str | Path, metres_per_unit: float | None = None, expects_metres: bool = True):
@@ -209,7 +209,7 @@ def depth_source(
     if source == "folder":
         if root is None:
             raise ValueError("depth.source=folder needs depth.root=DIR: a folder with one depth map per photo")
-        return FolderDepth(root, metres_per_unit, expects_metres=mapping != "none")
+        return FolderDepth(root, metres_per_unit, expects_metres=mapping not in ("minmax", "none"))
     if source == "model":
         from depthg.depth.cache import ModelDepth  # which builds on this module
         from depthg.depth.network import DEFAULT_MODEL, DepthNetwork

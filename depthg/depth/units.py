@@ -27,10 +27,10 @@ def check_unit(source, mapping: str, relation: str) -> None:
             f"scale: take a metric source (the network {METRIC_EXAMPLE}), or loss.depth.relation=product, centered or "
             f"gaussian{also}"
         )
-    if source.metric is False and mapping != "none":
+    if source.metric is False and mapping not in ("none", "minmax"):
         raise ValueError(
             f"depth.mapping={mapping} needs metres, but {source.name} gives relative depth, without scale: pass "
-            f"depth.mapping=none, which takes it as it is, each photo in [0, 1], near 0 and far 1"
+            f"depth.mapping=none, which takes it as it is, each photo in [0, 1], near 0 and far 1, or minmax"
         )
     if source.metric and mapping == "none":
         raise ValueError(

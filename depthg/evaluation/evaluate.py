@@ -141,7 +141,7 @@ def _evaluation(
     classes: tuple[str, ...],
 ) -> Evaluation:
     config, n = run.config, counts["cluster"].shape[2]
-    matching = config.val.matching if n == len(classes) else "many_to_one"
+    matching = config.val.matching if n == len(classes) or config.val.count == "released" else "many_to_one"
     clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
     base = protocol(config, note, config.depth.source != "none", run.header.get("shifts") or ())
     base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}

@@ -91,6 +91,9 @@ def image_confusions(
 def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
     """One-to-one matching with the most correct pixels: ``assignment[p]`` is the class of cluster p.
 
+    Where several matchings are equally good, scipy's choice depends on the orientation; it gets [clusters, classes], as
+    in the released code.
+
     Args:
         confusion: counts [n_classes, n_predicted].
 
@@ -102,8 +105,8 @@ def match_hungarian(confusion: np.ndarray | torch.Tensor) -> np.ndarray:
 
     confusion = _counts(confusion)
     assignment = np.full(confusion.shape[1], -1, dtype=np.int64)
-    rows, columns = linear_sum_assignment(confusion, maximize=True)
-    assignment[columns] = rows
+    clusters, classes = linear_sum_assignment(confusion.T, maximize=True)
+    assignment[clusters] = classes
     return assignment
 
 
@@ -147,12 +150,24 @@ def matched_confusion(confusion: np.ndarray | torch.Tensor, assignment: np.ndarr
     return matched
 
 
+def counted(confusion: np.ndarray, count: str) -> np.ndarray:
+    """The counts that are matched and scored: all or, for ``count="released"``, those of ids below the class number.
+
+    The released code drops the pixels of extra clusters (ids from ``n_classes`` on) before it matches.
+
+    Args:
+        confusion: [..., n_classes, n_predicted].
+        count: "all" or "released".
+    """
+    if count == "all" or confusion.shape[-1] <= confusion.shape[-2]:
+        return confusion
+    kept = confusion.copy()
+    kept[..., confusion.shape[-2] :] = 0
+    return kept
+
+
 def scores(
-    confusion: np.ndarray | torch.Tensor,
-    assignment: np.ndarray | None = None,
-    *,
-    drop_unmatched: bool = False,
-    count_absent: bool = False,
+    confusion: np.ndarray | torch.Tensor, assignment: np.ndarray | None = None, *, count: str = "all"
 ) -> Scores:
     """Accuracy = trace / sum and mIoU = mean IoU over the classes that occur in the labels, in percent.
 
@@ -160,11 +175,11 @@ def scores(
     their true class (protocol, item 32).
 
     Args:
-        confusion: counts [n_classes, n_predicted].
+        confusion: counts [n_classes, n_predicted]; those of :func:`counted` for ``count="released"``.
         assignment: int [n_predicted], class of every cluster or -1; None: predicted ids are already classes.
-        drop_unmatched: ignore the pixels of clusters without a class, as the released code does.
-        count_absent: count a class that is predicted but never labelled with IoU 0 in the mean, as the released code
-            does; by default it is skipped (IoU NaN). A class neither labelled nor predicted is always skipped.
+        count: "all", or "released": as the released code does, a class that is predicted but never labelled counts
+            with IoU 0 in the mean (else it is skipped, IoU NaN), and so do all clusters without a class together, if
+            they have a pixel. A class neither labelled nor predicted is always skipped.
 
     Raises:
         ValueError: there is no labelled pixel to score.
@@ -172,17 +187,18 @@ def scores(
     matched = matched_confusion(confusion, assignment)
     n_classes = matched.shape[0]
     correct = matched.diagonal().astype(np.float64)
-    labelled = matched[:, :n_classes].sum(1) if drop_unmatched else matched.sum(1)
+    labelled = matched.sum(1)
     predicted = matched[:, :n_classes].sum(0)
     total = int(labelled.sum())
     if total == 0:
         raise ValueError("no labelled pixel was counted, so there is nothing to score; use a split that has labels")
     iou = _percent(correct, labelled + predicted - correct)
-    if not count_absent:
+    if count == "all":
         iou[labelled == 0] = np.nan
+    rest = [0.0] if count == "released" and matched[:, n_classes].any() else []
     return Scores(
         accuracy=float(100.0 * correct.sum() / total),
-        miou=float(np.nanmean(iou)),
+        miou=float(np.nanmean([*iou, *rest])),
         iou=iou,
         precision=_percent(correct, predicted),
         recall=_percent(correct, labelled),
@@ -203,8 +219,7 @@ def bootstrap_intervals(
     samples: int = 1000,
     level: float = 95.0,
     seed: int = 0,
-    drop_unmatched: bool = False,
-    count_absent: bool = False,
+    count: str = "all",
 ) -> Intervals | None:
     """Percentile bootstrap over images: how much the scores vary with other images of the same kind.
 
@@ -218,11 +233,12 @@ def bootstrap_intervals(
         samples: number of draws.
         level: percent inside the interval.
         seed: seed of the draws.
-        drop_unmatched, count_absent: as in ``scores``.
+        count: as in ``scores``.
 
     Returns:
         The intervals; None if ``samples`` is 0 or fewer than two images have a labelled pixel.
     """
+    confusions = counted(confusions, count)
     labelled = confusions.any(axis=(1, 2))
     if labelled.sum() < 2 or samples < 1:
         return None
@@ -233,9 +249,7 @@ def bootstrap_intervals(
         draws = rng.multinomial(images, np.full(images, 1 / images), size=min(BLOCK, samples - start))
         for counts in (draws @ flat).astype(np.int64).reshape(-1, rows, columns):  # exact below 2^53 pixels
             if counts.any():
-                result = scores(
-                    counts, match(counts) if match else None, drop_unmatched=drop_unmatched, count_absent=count_absent
-                )
+                result = scores(counts, match(counts) if match else None, count=count)
                 found.append((result.accuracy, result.miou))
     ends = np.percentile(found, [50 - level / 2, 50 + level / 2], axis=0)
     (low, low_miou), (high, high_miou) = ends.tolist()

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from depthg.evaluation.frames import FULL, Resolution
-from depthg.evaluation.metrics import bootstrap_intervals, matched_confusion, scores
+from depthg.evaluation.metrics import bootstrap_intervals, counted, matched_confusion, scores
 from depthg.evaluation.one_pass import Variant
-from depthg.evaluation.scoring import MATCHINGS, counting
+from depthg.evaluation.scoring import MATCHINGS
 from depthg.inference.crf import CrfSettings
 from depthg.inference.read_outs import READ_OUTS
 from depthg.storage.whole_files import write_text
@@ -85,10 +85,10 @@ def score(
     samples: int,
 ) -> dict:
     """Scores in percent of one read-out over a split; ``matching`` None: ids are already classes."""
-    total, match = per_image.sum(0), MATCHINGS[matching] if matching else None
+    total, match = counted(per_image.sum(0), count), MATCHINGS[matching] if matching else None
     assignment = match(total) if match else None
-    found = scores(total, assignment, **counting(count))
-    intervals = bootstrap_intervals(per_image, match, samples=samples, **counting(count))
+    found = scores(total, assignment, count=count)
+    intervals = bootstrap_intervals(per_image, match, samples=samples, count=count)
     kinds = {"iou": found.iou, "precision": found.precision, "recall": found.recall}
     return {
         "accuracy": _percent(found.accuracy), "miou": _percent(found.miou), "matching": matching,
@@ -107,11 +107,12 @@ def score_all(
     """Scores of every read-out.
 
     A clustering with as many clusters as classes is matched by ``matching``. Any other clustering is matched many to
-    one, so that every cluster has a class, and also one to one under the name with the suffix ``_hungarian``.
+    one, so that every cluster has a class, and also one to one under the name with the suffix ``_hungarian``. The
+    released metric (``count``) has one matching, ``matching``, for all.
     """
     found = {}
     for name, counts in per_image.items():
-        even = counts.shape[1] == counts.shape[2]
+        even = counts.shape[1] == counts.shape[2] or count == "released"
         first = None if name == "linear" else matching if even else "many_to_one"
         found[name] = score(counts, classes, matching=first, count=count, samples=samples)
         if name != "linear" and not even:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from depthg.evaluation.metrics import confusion_matrix, match_hungarian, match_many_to_one, scores
+from depthg.evaluation.metrics import confusion_matrix, counted, match_hungarian, match_many_to_one, scores
 from depthg.features.prepared import EvaluationSet
 from depthg.inference.read_outs import predict_ids
 from depthg.model.codes import codes_of, sent
@@ -48,23 +48,18 @@ def summarize(
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Flat metrics in percent with ``per_class`` IoU, and the assignment of every clustering.
 
-    As the released code does, ``count="released"`` drops the pixels of clusters without a class and counts a class that
-    is predicted but never labelled with IoU 0.
+    ``count``: ``all`` or ``released``, see :func:`depthg.evaluation.metrics.counted` and ``scores`` there.
     """
     match = MATCHINGS[matching]
     metrics: dict = {"per_class": {}}
     assignments = {}
     for name, confusion in total.items():
+        confusion = counted(confusion, count)
         assignment = None if name == "linear" else match(confusion)
-        result = scores(confusion, assignment, **counting(count))
+        result = scores(confusion, assignment, count=count)
         metrics[f"{name}.accuracy"], metrics[f"{name}.miou"] = round(result.accuracy, 3), round(result.miou, 3)
         iou = [None if np.isnan(value) else round(float(value), 3) for value in result.iou]
         metrics["per_class"][name] = dict(zip(classes, iou, strict=True))
         if assignment is not None:
             assignments[name] = assignment
     return metrics, assignments
-
-
-def counting(count: str) -> dict[str, bool]:
-    """Keyword arguments of ``metrics.scores`` for ``val.count``: ``all`` or ``released``."""
-    return {"drop_unmatched": count == "released", "count_absent": count == "released"}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from depthg.data.base import Split
 from depthg.data.loading import Loader, write_views
-from depthg.data.transforms import FloatMap, View, Views
+from depthg.data.transforms import FloatMap, View, Views, cell_means
 from depthg.depth.cache import Crops
 from depthg.depth.maps import MappedDepth, Normals
 from depthg.depth.sources import DepthSource, depth_source
@@ -25,10 +25,13 @@ from depthg.features.cache import TRANSFORM, FeatureWriter
 from depthg.features.caches import CachePlan, Caches
 from depthg.features.knn import allowed_k
 from depthg.features.knn_cache import NeighbourWriter
-from depthg.features.prepared import EvaluationSet, Prepared
+from depthg.features.prepared import EvaluationSet, Prepared, grid_places
 from depthg.features.reading import Features, StoredFeatures, StreamedFeatures
 from depthg.features.transform import DTYPES, FeatureTransform
+from depthg.kernels.released import regular_grid
 from depthg.storage.cache import Build, cache_key
+
+DEPTH_FIELDS = ("depth", "depth_grids", "normals")  # of Prepared
 
 
 class Preparation(Caches):
@@ -146,40 +149,48 @@ class Preparation(Caches):
             maps["depth"] = self.mapped_depth(self.evaluation_split, self.depth_source)
         return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
 
-    def depth(self, views: Views, grid: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]``, float16, averaged over each cell of ``grid``.
+    def depth(self, views: Views, grid: tuple[int, int]) -> dict[str, np.ndarray | None]:
+        """Depth of every view, as the fields ``depth``, ``depth_grids`` and ``normals`` of :class:`Prepared`.
 
-        Normals are None unless the depth relation compares surfaces; both are None without a depth source.
+        Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]`` are averaged over each cell of ``grid``, and float16.
+        Where the released code is repeated (``minmax``, ``at=grid``) depth is float32: picks depend on the last bits.
         """
         part, source = self.config.depth, self.depth_source
         if source is None:
-            return None, None
+            return dict.fromkeys(DEPTH_FIELDS)
         split, crop = (Crops(views), "none") if part.on == "crop" else (views.split, views.crop)
         surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
+        sides = grid_places(self.config.sampling) if self.config.loss.depth.at == "grid" else {}
         maps: dict[str, FloatMap] = {"depth": self.mapped_depth(split, source)}
         maps |= {"normals": Normals(split, source, part.fov_deg)} if surfaces else {}
-        with_maps = self.views(split, views.size, crop, maps=maps, map_size=grid)
+        with_maps = self.views(split, views.size, crop, maps=maps, map_size=views.size if sides else grid)
 
-        cells = grid[0] * grid[1]
+        cells, dtype = grid[0] * grid[1], np.float32 if part.mapping == "minmax" or sides else np.float16
         loader = Loader() if part.source == "model" else self.loader  # a depth network runs in this process
 
         def row(view: View) -> dict[str, np.ndarray]:
-            found = {"depth": view.maps["depth"].flatten()}
-            found |= {"normals": view.maps["normals"].flatten(1).T} if surfaces else {}
-            return {field: values.numpy().astype(np.float16) for field, values in found.items()}
+            depth = view.maps["depth"]
+            found = {"depth": cell_means(depth.numpy(), grid).flatten().astype(dtype)}
+            if surfaces:
+                found["normals"] = view.maps["normals"].flatten(1).T.numpy().astype(np.float16)
+            if sides:
+                found["depth_grids"] = torch.cat([regular_grid(depth, side)[0] for side in sides]).numpy()
+            return found
 
         def build(build: Build) -> None:
             source.prepare(split)
-            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(2 * cells), loader)
+            write_views(build, "depth", with_maps, "maps", row, self.rows_per_shard(4 * cells), loader)
 
         settings = {
             "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},
             "grid": list(grid), "views": self.describe(views), "source": source.describe(split), "normals": surfaces,
+            "sides": list(sides),
         }  # fmt: skip
-        arrays: dict[str, tuple[tuple[int, ...], type]] = {"depth": ((len(views), cells), np.float16)}
+        arrays: dict[str, tuple[tuple[int, ...], type]] = {"depth": ((len(views), cells), dtype)}
         arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}
+        arrays |= {"depth_grids": ((len(views), sum(side * side for side in sides)), np.float32)} if sides else {}
         folder = self.make(CachePlan("depth", "depth", settings, arrays), build)
-        return _map(folder / "depth.npy"), _map(folder / "normals.npy") if surfaces else None
+        return {field: _map(folder / f"{field}.npy") if field in arrays else None for field in DEPTH_FIELDS}
 
     def neighbours(self, means: Path) -> np.ndarray:  # int32 [V, k]
         """The nearest neighbours of every training view by the mean features in the file ``means``."""
@@ -214,7 +225,7 @@ class Preparation(Caches):
         grid, views = self.grid(self.train_views), self.evaluation_views
         labelled = (self.train_views, views) if self.dataset.classes else ()
         self.check_room([*(plan for plan, *_ in self.feature_plans), *map(self.label_plan, labelled)])
-        depth, normals = self.depth(self.train_views, grid)
+        depth = self.depth(self.train_views, grid)
         labels, evaluation_labels = self.labels(self.train_views), self.labels(views)
         transform, features, evaluation, folder = self.features()
         if self.config.features.cache == "on":  # otherwise training still reads photos
@@ -226,8 +237,7 @@ class Preparation(Caches):
             grid=grid,
             features=features,
             labels=labels,
-            depth=depth,
-            normals=normals,
+            **depth,
             photos=self.photos,
             neighbours=self.neighbours(folder / "means.npy"),
             evaluation=EvaluationSet(evaluation, evaluation_labels, self.grid(views), views.size),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from depthg.config.schema import SamplingConfig
 from depthg.data.base import Dataset, Split
 from depthg.data.transforms import View
 from depthg.features.reading import Features
@@ -23,6 +24,13 @@ class EvaluationSet:
     size: tuple[int, int]
 
 
+def grid_places(sampling: SamplingConfig) -> dict[int, slice]:
+    """Columns of ``Prepared.depth_grids`` for every number of points per side that a run uses, the smallest first."""
+    sides = sorted({sampling.points, *(points for _, points in sampling.schedule)})
+    ends = np.cumsum([side * side for side in sides]).tolist()
+    return {side: slice(end - side * side, end) for side, end in zip(sides, ends, strict=True)}
+
+
 @dataclass
 class Prepared:
     """The prepared inputs of training and evaluation; arrays are memory-mapped, rows are views (photos or crops)."""
@@ -33,7 +41,8 @@ class Prepared:
     grid: tuple[int, int]  # cells (h, w) of a training view
     features: Features  # [V, h*w, C]
     labels: np.ndarray | None  # int16 [V, H, W], -1 = void
-    depth: np.ndarray | None  # float16 [V, h*w] in [0, 1]
+    depth: np.ndarray | None  # float16 or float32 [V, h*w] in [0, 1]
+    depth_grids: np.ndarray | None  # float32 [V, sum of S*S]: for every number of points S a side, see `grid_places`
     normals: np.ndarray | None  # float16 [V, h*w, 4]
     photos: np.ndarray  # int64 [V], photo of each view
     neighbours: np.ndarray  # int32 [V, k]

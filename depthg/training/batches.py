@@ -53,7 +53,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
-    """Draws anchors from shuffled epochs (the last partial batch is dropped), each with one of its neighbours.
+    """Draws anchors from shuffled epochs (``last_batch``: drop or keep a smaller last one), each with a neighbour.
 
     The neighbour is one of the ``knn.draw`` nearest; with ``loss.depth.pair=crop`` another crop of the photo is drawn.
 
@@ -63,12 +63,12 @@ def draw_batch(config: Config, data: Prepared, iteration: int) -> Batch:
     size, count = config.batch_size, len(data.features)
     if size > count:
         raise ValueError(f"batch_size={size} exceeds the {count} training images; lower it or add images")
-    epoch, position = divmod(iteration, count // size)
+    epoch, position = divmod(iteration, -(-count // size) if config.last_batch == "keep" else count // size)
     order = epoch_order(config.seed, epoch, count)
     anchors = np.sort(order[position * size : (position + 1) * size])
     rng = np.random.default_rng(seed_of(config.seed, "pairs", iteration))
     choices = min(config.knn.draw, data.neighbours.shape[1])
-    neighbours = data.neighbours[anchors, rng.integers(choices, size=size)]
+    neighbours = data.neighbours[anchors, rng.integers(choices, size=len(anchors))]
     others = None
     if config.loss.depth.pair == "crop":
         first, stop = (np.searchsorted(data.photos, data.photos[anchors], side) for side in ("left", "right"))
@@ -81,6 +81,6 @@ def announce(batch: Batch, data: Prepared) -> None:
     """Prefetches the views of a later step from disk into memory."""
     views = np.concatenate([part for part in (batch.anchors, batch.neighbours, batch.others) if part is not None])
     data.features.announce(views)
-    for array in (data.depth, data.normals):
+    for array in (data.depth, data.depth_grids, data.normals):
         read_ahead(array, views)
     read_ahead(data.labels, batch.anchors)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from depthg.config.schema import SamplingConfig
 from depthg.kernels import farthest_point_sample, farthest_point_sample_depth
+from depthg.kernels.released import released_cloud, released_coordinates
 from depthg.runtime.processes import BatchShare
-
-RELEASED_FAR = 5.0  # the released code multiplies depth in [0, 1] by this
 
 
 def random_cells(
@@ -27,19 +23,6 @@ def random_cells(
     if points > n_cells:
         raise ValueError(f"{points} points do not fit a feature map of {n_cells} cells; lower sampling.points")
     return torch.rand(share.total, n_cells, generator=generator)[share.rows].topk(points, dim=1).indices
-
-
-def released_cloud(depth: Tensor) -> Tensor:  # [N, H, W] in [0, 1] -> [N, H*W, 3]
-    """The point cloud of the released code, which differs from the pinhole model.
-
-    The angle in degrees is used as radians, depth is multiplied by 5, half-cell offset and aspect ratio are ignored.
-    """
-    n, height, width = depth.shape
-    factor = 2 * math.tan(90 / 2)  # 3.24: the angle is in degrees, tan takes radians
-    z = depth * RELEASED_FAR
-    rows = (torch.arange(height, device=depth.device) / height - 0.5)[:, None].expand(height, width)
-    columns = (torch.arange(width, device=depth.device) / width - 0.5).expand(height, width)
-    return torch.stack([columns * factor * z, rows * factor * z, z], dim=-1).reshape(n, height * width, 3)
 
 
 def farthest_cells(
@@ -88,17 +71,7 @@ def sample(
 
 
 def as_read(cells: Tensor, grid: tuple[int, int], settings: SamplingConfig) -> Tensor:  # [N, P] -> [N, P] or [N, P, 2]
-    """Sampled cells unchanged or, with ``read=bilinear``, as coordinates."""
-    return cells if settings.read == "cells" else released_coordinates(cells, *grid, settings.transpose)
-
-
-def released_coordinates(cells: Tensor, height: int, width: int, transpose: bool) -> Tensor:  # [N, P] -> [N, P, 2]
-    """Cells as coordinates in [-1, 1): divides by size, not size - 1; ``transpose`` gives (row, col) as (x, y)."""
-    row = (cells // width) / height * 2 - 1
-    column = (cells % width) / width * 2 - 1
-    return torch.stack([row, column] if transpose else [column, row], dim=-1)
-
-
-def regular_grid(depth: Tensor, side: int) -> Tensor:  # [N, H, W] -> [N, side * side]
-    """Depth resized to a regular grid, independent of the sampled points (``loss.depth.at=grid``)."""
-    return F.interpolate(depth[:, None], (side, side), mode="bilinear", align_corners=False).flatten(1)
+    """Sampled cells unchanged or, with ``read=bilinear``, as coordinates in raster order, as in the released code."""
+    if settings.read == "cells":
+        return cells
+    return released_coordinates(cells.sort(dim=1).values, *grid, settings.transpose)

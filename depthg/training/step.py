@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthg.config.schema import Config
-from depthg.features.prepared import Prepared
+from depthg.features.prepared import Prepared, grid_places
 from depthg.features.reading import Features
 from depthg.features.transform import channel_dropout
 from depthg.kernels import LossSettings, correlation_histogram, depthg_loss, sample_points
@@ -24,7 +24,7 @@ from depthg.runtime.seeds import seed_of
 from depthg.training.batches import Batch, announce, draw_batch, negative_pairs
 from depthg.training.depth_term import at_points, cloud, inclination, kernel_relation, mean_relation
 from depthg.training.kept_cells import KeptCells
-from depthg.training.sampling import as_read, farthest_cells, regular_grid, sample
+from depthg.training.sampling import as_read, farthest_cells, sample
 from depthg.training.schedules import exponential_decay, piecewise_constant
 
 HISTOGRAM_BINS, HISTOGRAM_RANGE = 4000, (-2.0, 2.0)
@@ -137,9 +137,9 @@ class Step:
                 )
             normals = at_points(self.rows(self.data.normals, views), to_device(points, self.device), self.data.grid)
             return inclination(normals) if settings.relation == "inclination" else normals
-        depth = self.rows(self.data.depth, views)
         if settings.at == "grid":
-            return regular_grid(depth.view(-1, *self.data.grid), side)
+            return self.rows(self.data.depth_grids, views)[:, grid_places(self.config.sampling)[side]]
+        depth = self.rows(self.data.depth, views)
         if settings.relation == "euclidean":
             depth = cloud(depth, self.data.grid, self.config.sampling.fov_deg)
         return at_points(depth, to_device(points, self.device), self.data.grid)
@@ -148,8 +148,9 @@ class Step:
         """Weights and shifts of this iteration."""
         loss, depth = self.config.loss, self.config.loss.depth
         weight = exponential_decay(
-            iteration, depth.weight, factor=depth.factor, every=depth.every, minimum=depth.weight_minimum
-        )
+            iteration, depth.weight, factor=depth.factor, every=depth.every, minimum=depth.weight_minimum,
+            after=depth.decay == "after",
+        )  # fmt: skip
         return LossSettings(
             self_weight=loss.self.weight, self_shift=self.shifts[0],
             neighbour_weight=loss.neighbour.weight, neighbour_shift=self.shifts[1],
@@ -221,7 +222,7 @@ class Step:
         batch = draw_batch(config, data, iteration).part(self.share)
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)
-        negatives = self.negatives(iteration, generator)
+        negatives = self.negatives(len(batch.anchors), iteration, generator)
         own = config.sampling.negatives == "own"
         bank: dict[str, Any] = {}
         sparse = config.probe.cells and own and points.ndim == 2  # no whole maps are needed
@@ -256,13 +257,14 @@ class Step:
         logged |= {f"loss.{name}": value for name, value in losses.items() if name != "total"}
         return losses, {key: value.detach() if isinstance(value, Tensor) else value for key, value in logged.items()}
 
-    def negatives(self, iteration: int, generator: torch.Generator) -> Tensor:  # int64 [R, N]
+    def negatives(self, images: int, iteration: int, generator: torch.Generator) -> Tensor:  # int64 [R, N]
         """Rows of the negative bank for this process's anchors: in the whole batch, or in the process's own part."""
         settings, share = self.config.loss.negative, self.share
         if share is not None and not self.joint:
             own = self.generator("negatives", share.first, iteration)
             return to_device(negative_pairs(share.size, settings.draws, settings.pairing, own), self.device)
-        found = negative_pairs(self.config.batch_size, settings.draws, settings.pairing, generator)
+        whole = images if share is None else self.config.batch_size
+        found = negative_pairs(whole, settings.draws, settings.pairing, generator)
         return to_device(found if share is None else found[:, share.rows], self.device)
 
     def read_with_bank(
@@ -299,8 +301,9 @@ class Step:
             codes = self.read_views(batch.others, other_points, "others")[1]
             inputs |= {"codes_depth": codes, "depth_other": other}
         shift: Any = exponential_decay(
-            iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum
-        )
+            iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum,
+            after=settings.decay == "after",
+        )  # fmt: skip
         if settings.shift_mean:
             shift = mean_relation(values, other, kernel_relation(settings.relation), settings.bandwidth)
             shift = processes.average(shift) if self.joint else shift
@@ -310,7 +313,8 @@ class Step:
         """Losses of both probes on detached codes of whole maps or random cells; the linear one at labelled pixels."""
         cells, grid = None, self.data.grid
         if self.config.probe.cells:
-            order = torch.rand(self.config.batch_size, grid[0] * grid[1], generator=generator)
+            images = len(batch.anchors) if self.share is None else self.config.batch_size
+            order = torch.rand(images, grid[0] * grid[1], generator=generator)
             order = (order if self.share is None else order[self.share.rows]).argsort(1)
             cells = order[:, : self.config.probe.cells]
             maps = self.vectors(batch.anchors, cells, "probes") if maps is None else self.gather(maps, cells)

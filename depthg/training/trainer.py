@@ -208,11 +208,19 @@ def check_shares(config: Config) -> None:
             f"loss.scope=process leaves {share.size} image to each of {processes.count()} processes and no negative; "
             f"use batch_size={2 * processes.count()} or more, or loss.scope=global"
         )
+    if share is not None and config.last_batch == "keep":
+        raise ValueError(f"last_batch=keep cannot be divided among {processes.count()} processes; use last_batch=drop")
 
 
 def check_data(config: Config, data: Prepared, console: Console) -> None:
     """Raises ValueError for settings that do not fit the data; prints a note if depth is missing but configured."""
     draw_batch(config, data, 0)  # raises if the batch is larger than the data set
+    alone = config.last_batch == "keep" and len(data.features) % config.batch_size == 1
+    if alone and config.loss.negative.pairing == "derangement":
+        raise ValueError(
+            f"last_batch=keep: the last batch of {len(data.features)} images in batches of {config.batch_size} "
+            f"holds one image, which has no negative; use last_batch=drop or another batch_size"
+        )
     rule = config.checkpoint.rule
     if rule != "last" and data.evaluation.labels is None:
         raise ValueError(f"checkpoint.rule={rule} needs labels to pick a checkpoint by; use checkpoint.rule=last")

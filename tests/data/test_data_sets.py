@@ -98,9 +98,14 @@ def test_interpolation_reaches_images_and_depth(tmp_path):
     for interpolation, few in (("antialias", False), ("nearest", True)):
         config = settings(root, f"data.interpolation={interpolation}", "data.size=[32,32]", "depth.mapping=none")
         preparation = Preparation(config, CPU)
-        image = preparation.train_views.load(0).image
-        depth = preparation.depth(preparation.train_views, (8, 8))[0]
-        assert (len(image.unique()) == 2) == few and (len(np.unique(depth)) == 2) == few
+        views = preparation.train_views
+        image = views.load(0).image
+        assert (len(image.unique()) == 2) == few
+        depth = preparation.depth(views, (8, 8))["depth"][0].reshape(8, 8)
+        whole = preparation.depth(views, (32, 32))["depth"][0].reshape(32, 32)
+        assert (len(np.unique(whole)) == 2) == few
+        means = whole.astype(float).reshape(8, 4, 8, 4).mean((1, 3))
+        assert np.allclose(depth, means, atol=1e-3), "the mean over each cell, after nearest too"
 
 
 def test_neighbours_of_the_same_photo_and_of_features_with_dropout(tmp_path):
@@ -123,7 +128,7 @@ def test_settings_of_each_data_set_fit_its_photos():
     for name in CASES:
         data = load_config([f"data={name}"]).data
         assert data.name == name and min(data.size) == 224
-        assert data.crop == ("five" if name in ("cityscapes", "cocostuff27", "potsdam3") else "none")
+        assert data.crop == ("five" if name in ("cityscapes", "cocostuff27") else "none")
         assert data.eval_size == ([224, 224] if name == "folder" else [320, 320])
 
 

@@ -162,5 +162,5 @@ def test_who_gets_truncated_depth(root, tmp_path, truncate, on_tiles, elsewhere)
     tiles = settings(root, "data=potsdam3", "data.crop=none", *more, f"depth.root={tmp_path / 'depth'}")
     for config, zero in ((tiles, on_tiles), (settings(camvid, *more), elsewhere)):
         preparation = Preparation(config, torch.device("cpu"))
-        depth = preparation.depth(preparation.train_views, (8, 8))[0].reshape(-1, 8, 8)
+        depth = preparation.depth(preparation.train_views, (8, 8))["depth"].reshape(-1, 8, 8)
         assert np.array_equal(depth[:, -1] == 0, np.full((len(depth), 8), zero)), "the row nearest to the camera"

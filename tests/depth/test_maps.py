@@ -52,6 +52,24 @@ def test_linear_by_hand():
     assert np.allclose(map_depth(np.array([[0, 20, 80, 99, np.inf]]), "linear"), [[0, 0.25, 1, 1, 1]])
 
 
+def test_minmax_is_linear_per_photo_and_rounds_down_to_eight_bits():
+    """As the released depth script stores a photo's depth, and its loader reads it."""
+    depth = np.random.default_rng(0).gamma(2, 3, (40, 50)).astype(np.float32)
+    stored = ((depth - depth.min()) / (depth.max() - depth.min()) * 255).astype(np.uint8)
+    got = map_depth(depth, "minmax")
+    assert got.dtype == np.float32 and np.array_equal(got, stored.astype(np.float32) / 255)
+    assert got.min() == 0 and got.max() == 1 and len(np.unique(got)) > 100
+    assert np.array_equal(map_depth(depth * 1000, "minmax") * 255 // 1, stored), "in any unit"
+
+
+def test_minmax_of_sky_of_one_depth_and_of_nothing():
+    assert np.allclose(map_depth(np.array([[1, 2, 3, np.inf]]), "minmax"), [[0, 127 / 255, 1, 1]])
+    assert (map_depth(np.full((2, 3), 7.0), "minmax") == 0).all()
+    assert map_depth(np.array([[4, np.inf]]), "minmax").tolist() == [[0, 1]]
+    assert map_depth(np.full((2, 3), np.inf), "minmax").tolist() == [[1] * 3] * 2
+    assert map_depth(np.zeros((0, 3)), "minmax").shape == (0, 3)
+
+
 def test_none_passes_values_through():
     values = np.array([[0, 0.25, 1]], np.float32)
     assert np.array_equal(map_depth(values, "none"), values)
@@ -65,7 +83,7 @@ def test_near_objects_stay_apart_when_the_sky_is_at_infinity():
 
 @given(
     st.lists(st.floats(0, 1e6, width=32) | st.just(math.inf), min_size=2, max_size=9),
-    st.sampled_from(MAPPINGS[:3]),
+    st.sampled_from(MAPPINGS[:4]),
     st.floats(0.01, 100),
     st.floats(1, 1000),
 )
@@ -93,7 +111,7 @@ def test_values_above_one_with_mapping_none(top, hint):
 
 
 def test_impossible_settings():
-    with pytest.raises(ValueError, match="'sqrt' is not one of saturating, log, linear, none"):
+    with pytest.raises(ValueError, match="'sqrt' is not one of saturating, log, linear, minmax, none"):
         map_depth(np.ones((1, 1)), "sqrt")
     for settings in ({"scale": 0}, {"scale": math.inf}, {"far": -1}, {"scale": math.nan}):
         with pytest.raises(ValueError, match="must be above 0"):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from depthg.evaluation.metrics import (
     bootstrap_intervals,
     confusion_matrix,
+    counted,
     image_confusions,
     match_hungarian,
     match_many_to_one,
@@ -178,11 +180,60 @@ def test_pixels_of_an_extra_cluster_are_wrong_and_never_dropped():
     np.testing.assert_allclose(got.precision, [100 * 6 / 7, 100.0])
 
 
-def test_released_option_drops_the_pixels_of_an_extra_cluster():
-    confusion = np.array([[6, 0, 2], [1, 1, 0]])
-    got = scores(confusion, match_hungarian(confusion), drop_unmatched=True)
-    assert got.accuracy == pytest.approx(100 * 7 / 8)
-    np.testing.assert_allclose(got.iou, [100 * 6 / 7, 50.0])
+def released_scores(predicted, label, n_classes):
+    """Accuracy and mIoU of the released code, from pixels; extra clusters have ids from ``n_classes`` on."""
+    pixels = [(p, c) for p, c in zip(predicted, label, strict=True) if c >= 0 and p < n_classes]  # before matching
+    n_predicted = max(n_classes, 1 + max(predicted))
+    counts = np.zeros((n_predicted, n_classes), int)
+    for p, c in pixels:
+        counts[p, c] += 1
+    clusters, classes = linear_sum_assignment(counts, maximize=True)
+    to_class = dict(zip(clusters.tolist(), classes.tolist(), strict=True))
+    merged = [(to_class.get(p, n_classes), c) for p, c in pixels]
+    iou = []
+    for k in range(n_classes + 1):  # the last one: clusters that lost their class in a tie
+        hit, either = sum(p == k == c for p, c in merged), sum(k in (p, c) for p, c in merged)
+        iou += [hit / either] if either else []
+    return 100 * sum(p == c for p, c in merged) / len(merged), 100 * sum(iou) / len(iou)
+
+
+def test_released_option_drops_the_pixels_of_extra_clusters_before_it_matches():
+    confusion = np.array([[1, 0, 9], [1, 2, 0]])  # without the last cluster, the first one takes class 0
+    kept = counted(confusion, "released")
+    assert kept.tolist() == [[1, 0, 0], [1, 2, 0]] and counted(confusion, "all") is confusion
+    assert match_hungarian(kept).tolist() == [0, 1, -1]
+    got = scores(kept, match_hungarian(kept), count="released")
+    assert got.accuracy == pytest.approx(75)
+    np.testing.assert_allclose(got.iou, [50, 100 * 2 / 3])
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_released_metric_equals_one_written_out_pixel_by_pixel(data):
+    n_classes = data.draw(st.integers(1, 5))
+    n_predicted = n_classes + data.draw(st.integers(0, 3))
+    size = data.draw(st.integers(1, 40))
+    label = data.draw(st.lists(st.integers(-1, n_classes - 1), min_size=size, max_size=size))
+    predicted = data.draw(st.lists(st.integers(0, n_predicted - 1), min_size=size, max_size=size))
+    predicted, label = [*predicted, n_predicted - 1, 0], [*label, -1, 0]
+    total = confusion_matrix(np.array(predicted), np.array(label), n_predicted, n_classes)
+    kept = counted(total, "released")
+    got = scores(kept, match_hungarian(kept), count="released")
+    assert (got.accuracy, got.miou) == pytest.approx(released_scores(predicted, label, n_classes))
+
+
+def test_clusters_that_lose_their_class_in_a_tie_count_as_one_more_class():
+    confusion = np.array([[5, 3, 0], [0, 0, 0]])  # id 1 has no class of its own to take
+    got = scores(confusion, np.array([0, -1, 1]), count="released")
+    assert got.accuracy == pytest.approx(100 * 5 / 8) and got.miou == pytest.approx(100 * 5 / 8 / 2)
+
+
+def test_hungarian_solves_clusters_by_classes():
+    """Equally good matchings exist; scipy's choice depends on the orientation."""
+    confusion = np.array([[2, 1, 1], [0, 1, 2], [1, 1, 2]])
+    assert linear_sum_assignment(confusion.T, maximize=True)[1].tolist() == [0, 1, 2]
+    assert linear_sum_assignment(confusion, maximize=True)[1].tolist() == [0, 2, 1], "the case tells them apart"
+    assert match_hungarian(confusion).tolist() == [0, 1, 2]
 
 
 def test_a_class_that_does_not_occur_is_skipped_or_counts_as_zero():
@@ -192,7 +243,7 @@ def test_a_class_that_does_not_occur_is_skipped_or_counts_as_zero():
     assert np.isnan(got.iou).tolist() == [False, True, True]
     assert np.isnan(got.recall).tolist() == [False, True, True]
     assert got.precision[:2].tolist() == [100.0, 0.0] and np.isnan(got.precision[2])
-    released = scores(confusion, count_absent=True)
+    released = scores(confusion, count="released")
     assert released.miou == pytest.approx(100 * 4 / 6 / 2)
     assert released.iou[1] == 0 and np.isnan(released.iou[2])
 
@@ -254,8 +305,9 @@ def test_intervals_equal_a_bootstrap_written_out():
     for weights in draws:
         total = sum(int(w) * counts for w, counts in zip(weights, confusions, strict=True))
         if total.any():
-            samples.append(scores(total, match_hungarian(total), drop_unmatched=True)[:2])
-    found = bootstrap_intervals(confusions, match_hungarian, samples=60, level=80, seed=7, drop_unmatched=True)
+            total = counted(total, "released")
+            samples.append(scores(total, match_hungarian(total), count="released")[:2])
+    found = bootstrap_intervals(confusions, match_hungarian, samples=60, level=80, seed=7, count="released")
     np.testing.assert_allclose(np.array(found).T, np.percentile(samples, [10, 90], axis=0))
 
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from depthg.config.schema import SamplingConfig
+from depthg.kernels.released import released_cloud
 from depthg.training.sampling import (
+    as_read,
     farthest_cells,
     random_cells,
-    regular_grid,
-    released_cloud,
-    released_coordinates,
     sample,
 )
 
@@ -69,15 +68,6 @@ def test_random_start_differs_per_image_and_is_the_first_pick():
     assert (farthest_cells(depth, 4, SamplingConfig(), None)[:, 0] == 0).all()
 
 
-def test_released_cloud_has_its_constants():
-    depth = torch.rand(2, 3, 4)
-    cloud = released_cloud(depth).reshape(2, 3, 4, 3)
-    for n, r, c in np.ndindex(2, 3, 4):
-        z = 5 * depth[n, r, c].item()
-        expected = [3.2395504 * (c / 4 - 0.5) * z, 3.2395504 * (r / 3 - 0.5) * z, z]
-        assert cloud[n, r, c].tolist() == pytest.approx(expected, rel=1e-5)
-
-
 def test_released_unprojection_is_used():
     depth = torch.rand(2, 6, 6)
     cells = farthest_cells(depth, 8, SamplingConfig(unprojection="released"), None)
@@ -86,12 +76,14 @@ def test_released_unprojection_is_used():
 
 
 def test_released_coordinates_transpose_and_read_cell_27_at_26_04():
-    cell = torch.tensor([[27 * 28 + 3]])
-    x, y = released_coordinates(cell, 28, 28, transpose=False)[0, 0].tolist()
-    assert (x + 1) / 2 * 27 == pytest.approx(3 * 27 / 28)
-    assert (y + 1) / 2 * 27 == pytest.approx(26.04, abs=0.005)
-    swapped = released_coordinates(cell, 28, 28, transpose=True)[0, 0].tolist()
-    assert swapped == [y, x]
+    cells, grid = torch.tensor([[27 * 28 + 3, 1]]), (28, 28)
+    assert as_read(cells, grid, SamplingConfig()) is cells
+    near, far = as_read(cells, grid, SamplingConfig(read="bilinear"))[0].tolist()
+    assert (near[0] + 1) / 2 * 28 == pytest.approx(1, abs=1e-5) and near[1] == -1, "in raster order"
+    assert (far[0] + 1) / 2 * 27 == pytest.approx(3 * 27 / 28, abs=1e-5)
+    assert (far[1] + 1) / 2 * 27 == pytest.approx(26.04, abs=0.005)
+    swapped = as_read(cells, grid, SamplingConfig(read="bilinear", transpose=True))[0].tolist()
+    assert swapped == [near[::-1], far[::-1]]
 
 
 def test_sample_reads_cells_or_coordinates():
@@ -102,8 +94,3 @@ def test_sample_reads_cells_or_coordinates():
     random = sample(depth, shape, 9, SamplingConfig(method="random", read="bilinear"), generator)
     assert random.shape == (2, 9, 2) and random.abs().max() <= 1
     assert sample(None, shape, 9, SamplingConfig(), generator).shape == (2, 9), "without depth points are random"
-
-
-def test_regular_grid_ignores_the_points():
-    depth = torch.arange(16.0).view(1, 4, 4)
-    assert regular_grid(depth, 2).tolist() == [[2.5, 4.5, 10.5, 12.5]]

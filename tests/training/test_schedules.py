@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from depthg.config import load_config
 from depthg.training.schedules import exponential_decay, piecewise_constant
 
 
@@ -14,6 +15,15 @@ def test_decay_by_hand():
 
 def test_decay_of_the_coco_preset():
     assert exponential_decay(2333, 0.19, factor=0.6, every=250) == pytest.approx(0.19 * 0.6**9)
+
+
+def test_decay_after_the_step_shows_one_iteration_later():
+    values = [exponential_decay(t, 0.8, factor=0.5, every=10, after=True) for t in (0, 1, 10, 11, 20, 21, 35)]
+    assert values == [0.8, 0.8, 0.8, 0.4, 0.4, 0.2, 0.1]
+    assert all(
+        exponential_decay(t, 0.19, factor=0.6, every=250, after=True) == 0.19 * 0.6 ** ((t - 1) // 250)
+        for t in range(1, 2334)
+    )
 
 
 def test_every_zero_and_factor_one_are_constant():
@@ -27,16 +37,19 @@ def test_every_zero_and_factor_one_are_constant():
     factor=st.floats(0, 1),
     every=st.integers(1, 500),
     minimum=st.floats(0, 1),
+    after=st.booleans(),
 )
-def test_decay_never_rises_and_never_falls_below_the_minimum(t, initial, factor, every, minimum):
-    now, later = (exponential_decay(i, initial, factor=factor, every=every, minimum=minimum) for i in (t, t + 1))
+def test_decay_never_rises_and_never_falls_below_the_minimum(t, initial, factor, every, minimum, after):
+    given = {"factor": factor, "every": every, "minimum": minimum, "after": after}
+    now, later = (exponential_decay(i, initial, **given) for i in (t, t + 1))
     assert later <= now <= initial
     assert later >= min(minimum, initial)
 
 
 def test_points_of_the_released_coco_run():
-    changes = [[1, 9], [1000, 8], [2000, 7]]
-    assert [piecewise_constant(t, 11, changes) for t in (0, 1, 999, 1000, 1999, 2000, 5000)] == [11, 9, 9, 8, 8, 7, 7]
+    sampling = load_config(["experiment=cocostuff27_vits8", "mode=released"]).sampling
+    points = [piecewise_constant(t, sampling.points, sampling.schedule) for t in (0, 1, 1000, 1001, 2000, 2001, 2333)]
+    assert points == [11, 9, 9, 8, 8, 7, 7]
 
 
 def test_no_changes_keep_the_initial_value_and_order_does_not_matter():

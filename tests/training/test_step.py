@@ -217,10 +217,11 @@ def test_depth_on_a_grid_knows_nothing_of_the_points(prepared, monkeypatch):
         seen[at] = record(monkeypatch, step)["depth"]
     assert seen["grid"].shape == seen["points"].shape
     batch = draw_batch(config, data, 0)
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(data.depth[batch.anchors]).float().view(-1, 1, 8, 8), (4, 4), mode="bilinear"
-    )
-    torch.testing.assert_close(seen["grid"], expected.flatten(1))
+    views = Preparation(config, CPU)
+    depth = [views.mapped_depth(data.dataset.train, views.depth_source)(i) for i in batch.anchors]
+    maps = torch.from_numpy(np.stack(depth))[:, None]  # at the size of the photos and views, 64 x 64
+    expected = torch.nn.functional.interpolate(maps, (4, 4), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(seen["grid"], expected[:, 0].transpose(1, 2).flatten(1))
     assert not torch.equal(seen["grid"], seen["points"])
 
 
