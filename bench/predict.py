@@ -64,7 +64,7 @@ class Row:
 
 def write_dino(folder: Path) -> Path:
     """A run on DINO ViT-S/8, converted from a checkpoint in STEGO's format with random weights."""
-    width, layers = DINO["dino_vits8"].embed_dim, 12
+    width, layers = DINO["dino_vits8_300ep"].embed_dim, 12
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 785, width), "patch_embed.proj.weight": (width, 3, 8, 8)}
     shapes |= {name: (width,) for name in ("patch_embed.proj.bias", "norm.weight", "norm.bias")}
     for block in (f"blocks.{i}." for i in range(layers)):

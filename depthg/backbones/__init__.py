@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthg.backbones.dino import DINO, load_dino
-from depthg.backbones.efficientnet import EfficientNetLite0, load_efficientnet_lite0
+from depthg.backbones.efficientnet import PACKAGE, EfficientNetLite0, load_efficientnet_lite0
 from depthg.backbones.vit import VisionTransformer, load_hf
 from depthg.backbones.weights import hash_weights
 
@@ -131,8 +131,8 @@ def load_backbone(name: str, weights: str | Path | None = None, device: str | to
     """A frozen backbone by name.
 
     Args:
-        name: "efficientnet_lite0", "dino_vits8", "dino_vitb8", "dino_vits16", "dino_vitb16", or "hf:" and the hub id or
-            folder of a vision transformer.
+        name: "efficientnet_lite0", "dino_vits8", "dino_vits8_300ep", "dino_vitb8", "dino_vits16", "dino_vitb16", or
+            "hf:" and the hub id or folder of a vision transformer.
         weights: local weights instead of the default ones: a .pth file, for transformers models also a folder.
         device: where the backbone runs.
     Returns: `Backbone`, in evaluation mode, without gradients.
@@ -155,3 +155,12 @@ def load_backbone(name: str, weights: str | Path | None = None, device: str | to
         nearest = f"nearest: {', '.join(near)}; " if near else ""
         raise ValueError(f"unknown backbone {name!r}; {nearest}all: {', '.join(BACKBONES)}")
     return Backbone(name, body).to(device)
+
+
+def weights_source(name: str, weights: str | Path | None = None) -> str:
+    """Where the weights of a backbone come from: name of a file or folder, hub id, or package."""
+    if weights is not None:
+        return Path(weights).name
+    if name in DINO:
+        return DINO[name].hub_id or DINO[name].file
+    return PACKAGE if name == "efficientnet_lite0" else name.removeprefix("hf:")

@@ -36,18 +36,22 @@ MARKER = "patch_embed.proj.weight"  # found once in every network of a DINO chec
 class DinoSpec:
     """Dimensions and sources of one published DINO model."""
 
-    hub_id: str
+    hub_id: str | None  # None: the file alone is published
     url: str
     embed_dim: int
     patch_size: int
     layers: int = 12
 
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
+
 
 _URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
-# STEGO's code reads dino_deitsmall8_300ep_pretrain.pth for ViT-S/8, not these weights: to compare with its tables, pass
-# that file as backbone.weights.
 DINO = {
     "dino_vits8": DinoSpec("facebook/dino-vits8", _URL.format("dino_deitsmall8_pretrain"), 384, 8),
+    # The ViT-S/8 of STEGO, DepthG, HP, EAGLE and SmooSeg: other weights than those of the hub.
+    "dino_vits8_300ep": DinoSpec(None, _URL.format("dino_deitsmall8_300ep_pretrain"), 384, 8),
     "dino_vitb8": DinoSpec("facebook/dino-vitb8", _URL.format("dino_vitbase8_pretrain"), 768, 8),
     "dino_vits16": DinoSpec("facebook/dino-vits16", _URL.format("dino_deitsmall16_pretrain"), 384, 16),
     "dino_vitb16": DinoSpec("facebook/dino-vitb16", _URL.format("dino_vitbase16_pretrain"), 768, 16),
@@ -57,17 +61,20 @@ DINO = {
 def load_dino(name: str, weights: Path | None = None) -> VisionTransformer:
     """A DINO ViT in float32 on the CPU.
 
-    Args: name: a key of `DINO`; weights: the original `.pth`, or a transformers folder; None takes the hub's.
+    Args: name: a key of `DINO`; weights: the original `.pth`, or a transformers folder; None takes the hub's, or for a
+        network that the hub lacks the file in torch's download folder.
     Raises: FileNotFoundError (no weights; says what to download), ValueError (weights of another architecture),
         ImportError (no transformers).
     """
     transformers = import_transformers(name)
+    if DINO[name].hub_id is None:
+        weights = _published_file(name, weights)
     if weights is not None and weights.is_file():
         state = select_network(read_state_dict(weights), weights)
         config = _config_of_state(state, weights)
         source = Source(None, str(weights), {"state_dict": to_transformers_names(state)})
     else:
-        source = find_source(weights or DINO[name].hub_id, name, f" or {DINO[name].url}")
+        source = find_source(weights or DINO[name].hub_id or name, name, f" or {DINO[name].url}")
         config = read_config(source)
         if config.model_type != "vit":
             raise ValueError(f"{source.label} holds a {config.model_type} model where {name} needs a vit model")
@@ -78,6 +85,26 @@ def load_dino(name: str, weights: Path | None = None) -> VisionTransformer:
     )
     model.embeddings.interpolate_pos_encoding = MethodType(_interpolate_pos_encoding, model.embeddings)
     return VisionTransformer(model)
+
+
+def _published_file(name: str, weights: Path | None) -> Path:
+    """Weights of a network that the hub lacks: those given, or the file in torch's download folder.
+
+    Raises: FileNotFoundError (neither), ValueError (another published checkpoint is given).
+    """
+    spec = DINO[name]
+    if weights is None:
+        weights = Path(torch.hub.get_dir()) / "checkpoints" / spec.file
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{name} needs the file {spec.file} of DINO (Facebook Research), which is not on the hub: download "
+                f"{spec.url} and pass backbone.weights=FILE, or save it as {weights}"
+            )
+    for other, known in DINO.items():
+        own = {known.file, f"models--{known.hub_id}".replace("/", "--")}  # the second: its folder in the hub's cache
+        if other != name and own.intersection(weights.resolve().parts):
+            raise ValueError(f"backbone.weights={weights} holds {other}; {name} needs {spec.file} from {spec.url}")
+    return weights
 
 
 def position_embedding(table: Tensor, h: int, w: int) -> Tensor:

@@ -143,7 +143,8 @@ def _evaluation(
     config, n = run.config, counts["cluster"].shape[2]
     matching = config.val.matching if n == len(classes) or config.val.count == "released" else "many_to_one"
     clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
-    base = protocol(config, note, config.depth.source != "none", run.header.get("shifts") or ())
+    shifts, weights = run.header.get("shifts") or (), run.backbone.weights_hash
+    base = protocol(config, note, config.depth.source != "none", shifts, weights)
     base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
     described = protocol_of(base, request.split, len(counts["cluster"]), resolution, variant, clusters, run.checkpoint)
     results = score_all(counts, classes, matching, config.val.count, request.samples) if classes else {}

@@ -9,17 +9,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from depthg.backbones import weights_source
 from depthg.config.schema import Config
 from depthg.inference.read_outs import READ_OUTS, SCORES
 
 
-def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float]) -> dict:
+def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float], weights: str) -> dict:
     """The protocol: settings that the scores of a run depend on.
 
     Args:
         photos: note on which photos and lists of the data set were found; empty: all.
         guided: True if the run had depth.
         shifts: b of self, neighbour and negative pairs.
+        weights: hash of the backbone's weights.
     """
     depth = config.loss.depth
     term = f"{depth.relation}, weight {depth.weight:g}" if guided and depth.weight else "off"
@@ -30,6 +32,7 @@ def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float])
         "checkpoint": "best" if config.checkpoint.rule == "best" else "last",
         "matching": config.val.matching, "count": config.val.count, "seed": config.seed, "mode": config.mode,
         "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
+        "weights": f"{weights_source(config.backbone.name, config.backbone.weights)}, hash {weights}",
         "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,
         "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0,
         "probe_cells": config.probe.cells or "all", "shifts": list(shifts),

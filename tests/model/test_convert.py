@@ -41,7 +41,7 @@ CFG = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """ViT-S/8 with two layers of 128 channels."""
-    monkeypatch.setitem(DINO, "dino_vits8", DinoSpec("facebook/dino-vits8", "url", WIDTH, 8, 2))
+    monkeypatch.setitem(DINO, "dino_vits8_300ep", DinoSpec(None, "url/file.pth", WIDTH, 8, 2))
 
 
 def state_dict(projection="nonlinear", clusters=CLASSES + EXTRA):
@@ -139,6 +139,7 @@ def test_a_checkpoint_becomes_a_run_with_the_same_codes(tmp_path, monkeypatch, k
     run = convert(tmp_path / "a.ckpt", tmp_path / "run")
     loaded = check(run, state)
     assert (loaded.n_clusters, len(loaded.classes), loaded.linear.out_features) == (CLASSES + EXTRA, CLASSES, CLASSES)
+    assert loaded.config.backbone.name == "dino_vits8_300ep", "the checkpoint behind both projects"
     assert loaded.classes[9] == "person" and loaded.config.data.name == "cocostuff27" and loaded.assignment is None
     loss = loaded.config.loss
     assert (loss.self.weight, loss.self.shift, loss.neighbour.shift, loss.negative.shift) == (0.67, 0.08, 0.02, 0.66)
@@ -206,6 +207,9 @@ def test_without_linear_probe_and_without_backbone(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "12 clusters" in text and "no linear probe" in text and "not in the checkpoint" in text
     loaded = load_run(tmp_path / "run")
+    assert loaded.config.backbone.name == "dino_vits8_300ep"
+    with pytest.raises(FileNotFoundError, match=r"needs the file file\.pth of DINO"):
+        loaded.backbone.name  # noqa: B018 it is loaded on first use
     assert loaded.linear is None and loaded.classes == () and loaded.config.backbone.weights is None
     with pytest.raises(ValueError, match="name no DINO network"):
         write(tmp_path / "b.ckpt", bare, {**CFG, "model_type": "vit_tiny"})

@@ -328,7 +328,7 @@ def test_csv_has_a_line_per_seed_and_full_precision():
         (["table4", "data=scenes", "--seeds", "a"], "whole numbers"),
         (["table4", "data=voc2012", "data.root=x"], "needs depth"),
         (["table4", "data=scenes", "hydra/launcher=joblib"], "depthg.train --multirun"),
-        (["table1", "backbone.weights=x.pth", "data.root=x"], "rows need dino_vitb8, dino_vits8"),
+        (["table1", "backbone.weights=x.pth", "data.root=x"], "rows need dino_vitb8, dino_vits8_300ep"),
         (["table4", "data=scenes", "--out", "/proc/none/x"], "cannot write in /proc/none/x"),
     ],
 )
