@@ -42,14 +42,15 @@ class Views:
         crop: "none" (the whole photo) or "five" (its four corners and its centre, in this order: top left, top right,
             bottom left, bottom right, centre).
         interpolation: "antialias" (images bilinear with antialias, labels nearest, float maps area average; the
-            paper's) or "nearest" (all three nearest at `size`, float maps then averaged over the cells of `map_size`;
-            the released code's).
+            paper's) or "nearest" (all three nearest, resized whole and then cropped, float maps then averaged over the
+            cells of `map_size`; the released code's).
         crop_ratio: side of a crop of "five" over the side of the photo, in (0, 1].
         maps: float maps by name: functions of the photo's index that return float32 [H, W] or [C, H, W] at the
             photo's size, all values finite.
         map_size: (height, width) of the maps in a view, for instance the feature grid; `size` when None.
 
-    A crop is scaled, aspect kept, until it covers `size`, and the excess is cut off evenly on both sides.
+    A crop is scaled, aspect kept, until it covers `size`, and the excess is cut off evenly on both sides. "nearest"
+    rounds as `resize_then_crop`.
 
     Raises:
         ValueError: an impossible option, naming it.
@@ -133,10 +134,11 @@ class Views:
         index = self.photo(view)
         photo = self._photo(index, frozenset(parts))
         window, size = self._window(photo.size, view % self.per_photo, self.split.names[index]), self.size
+        nearest = resize_then_crop if self.interpolation == "nearest" else resize_nearest
         image = None if photo.image is None else self._image(photo.image, window, size).transpose(2, 0, 1)
         return View(
             image=None if image is None else torch.from_numpy(np.ascontiguousarray(image)),
-            label=None if photo.label is None else torch.from_numpy(resize_nearest(photo.label, window, size)),
+            label=None if photo.label is None else torch.from_numpy(nearest(photo.label, window, size)),
             maps={
                 name: torch.from_numpy(self._map(values, window, self.map_size)) for name, values in photo.maps.items()
             },
@@ -189,7 +191,7 @@ class Views:
 
     def _image(self, image: np.ndarray, window: "Window", size: tuple[int, int]) -> np.ndarray:
         if self.interpolation == "nearest":
-            return resize_nearest(image, window, size)
+            return resize_then_crop(image, window, size)
         top, left, height, width = window.box
         box = (left, top, min(left + width, window.crop[3]), min(top + height, window.crop[2]))
         return np.asarray(Image.fromarray(window.cut(image)).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
@@ -197,7 +199,7 @@ class Views:
     def _map(self, values: np.ndarray, window: "Window", size: tuple[int, int]) -> np.ndarray:
         channels_last = values.transpose(1, 2, 0)
         if self.interpolation == "nearest":
-            out = resize_nearest(channels_last, window, self.size)
+            out = resize_then_crop(channels_last, window, self.size)
             return cell_means(np.ascontiguousarray(out.transpose(2, 0, 1)), size)
         return resize_area(values, window, size)
 
@@ -238,6 +240,31 @@ def resize_nearest(values: np.ndarray, window: Window, size: tuple[int, int]) ->
 
 def _nearest(start: float, length: float, n: int, limit: int) -> np.ndarray:
     return np.clip(np.floor(start + (np.arange(n) + 0.5) * (length / n)).astype(np.int64), 0, limit - 1)
+
+
+def resize_then_crop(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
+    """Resize the whole crop by Pillow's nearest rule, then cut out its centre: [H, W, ...] -> [*size, ...], any dtype.
+
+    Sizes and offsets are those of torchvision's `Resize` and `CenterCrop`: the side that limits gets its size, the
+    other one is truncated to whole pixels, and half a pixel of excess rounds to even. The result differs by up to a
+    pixel from `resize_nearest`, which samples the window itself.
+    """
+    top, left, height, width = window.crop
+    if height * size[1] <= width * size[0]:
+        whole = size[0], max(size[1], int(size[0] * width / height))
+    else:
+        whole = max(size[0], int(size[1] * height / width)), size[1]
+    rows, columns = (
+        _pillow_nearest(n, resized)[(start := round((resized - kept) / 2)) : start + kept]
+        for n, resized, kept in zip((height, width), whole, size, strict=True)
+    )
+    return values[rows[:, None] + top, columns[None, :] + left]
+
+
+def _pillow_nearest(n: int, resized: int) -> np.ndarray:  # int32 [resized]
+    """Source pixel of every pixel along one axis; asked of Pillow, because its sums decide where centres are ties."""
+    ramp = Image.fromarray(np.arange(n, dtype=np.int32)[None])
+    return np.asarray(ramp.resize((resized, 1), Image.Resampling.NEAREST))[0]
 
 
 def cell_means(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # float32 [C, H, W] -> [C, *size]

@@ -106,7 +106,7 @@ class Caches:
         return {
             "photos": self._fingerprints[id(split)], "count": len(views), "size": list(views.size),
             "crop": views.crop, "crop_ratio": data.crop_ratio if views.crop == "five" else None,
-            "interpolation": data.interpolation,
+            "interpolation": "nearest, then cropped" if data.interpolation == "nearest" else data.interpolation,
         }  # fmt: skip
 
     def make(self, plan: CachePlan, build: Callable[[Build], None]) -> Path:

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from depthg.data.files import DataError
-from depthg.data.transforms import Views, Window, resize_area, resize_nearest, to_float
+from depthg.data.transforms import Views, Window, resize_area, resize_nearest, resize_then_crop, to_float
 
 SIZES = [(40, 60), (61, 43), (50, 50), (33, 200), (8, 8), (17, 90)]
 TARGETS = [(24, 32), (32, 24), (20, 20), (7, 50), (80, 64)]
@@ -124,13 +125,67 @@ def test_nearest_mode_reads_one_pixel_for_everything():
         for axis in (0, 1):
             split = coordinate_split(*photo, axis)
             view = Views(split, (20, 24), interpolation="nearest", maps={"where": split.map}).load(0)
-            centres, _ = expected_centres(photo, (0, 0, *photo), (20, 24), axis)
+            centres, scale = expected_centres(photo, (0, 0, *photo), (20, 24), axis)
             shape = (-1, 1) if axis == 0 else (1, -1)
             expected = np.broadcast_to(np.floor(centres + 1e-9).reshape(shape), (20, 24))
-            assert np.abs(view.label.numpy() - expected).max() <= 1  # a centre may lie on the edge of two pixels
-            assert (view.label.numpy() == expected).mean() > 0.95
+            # The crop starts at a whole pixel of the resized photo, whose length is truncated; a centre
+            # may lie on the edge of two pixels.
+            assert np.abs(view.label.numpy() - expected).max() <= 1 + scale
             assert np.array_equal(view.image[1].numpy(), view.label.numpy() * gain(photo[axis]))
             assert np.array_equal(view.maps["where"][0].numpy(), view.label.numpy() + 0.5)
+
+
+def resized_and_cropped(image, size):
+    """Resize of the shorter side to ``size`` and centre crop, with the published rounding of both, by Pillow alone."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    long = int(size * long / short)
+    image = image.resize((size, long) if width <= height else (long, size), Image.Resampling.NEAREST)
+    top, left = round((image.height - size) / 2.0), round((image.width - size) / 2.0)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def odd_sizes():
+    rng = np.random.default_rng(0)
+    common = [(480, 640), (427, 640), (640, 428), (333, 500), (1024, 2048), (320, 320), (321, 320), (320, 323)]
+    return common + [tuple(int(n) for n in rng.integers(8, 700, 2)) for _ in range(150)]
+
+
+def test_nearest_is_resize_then_crop_pixel_by_pixel():
+    """Every byte of photos and every label, at the sizes of both projects, of even and odd photos, tall and wide."""
+    differ = 0
+    for height, width in odd_sizes():
+        rng = np.random.default_rng(height * width)
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        label = np.arange(height * width, dtype=np.int64).reshape(height, width)
+        for size in (320, 224):
+            view = Views(ArraySplit([image], [label]), (size, size), interpolation="nearest").load(0)
+            expected = resized_and_cropped(Image.fromarray(image), size)
+            assert np.array_equal(view.image.permute(1, 2, 0).numpy(), expected), (height, width, size)
+            numbers = resized_and_cropped(Image.fromarray(label.astype(np.int32)), size)
+            assert np.array_equal(view.label.numpy(), numbers), (height, width, size)
+            whole = Window((0, 0, height, width), (0.0, 0.0, *expected.shape[:2]))
+            assert np.array_equal(resize_then_crop(image, whole, (size, size)), expected)
+            window = Views(ArraySplit([image]), (size, size))._window((height, width), 0, "photo")
+            differ += not np.array_equal(resize_nearest(image, window, (size, size)), expected)
+    assert differ > 100, "sampling the window itself reads other pixels"
+
+
+def test_nearest_crops_of_five_are_resized_by_themselves():
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (427, 641, 3), dtype=np.uint8)
+    views = Views(ArraySplit([image]), (224, 224), "five", interpolation="nearest")
+    for number, (top, left, height, width) in enumerate(five_crops(427, 641)):
+        crop = Image.fromarray(image[top : top + height, left : left + width])
+        assert np.array_equal(views.load(number).image.permute(1, 2, 0).numpy(), resized_and_cropped(crop, 224))
+
+
+@pytest.mark.parametrize("size", [(320, 480), (480, 320), (96, 224)])
+def test_nearest_covers_sizes_that_are_not_square(size):
+    for height, width in odd_sizes()[:60]:
+        image = np.zeros((height, width, 3), np.uint8)
+        view = Views(ArraySplit([image]), size, interpolation="nearest").load(0)
+        assert tuple(view.image.shape) == (3, *size)
 
 
 def test_photo_of_the_target_size_is_untouched():
