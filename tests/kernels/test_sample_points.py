@@ -55,6 +55,17 @@ def test_half_maps(impl, dtype):
     assert torch.equal(sample_points(maps, cells, impl=impl), reference.sample_points(maps, cells))
 
 
+@pytest.mark.parametrize("impl", [*dict.fromkeys(["auto" if x == "cpp" else x for x in [*IMPLS, "eager"]])])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_coordinates_of_half_maps_stay_float32(impl, dtype):
+    maps = torch.arange(28.0).expand(2, 3, 28, 28).to(DEVICE, dtype)  # exact in either type: a cell's value is its x
+    points = torch.rand(2, 400, 2, device=DEVICE) * 2 - 1
+    x = (points[..., :1].double() + 1) / 2 * 27
+    out = sample_points(maps, points, impl=impl)
+    assert out.dtype == dtype
+    assert ((out.double() - x).abs() <= torch.finfo(dtype).eps / 2 * x + 1e-5).all()  # rounded once, at the end
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("kind", ["cells", "coordinates"])
