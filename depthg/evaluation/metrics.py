@@ -166,9 +166,7 @@ def counted(confusion: np.ndarray, count: str) -> np.ndarray:
     return kept
 
 
-def scores(
-    confusion: np.ndarray | torch.Tensor, assignment: np.ndarray | None = None, *, count: str = "all"
-) -> Scores:
+def scores(confusion: np.ndarray | torch.Tensor, assignment: np.ndarray | None = None, *, count: str = "all") -> Scores:
     """Accuracy = trace / sum and mIoU = mean IoU over the classes that occur in the labels, in percent.
 
     Pixels of a cluster without a class are wrong: they count in the denominator of the accuracy and in the union of
