@@ -18,7 +18,8 @@ ALPHA = 2.0  # the cluster probe's softmax: log-softmax of 2 cos (protocol, sect
 class CrfSettings:
     """Pairwise Potts energy of the paper: ``w_g exp(-d^2 / 2 s_g^2) + w_b exp(-d^2 / 2 s_xy^2 - c^2 / 2 s_rgb^2)``.
 
-    ``d`` is the distance of two pixels, ``c`` the distance of their colours in 0..255.
+    ``d`` is the distance of two pixels, ``c`` the distance of their colours in 0..255. The unary term is -log p with
+    p of at least ``least_probability``, as in the released evaluation.
     """
 
     iterations: int = 10
@@ -27,6 +28,7 @@ class CrfSettings:
     bilateral_sxy: float = 67.0  # pixels
     bilateral_srgb: float = 3.0
     bilateral_weight: float = 4.0
+    least_probability: float = 1e-5
 
 
 def check_available() -> None:
@@ -175,6 +177,7 @@ def crf_ids(
 ) -> dict[str, np.ndarray]:  # int16 [H, W]
     """Most probable class of every pixel after the CRF, per probe; ``maps`` as in :func:`probe_log_probabilities`."""
     terms = probe_log_probabilities(maps, image.shape[:2])
-    marginals = refine(image, list(terms.values()), settings)
+    least = np.float32(np.log(settings.least_probability))
+    marginals = refine(image, [np.maximum(term, least, out=term) for term in terms.values()], settings)
     # pydensecrf stores the classes of a pixel contiguously, so this arg-max reads contiguous values.
     return {name: q.transpose(1, 2, 0).argmax(2).astype(np.int16) for name, q in zip(terms, marginals, strict=True)}

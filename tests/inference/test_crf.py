@@ -126,6 +126,16 @@ def test_every_setting_has_its_effect(changes):
     assert error < 0.02 and error < np.abs(found - dense_mean_field(image, term)).mean() / 4
 
 
+def test_probabilities_are_at_least_one_in_a_hundred_thousand(monkeypatch):
+    seen = []
+    monkeypatch.setattr("depthg.inference.crf.refine", lambda image, terms, settings: seen.extend(terms) or terms)
+    scores = np.zeros((2, 3, 4), np.float32)
+    scores[1] = 30
+    for settings, least in ((CrfSettings(), 1e-5), (CrfSettings(least_probability=1e-9), 1e-9)):
+        crf_ids(np.zeros((6, 8, 3), np.uint8), {"linear.scores": scores}, settings)
+        assert np.allclose(seen.pop()[0], np.log(least), rtol=1e-6)
+
+
 @needs_crf
 def test_probes_share_a_lattice_and_results_are_those_of_separate_ones(monkeypatch):
     image, first = scene(5)

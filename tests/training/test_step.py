@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from miniature import settings
+from rich.console import Console
 
 from depthg.features.preparation import Preparation
 from depthg.kernels import reference
+from depthg.runtime.processes import BatchShare
 from depthg.runtime.seeds import seed_of
 from depthg.training.batches import draw_batch, negative_pairs
 from depthg.training.step import Model, Step
+from depthg.training.trainer import check_data, check_shares
 
 CPU = torch.device("cpu")
 
@@ -85,6 +88,48 @@ def test_a_batch_larger_than_the_data_is_an_error(prepared):
     config, data = prepared("batch_size=2", "knn.draw=2")
     with pytest.raises(ValueError, match="batch_size=7 exceeds the 6 training images"):
         draw_batch(dataclasses.replace(config, batch_size=7), data, 0)
+
+
+def test_the_last_smaller_batch_of_an_epoch_is_dropped_or_kept(prepared):
+    config, data = prepared("batch_size=4", "knn.draw=2", "loss.negative.draws=3")
+    assert [len(draw_batch(config, data, t).anchors) for t in range(3)] == [4, 4, 4]
+    kept = dataclasses.replace(config, last_batch="keep")
+    first, last, again = (draw_batch(kept, data, t) for t in range(3))
+    assert [len(batch.anchors) for batch in (first, last, again)] == [4, 2, 4]
+    assert sorted([*first.anchors, *last.anchors]) == list(range(6)), "every image once an epoch"
+    assert np.array_equal(first.anchors, draw_batch(config, data, 0).anchors)
+    step = make_step(kept, data)
+    losses, _ = step.losses(1)
+    sum(losses.values()).backward()
+    assert step.negatives(2, 1, step.generator("any")).shape == (3, 2)
+    assert all(p.grad.isfinite().all() for p in step.model.parameters())
+
+
+def test_a_last_batch_of_one_image_has_no_negative_that_is_another_one(prepared):
+    config, data = prepared("batch_size=5", "last_batch=keep")
+    with pytest.raises(ValueError, match="6 images in batches of 5 holds one image.*last_batch=drop"):
+        check_data(config, data, Console())
+    released = dataclasses.replace(config.loss.negative, pairing="released")
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, negative=released))
+    check_data(config, data, Console())
+    assert make_step(config, data).losses(1)[0]["total"].isfinite(), "as in the released code: its own negative"
+
+
+def test_a_kept_last_batch_cannot_be_divided_among_processes(prepared, monkeypatch):
+    config, _ = prepared("last_batch=keep", "batch_size=2")
+    check_shares(config)
+    monkeypatch.setattr("depthg.runtime.processes.share_of", lambda *_: BatchShare(0, 1, 2))
+    with pytest.raises(ValueError, match="last_batch=keep cannot be divided"):
+        check_shares(config)
+
+
+def test_depth_decays_before_or_after_the_step(prepared, monkeypatch):
+    for decay, expected in (("before", (0.2, 0.1, 0.1)), ("after", (0.2, 0.2, 0.1))):
+        settings = ("loss.depth.factor=0.5", "loss.depth.every=3", f"loss.depth.decay={decay}", "loss.depth.shift=0.4")
+        step = make_step(*prepared(*settings))
+        seen = [record(monkeypatch, step, t) for t in (2, 3, 4)]
+        assert tuple(found["settings"].depth_weight for found in seen) == pytest.approx(expected)
+        assert tuple(found["settings"].depth_shift for found in seen) == pytest.approx([2 * x for x in expected])
 
 
 def test_seeds_differ_by_purpose():
