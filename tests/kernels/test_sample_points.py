@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compile_only import ahead_of_time
-from loss_cases import DEVICE, HALVES, IMPLS, vectors
+from loss_cases import DEVICE, HALVES, IMPLS, INTERPRETING, vectors
 
 from depthg.kernels import reference, sample_points
 
@@ -58,6 +58,8 @@ def test_half_maps(impl, dtype):
 @pytest.mark.parametrize("impl", [*dict.fromkeys(["auto" if x == "cpp" else x for x in [*IMPLS, "eager"]])])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_coordinates_of_half_maps_stay_float32(impl, dtype):
+    if impl == "triton" and INTERPRETING and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter truncates to bfloat16 instead of rounding")
     maps = torch.arange(28.0).expand(2, 3, 28, 28).to(DEVICE, dtype)  # exact in either type: a cell's value is its x
     points = torch.rand(2, 400, 2, device=DEVICE) * 2 - 1
     x = (points[..., :1].double() + 1) / 2 * 27
