@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from depthg.kernels import checks, correlation_loss, depth_correlation_loss, farthest_point_sample, sample_points
-from depthg.kernels.released import released_cloud, released_coordinates
+from depthg.kernels.released import regular_grid, released_cloud, released_coordinates
 
 ATTRIBUTES = (
     "pointwise",
@@ -209,12 +209,8 @@ def _farthest(depth: Tensor, feats: Tensor, side: int) -> Tensor:  # [N, 1, Y, X
 
 
 def _unit_grid(depth: Tensor, side: int) -> Tensor:  # [N, 1, Y, X] -> [N, side * side]
-    """Depth on a regular grid as vectors of one component, normalised: 1 where it is positive, 0 where it is 0.
-
-    Grid point (h, w) comes at ``w * side + h``: the original swaps the axes of the points, but not those of the grid.
-    """
-    grid = F.interpolate(depth, (side, side), mode="bilinear", align_corners=True)
-    return F.normalize(grid, dim=1, eps=1e-10)[:, 0].transpose(1, 2).flatten(1)
+    """Depth on a regular grid as vectors of one component, normalised: 1 where it is positive, 0 where it is 0."""
+    return F.normalize(regular_grid(depth[:, 0], side)[:, None], dim=1, eps=1e-10)[:, 0]
 
 
 def _salience(name: str, salience: Tensor | None, feats: Tensor) -> Tensor:
