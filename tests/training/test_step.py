@@ -107,7 +107,7 @@ def test_the_last_smaller_batch_of_an_epoch_is_dropped_or_kept(prepared):
 
 def test_a_last_batch_of_one_image_has_no_negative_that_is_another_one(prepared):
     config, data = prepared("batch_size=5", "last_batch=keep")
-    with pytest.raises(ValueError, match="6 images in batches of 5 holds one image.*last_batch=drop"):
+    with pytest.raises(ValueError, match=r"6 images in batches of 5 holds one image.*last_batch=drop"):
         check_data(config, data, Console())
     released = dataclasses.replace(config.loss.negative, pairing="released")
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, negative=released))
