@@ -46,7 +46,7 @@ class DataConfig:
     crop_ratio: float = option(0.5, "side of a five-crop relative to the photo", low=0.1, high=1)
     interpolation: str = option(
         "antialias",
-        "antialias: bilinear images, nearest labels, area depth; nearest: all",
+        "antialias: bilinear images, nearest labels, area depth; nearest: all, depth then averaged over each cell",
         choices=("antialias", "nearest"),
     )
     n_train: int = option(300, "scenes only: training images", low=1)
@@ -119,7 +119,11 @@ class SamplingConfig:
     schedule: list[list[int]] = option([], "changes of points per side, [[iteration, points], ...]; empty: constant")
     start: str = option("first", "fps starts at cell 0 or at a random cell", choices=("first", "random"))
     fov_deg: float = option(90.0, "fps: field of view of the unprojection", low=1, high=179)
-    unprojection: str = option("pinhole", "fps: point cloud", choices=("pinhole", "released"))
+    unprojection: str = option(
+        "pinhole",
+        "fps: point cloud of a pinhole camera, or of the released code (degrees taken as radians, z times 5)",
+        choices=("pinhole", "released"),
+    )
     read: str = option(
         "cells",
         "cells: features of the chosen cells; bilinear: at coordinates in [-1, 1], as STEGO",
@@ -148,9 +152,15 @@ class NegativeConfig(TermConfig):
 @dataclass
 class DepthTermConfig(TermConfig):
     shift_mean: bool = option(False, "use the batch mean of D as shift instead of depth.shift")
-    relation: str = option("product", "depth correlation D", choices=(*RELATIONS, "inclination"))
+    relation: str = option(
+        "product", "depth correlation D; unit: 1 wherever both have depth", choices=(*RELATIONS, "inclination")
+    )
     bandwidth: float = option(0.1, "gaussian and euclidean: bandwidth in units of [0, 1] depth", low=1e-6)
-    at: str = option("points", "depth read at the sampled points or on a regular grid", choices=("points", "grid"))
+    at: str = option(
+        "points",
+        "depth read at the sampled points, or on a regular grid that has nothing to do with them",
+        choices=("points", "grid"),
+    )
     pair: str = option("self", "compare a crop with itself or with another crop of its photo", choices=("self", "crop"))
     factor: float = option(
         1.0, "weight and shift are multiplied by this every loss.depth.every iterations (1: constant)", low=0, high=1
