@@ -5,9 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniature import settings, write_camvid
+from PIL import Image
+from torch.nn import functional as F
 
 from depthg.config import load_config
-from depthg.kernels.released import regular_grid
+from depthg.features.preparation import Preparation
+from depthg.kernels import farthest_point_sample
+from depthg.kernels.released import regular_grid, released_cloud, released_coordinates
 from depthg.training.batches import Batch
 from depthg.training.kept_step import KeptData, KeptFeatures, KeptRows
 from depthg.training.step import Model, Step
@@ -73,3 +78,43 @@ def test_depth_of_the_grid_lies_beside_the_points_in_raster_order():
     depth = torch.arange(12.0).view(1, 3, 4)
     assert regular_grid(depth, 2).tolist() == [[0, 8, 3, 11]], "the corners of the map, column by column"
     assert regular_grid(depth, 3).tolist() == [[0, 4, 8, 1.5, 5.5, 9.5, 3, 7, 11]]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A tree of photos of 96 x 80 pixels (width x height) with smooth and noisy depth in metres."""
+    root, rng = write_camvid(tmp_path / "camvid", 3, 1), np.random.default_rng(0)
+    for path in (root / "train").glob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (80, 96, 3), np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 11, (80, 96), np.uint8)).save(root / "trainannot" / path.name)
+        depth = np.add.outer(np.linspace(9, 2, 80), np.sin(np.arange(96) / 9)) + rng.gamma(0.3, 2, (80, 96))
+        np.save(root / "depth" / "train" / f"{path.stem}.npy", depth.astype(np.float32))
+    return root
+
+
+def as_stored_and_loaded(path: Path) -> torch.Tensor:  # float32 [64, 64], whole numbers
+    """Depth of a photo on the way of the released code: 8 bits, then Resize(64, NEAREST) and CenterCrop(64)."""
+    depth = np.load(path)
+    levels = ((depth - depth.min()) / (depth.max() - depth.min()) * 255).astype(np.uint8)
+    resized = Image.fromarray(levels).resize((int(64 * 96 / 80), 64), Image.Resampling.NEAREST)
+    left = round((resized.width - 64) / 2)
+    return torch.from_numpy(np.asarray(resized).astype(np.float32))[:, left : left + 64]
+
+
+def test_depth_and_points_from_photos_on(photos):
+    given = ("mode=released", "batch_size=2", "sampling.schedule=[[1,3]]", "loss.depth.relation=product")
+    config = settings(photos, *given)
+    data = Preparation(config, torch.device("cpu")).run()
+    maps = torch.stack([as_stored_and_loaded(path) for path in sorted((photos / "depth" / "train").glob("*.npy"))])
+    cells = F.adaptive_avg_pool2d(maps[:, None], 8)[:, 0]
+    assert data.depth.dtype == data.depth_grids.dtype == np.float32
+    assert np.abs(data.depth.reshape(3, 8, 8) - (cells / 255).numpy()).max() <= 6e-8
+    step = Step(config, data, Model(data.transform.channels, 8, 0.1, 11, 11), torch.device("cpu"), ahead=False)
+    views, generator = np.arange(3), torch.Generator()
+    for iteration, side in ((0, 4), (1, 3)):
+        picks = farthest_point_sample(released_cloud(cells), side * side).sort(1).values
+        points = step.points(views, iteration, generator)
+        assert torch.equal(points, released_coordinates(picks, 8, 8, transpose=True))
+        grid = F.interpolate(maps[:, None], (side, side), mode="bilinear", align_corners=True)[:, 0]
+        values = step.depth_values(views, points, side)
+        torch.testing.assert_close(values * 255, grid.transpose(1, 2).flatten(1), rtol=1e-6, atol=1e-5)
