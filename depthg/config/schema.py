@@ -251,10 +251,11 @@ class CheckpointConfig:
     every: int = option(100, "iterations between two checkpoints (0: only at the end)", low=0)
     rule: str = option(
         "last",
-        "weights reported: last, or best by validation cluster mIoU (uses labels; needs val.every); both: keeps the "
-        "best, reports the last",
+        "weights reported: last, or best by a validation score of the clusters (uses labels; needs val.every); both: "
+        "keeps the best, reports the last",
         choices=("last", "best", "both"),
     )
+    by: str = option("miou", "score that picks the best checkpoint", choices=("miou", "accuracy"))
 
 
 @dataclass

@@ -64,12 +64,12 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     given = f"{clusters['number']} clusters by {clusters['by']}"
     pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
     scored = [f"{given}, {protocol['matching'].replace('_', ' ')}", pixels] if protocol["matching"] else [given]
-    restart = protocol["probe_reinit"]
+    restart, by = protocol["probe_reinit"], f" by {protocol.get('best_by', 'miou')}"
     return [
         f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
         *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
         "flip" if protocol["flip"] else "no flip", "CRF" if protocol["crf"] else "no CRF",
-        f"{protocol['checkpoint']} checkpoint", *scored,
+        f"{protocol['checkpoint']} checkpoint{by if protocol['checkpoint'] == 'best' else ''}", *scored,
         f"{protocol['backbone']} ({protocol['weights']}), mode {protocol['mode']}",
         f"{protocol['iterations']} iterations, seed {protocol['seed']}",
         f"sampling {protocol['sampling']}, depth {protocol['depth']}, depth term {protocol['depth_term']}",

@@ -181,5 +181,6 @@ def _metrics(job: Job, checkpoint: str) -> dict:
     evaluated = [line for line in read_log(job.folder / "metrics.jsonl") if "cluster.miou" in line]
     if not evaluated:
         raise ValueError("metrics.jsonl holds no evaluation")
-    best = max(evaluated, key=lambda line: line["cluster.miou"])  # the first of equal ones, as in the trainer
+    score = f"cluster.{metrics['protocol'].get('best_by', 'miou')}"
+    best = max(evaluated, key=lambda line: line[score])  # the first of equal ones, as in the trainer
     return {**best, "protocol": {**metrics["protocol"], "checkpoint": "best", "iterations": best["iteration"]}}

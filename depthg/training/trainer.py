@@ -184,13 +184,14 @@ class Trainer:
         return self.kmeans(lambda: training_codes(head, features, count, self.config.seed, self.device))
 
     def validate(self, score: Callable[[], dict]) -> None:
-        """Logs the metrics and, unless ``checkpoint.rule=last``, saves the checkpoint with the best cluster mIoU."""
+        """Logs the metrics and, unless ``checkpoint.rule=last``, saves the best checkpoint by ``checkpoint.by``."""
         started = time.perf_counter()
         metrics = score()
         if metrics:
             self.write_log({key: value for key, value in metrics.items() if key != "per_class"})
-            if self.config.checkpoint.rule != "last" and metrics["cluster.miou"] > self.best:
-                self.best = metrics["cluster.miou"]
+            value = metrics[f"cluster.{self.config.checkpoint.by}"]
+            if self.config.checkpoint.rule != "last" and value > self.best:
+                self.best = value
                 self.save("best")
         self.seconds["evaluate"] += time.perf_counter() - started
 

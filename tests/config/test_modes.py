@@ -24,7 +24,7 @@ def test_every_row_states_both_values():
         if key.endswith("`"):  # set by the mode itself
             assert first.strip("`").lower() == str(plain[name][1]).lower()
             assert second.strip("`").lower() == str(released[name][1]).lower()
-    assert sum("alone" in row[0] for row in rows) == 3
+    assert sum("alone" in row[0] for row in rows) == 4
 
 
 def test_unset_options_are_not_in_the_table():

@@ -31,7 +31,9 @@ from depthg.train import train
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 CASES = {
     "paper": ["batch_size=32"],  # 2 processes x 16 against 1 x 32
-    "released": ["batch_size=8", "mode=released", "loss.shifts=auto", "val.every=10", "checkpoint.rule=best"],
+    "released": [
+        "batch_size=8", "mode=released", "last_batch=drop", "loss.shifts=auto", "val.every=10", "checkpoint.rule=best",
+    ],
     "crops": [
         "batch_size=8", "data.crop=five", "loss.depth.pair=crop", "loss.depth.shift_mean=true", "probe.cells=5",
         "sampling.start=random",
@@ -41,7 +43,7 @@ CASES = {
     "uncentred": ["batch_size=8", "loss.center=false", "loss.scope=process", "iterations=8"],
     "halves": ["batch_size=8", "loss.scope=process", "iterations=8"],
     "bfloat16": ["batch_size=8", "precision=bfloat16", "iterations=8"],
-    "bfloat16-released": ["batch_size=8", "mode=released", "precision=bfloat16", "iterations=8"],
+    "bfloat16-released": ["batch_size=8", "mode=released", "last_batch=drop", "precision=bfloat16", "iterations=8"],
 }  # fmt: skip
 DIVERGE = """from depthg import train
 from depthg.runtime import processes

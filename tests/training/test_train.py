@@ -205,6 +205,23 @@ def test_best_checkpoint_is_kept_reported_and_named_in_the_protocol(root, tmp_pa
     assert read_checkpoint(run / "checkpoints" / "best")[1]["best"] == pytest.approx(best, abs=1e-3)
 
 
+@pytest.mark.parametrize("score", ["miou", "accuracy"])
+def test_the_score_that_picks_the_best_checkpoint(root, score):
+    scores = iter([(3.0, 1.0), (2.0, 2.0), (1.0, 3.0), (2.5, 1.5)])
+
+    def measured(*_, **__):
+        accuracy, miou = next(scores, (0.0, 0.0))
+        return {"cluster.accuracy": accuracy, "cluster.miou": miou}
+
+    trainer = Trainer.__new__(Trainer)
+    trainer.config, trainer.best = settings(root, "val.every=5", "checkpoint.rule=best", f"checkpoint.by={score}"), -1.0
+    trainer.seconds, saved = {"evaluate": 0.0}, []
+    trainer.write_log, trainer.save = lambda _: None, saved.append
+    for _ in range(4):
+        trainer.validate(measured)
+    assert (len(saved), trainer.best) == {"miou": (3, 3.0), "accuracy": (1, 3.0)}[score]
+
+
 def test_both_checkpoints_are_kept_and_the_last_is_reported(root, tmp_path):
     last = train(settings(root, "name=a", "val.every=5"))
     both = train(settings(root, "name=b", "val.every=5", "checkpoint.rule=both"))
