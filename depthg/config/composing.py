@@ -26,6 +26,12 @@ def group_choices(group: str) -> list[str]:
     return sorted(Path(item.name).stem for item in files if item.name.endswith(".yaml"))
 
 
+def preset(group: str, name: str) -> dict:
+    """The settings of one preset, e.g. ``preset("mode", "released")``."""
+    file = resources.files("depthg.config.conf") / group / f"{name}.yaml"
+    return parse_yaml(file.read_text(encoding="utf-8"))
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ValueError for an unknown key or preset, naming the nearest valid one."""
     keys = [*options(), *GROUPS]

@@ -50,7 +50,12 @@ class DataConfig:
         choices=("antialias", "nearest"),
     )
     n_train: int = option(300, "scenes only: training images", low=1)
-    n_val: int = option(60, "validation images (scenes), or maximum number of photos shown and scored (folder)", low=1)
+    n_val: int | None = option(
+        None, "validation images (scenes), or maximum number of photos shown and scored (folder); default: 60", low=1
+    )
+    held_out: bool = option(
+        True, "folder with labels: score photos that training does not see; false: score all (evaluate only)"
+    )
     n_test: int = option(60, "scenes only: held-out images", low=1)
     scene_seed: int = option(0, "scenes only: seed of the renderer", low=0)
     eval_split: str = option("val", "split scored at the end and by val.every", choices=("val", "test"))

@@ -35,6 +35,7 @@ def load_dataset(
     on_error: str = "raise",
     cache_dir: str | Path | None = None,
     seed: int = 0,
+    held_out: bool = True,
     **given: int | str | Path | None,
 ) -> Dataset:
     """Open a data set by name.
@@ -46,6 +47,7 @@ def load_dataset(
         on_error: "raise" or "skip" for photos that cannot be used.
         cache_dir: where scenes keeps its rendered photos; the user cache folder when None.
         seed: seed of scenes.
+        held_out: False: folder scores all its labelled photos; other data sets have their own splits.
         given: n_train, n_val, n_test and size (pixels) of scenes, n_val of folder; a data set leaves alone those that
             its files decide. list_train and list_val: text files with a photo per line, for data sets that have
             lists. labels and classes of folder. None stands for not given.
@@ -74,8 +76,8 @@ def load_dataset(
     check_root(name, root)
     _check_files(name, files, takes)
     open_it: Callable[..., Dataset] = getattr(import_module(f"depthg.data.{module}"), kind)
-    n_val = {"n_val": counts["n_val"]} if name == "folder" and "n_val" in counts else {}
-    return open_it(root, on_error=on_error, **files, **n_val)
+    own = {"n_val": counts.get("n_val"), "held_out": held_out} if name == "folder" else {}
+    return open_it(root, on_error=on_error, **files, **own)
 
 
 def _scenes(cache_dir: str | Path | None, seed: int, counts: Mapping[str, Any]) -> Any:  # what a Dataset has

@@ -17,6 +17,7 @@ NOT_READ = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", "
 EXPECTED = f"""
 photos, in subfolders if you like ({" ".join(IMAGE_SUFFIXES)})
 """
+N_VAL = 60
 Files = FileSplit | Subset
 EXPECTED_LABELS = "label maps of ids (.png) under the photos' relative paths"
 
@@ -26,15 +27,17 @@ class Folder(Dataset):
 
     Without labels `train` is all photos and `val` at most `n_val` of them, evenly spread: nothing is scored, so the
     same photos serve for pictures. With labels `val` is at most `n_val` and at most half of the labelled photos,
-    evenly spread, and `train` all others, those without a label map too (all void). Lists say otherwise.
+    evenly spread, and `train` all others, those without a label map too (all void). Without `held_out` nothing is
+    trained here: `val` is all labelled photos, or `n_val` of them, and `train` all photos. Lists say otherwise.
 
     Args:
         root: the folder.
-        n_val: largest number of photos in `val`, unless a list names them.
+        n_val: largest number of photos in `val`, unless a list names them; None: 60, no limit without `held_out`.
         on_error: "raise", or "skip" to leave out (and report) photos that cannot be read and label maps without photo.
         labels: folder of label maps of ids, under the photos' relative paths.
         classes: text file that names the ids, see `classes.read_classes`; needed with `labels`.
         list_train, list_val: text files with a photo per line, relative to `root`.
+        held_out: keep photos out of `train` for scoring; needs labels to have an effect.
 
     Raises:
         FileNotFoundError: a folder or file is missing, or holds no photo or label map.
@@ -45,15 +48,16 @@ class Folder(Dataset):
     def __init__(
         self,
         root: str | Path,
-        n_val: int = 60,
+        n_val: int | None = None,
         on_error: str = "raise",
         *,
         labels: str | Path | None = None,
         classes: str | Path | None = None,
         list_train: str | Path | None = None,
         list_val: str | Path | None = None,
+        held_out: bool = True,
     ):
-        if n_val < 1:
+        if n_val is not None and n_val < 1:
             raise ValueError(f"n_val={n_val} must be at least 1")
         if (labels is None) != (classes is None):
             raise ValueError(
@@ -67,9 +71,11 @@ class Folder(Dataset):
         val = _listed(list_val, "data.list_val", root, split, on_error)
         if folder is None:
             train = list(range(len(split))) if train is None else train
-            val = [train[index] for index in spread(len(train), n_val)] if val is None else val
+            val = [train[index] for index in spread(len(train), n_val or N_VAL)] if val is None else val
+        elif held_out:
+            train, val = _held_out(len(split), labelled, train, val, n_val or N_VAL)
         else:
-            train, val = _held_out(len(split), labelled, train, val, n_val)
+            train, val = _all_scored(len(split), labelled, train, val, n_val)
         super().__init__(
             name="folder",
             classes=known.names,
@@ -163,6 +169,15 @@ def _held_out(
     if both:
         warnings.warn(f"{both} photos are in data.list_train and in data.list_val: scored and trained on", stacklevel=3)
     return train, val
+
+
+def _all_scored(
+    total: int, labelled: Sequence[int], train: list[int] | None, val: list[int] | None, n_val: int | None
+) -> tuple[list[int], list[int]]:
+    """Train and val where nothing is trained: all photos, and all labelled ones, at most n_val of them."""
+    if val is None:
+        val = [labelled[position] for position in spread(len(labelled), n_val or len(labelled))]
+    return list(range(total)) if train is None else train, val
 
 
 def spread(total: int, n: int) -> np.ndarray:  # int64 [min(n, total)]

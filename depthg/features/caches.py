@@ -70,6 +70,7 @@ class Caches:
                 data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
                 n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
                 list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
+                held_out=data.held_out,
             )  # fmt: skip
         self.evaluation_split = getattr(self.dataset, data.eval_split, None)
         if self.evaluation_split is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from depthg.backbones import load_backbone
 from depthg.backbones.dino import DINO, MARKER, select_network
-from depthg.config.composing import to_config
+from depthg.config.composing import preset, to_config
 from depthg.config.schema import Config
 from depthg.data.files import show
 from depthg.features.transform import FeatureTransform
@@ -203,8 +203,9 @@ def _config(settings: dict, modules: dict[str, Any], name: str, with_weights: bo
         "data.name": DATA.get(str(settings.get("dataset_name")), "folder"), "data.eval_size": [EVAL_SIZE, EVAL_SIZE],
         "backbone.name": name, "head.dim": modules["head"].linear.out_features, "head.dropout": dropout,
         "backbone.weights": BACKBONE_FILE if with_weights else None, "sampling.method": "random",
+        "data.held_out": False,
     }  # fmt: skip
-    node = OmegaConf.create()
+    node = OmegaConf.create(preset("mode", "released"))
     for key, value in values.items():
         OmegaConf.update(node, key, value)
     return to_config(node)

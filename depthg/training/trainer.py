@@ -40,6 +40,11 @@ class Trainer:
         processes.start(self.device)
         processes.from_main(lambda: check_run(config))
         check_shares(config)
+        if config.data.labels and not config.data.held_out:
+            raise ValueError(
+                "data.held_out=false scores photos whose labels the linear probe is trained on; leave it out here, and "
+                "give it to depthg.evaluate"
+            )
         self.config = config = dataclasses.replace(config, precision=processes.precision(config.precision))
         preparation = Preparation(config, self.device)
         self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash

@@ -170,6 +170,27 @@ def test_labels_of_all_photos(tmp_path):
     assert load_dataset("folder", **labelled(tmp_path / "other"), n_val=1).val.names == ["00"]
 
 
+def test_all_labelled_photos_are_scored_where_nothing_is_trained(tmp_path):
+    options = labelled(tmp_path, 8, with_map=(1, 2, 5, 7))
+    data = load_dataset("folder", **options, held_out=False)
+    assert data.val.names == ["01", "02", "05", "07"] and data.train.names == [f"0{number}" for number in range(8)]
+    assert data.note == "labels for 4 of 8 photos, 4 scored"
+    assert load_dataset("folder", **options, held_out=False, n_val=2).val.names == ["01", "07"]
+    (tmp_path / "list.txt").write_text("02\n01\n")
+    data = load_dataset("folder", **options, held_out=False, list_val=tmp_path / "list.txt")
+    assert data.val.names == ["02", "01"] and len(data.train) == 8
+    data = load_dataset("folder", **options, held_out=False, list_train=tmp_path / "list.txt")
+    assert len(data.val) == 4 and data.train.names == ["02", "01"]
+
+
+def test_there_is_no_limit_on_what_is_scored_where_nothing_is_trained(tmp_path):
+    options = labelled(tmp_path, 130)
+    numbers = [len(load_dataset("folder", **options, held_out=held_out).val) for held_out in (True, False)]
+    assert numbers == [60, 130]
+    del options["labels"], options["classes"]
+    assert len(load_dataset("folder", **options, held_out=False).val) == 60, "nothing is scored without labels"
+
+
 def test_photos_without_label_map_train_all_void(tmp_path):
     data = load_dataset("folder", **labelled(tmp_path, with_map=(1, 2, 5, 7)))
     assert data.val.names == ["01", "07"] and data.train.names == ["00", "02", "03", "04", "05", "06"]

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from depthg.backbones.dino import DINO, DinoSpec
 from depthg.convert import main
-from depthg.data.folder import spread
 from depthg.evaluate import main as evaluate
 from depthg.foreign.records import MAX_DEPTH
 from depthg.model.converted import BACKBONE_FILE, convert
@@ -306,10 +305,10 @@ def labelled_photos(tmp_path, count):
     ]  # fmt: skip
 
 
-def held_out(tmp_path, part):
-    """What `data=folder` scores: three of the six photos."""
+def all_photos(tmp_path, part):
+    """What `data=folder` scores of a converted run: all six photos."""
     return torch.from_numpy(
-        np.stack([np.array(Image.open(sorted((tmp_path / "camvid" / part).iterdir())[i])) for i in spread(6, 3)])
+        np.stack([np.array(Image.open(path)) for path in sorted((tmp_path / "camvid" / part).iterdir())])
     )
 
 
@@ -331,10 +330,11 @@ def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_cluste
     found = json.loads(path.read_text())
     assert found["classes"] == names and ("linear" in found["results"]) == probe
     assert {"cluster", "kmeans_codes", "kmeans_features"} <= set(found["results"])
+    assert found["protocol"]["images"] == 6 and found["protocol"]["photos"] == "labels for 6 of 6 photos, 6 scored"
 
     run = load_run(tmp_path / "run")
     if probe:
-        labels, images = held_out(tmp_path, "trainannot"), held_out(tmp_path, "train").permute(0, 3, 1, 2) / 255
+        labels, images = all_photos(tmp_path, "trainannot"), all_photos(tmp_path, "train").permute(0, 3, 1, 2) / 255
         ids = F.interpolate(stego(state, images)[2], (64, 64), mode="bilinear").argmax(1)
         accuracy = 100 * float((ids == labels)[labels < 11].float().mean())
         assert found["results"]["linear"]["accuracy"] == pytest.approx(accuracy, abs=0.5)
@@ -344,6 +344,24 @@ def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_cluste
     assert predict([str(tmp_path / "run"), str(tmp_path / "camvid" / "val"), "--out", str(out)]) == 0
     legend = json.loads((out / "legend.json").read_text())
     assert legend["named"] and [row["name"] for row in legend["ids"]] == [names[c] for c in run.assignment]
+
+
+@pytest.mark.parametrize("option, images", [("data.n_val=2", 2), ("data.held_out=true", 3)])
+def test_fewer_photos_are_scored_on_demand(tmp_path, option, images):
+    write(tmp_path / "a.ckpt", cfg={**CFG, "dataset_name": "directory"})
+    convert(tmp_path / "a.ckpt", tmp_path / "run")
+    arguments = [*labelled_photos(tmp_path, CLASSES), "--no-kmeans", "--bootstrap", "0"]
+    assert evaluate([str(tmp_path / "run"), *arguments, option]) == 0
+    (path,) = (tmp_path / "run" / "evaluations").glob("*.json")
+    assert json.loads(path.read_text())["protocol"]["images"] == images
+
+
+def test_a_converted_run_is_scored_as_the_authors_score(tmp_path):
+    write(tmp_path / "a.ckpt")
+    config = load_run(convert(tmp_path / "a.ckpt", tmp_path / "run")).config
+    assert (config.mode, config.data.interpolation, config.data.eval_size) == ("released", "nearest", [320, 320])
+    assert (config.val.count, config.val.matching) == ("released", "hungarian")
+    assert (config.data.held_out, config.data.n_val) == (False, None)
 
 
 @pytest.mark.parametrize(
