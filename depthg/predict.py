@@ -41,6 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="resize: scale photos to the run's evaluation size (default); SIZE: keep the photos' resolution and blend "
         "overlapping square windows with sides of SIZE pixels",
     )  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="average the codes of photo and mirror image")
     parser.add_argument("--crf", action="store_true", help="refine with a dense CRF (the extra crf)")
     parser.add_argument("--probabilities", action="store_true", help="DIR/probabilities: float16 [clusters, H, W]")
     parser.add_argument("--overlay", choices=tuple(OVERLAYS), default="jpg", help="format of overlays (%(default)s)")
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     targets = plan(found, options.out, options.overlay, options.probabilities)
     segmenter = Segmenter.load(
         options.run, checkpoint=options.checkpoint, device=options.device, window=options.window,
-        batch=options.batch, weights=options.weights,
+        batch=options.batch, flip=options.flip, weights=options.weights,
     )  # fmt: skip
     if segmenter.run.n_clusters > 256:
         raise ValueError(f"{segmenter.run.n_clusters} clusters do not fit the 256 colours of a PNG palette")
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     with ProgressBar("predicting", len(targets)) as bar:
         counts, failed = predict_files(segmenter, targets, options.crf, bar.advance)
     failed = problems + failed
-    text = legend(segmenter, counts, options.out, failed, window=options.window, crf=options.crf)
+    text = legend(segmenter, counts, options.out, failed, window=options.window, flip=options.flip, crf=options.crf)
     write_text(options.out / LEGEND, json.dumps(text, indent=1))
     print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
     named = "" if text["named"] else " (named by number: no matching to classes is stored for this checkpoint)"

@@ -124,8 +124,8 @@ def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, va
     clusters = "" if request.clusters is None else f"k{request.clusters}"
     own, now = to_config(stored_settings(run.path)), run.config
     words = [getattr(now.val, key) for key in ("matching", "count") if getattr(now.val, key) != getattr(own.val, key)]
-    keys = ("labels", "classes", "list_train", "list_val", "n_val", "n_test", "held_out")
-    keys += ("root",) * (now.data.name == "folder")
+    keys = ["labels", "classes", "list_train", "list_val", "n_val", "n_test", "held_out"]
+    keys += ["root"] * (now.data.name == "folder")
     other = [(key, getattr(now.data, key)) for key in keys if getattr(now.data, key) != getattr(own.data, key)]
     checksum = f"{zlib.crc32(repr(other).encode()):08x}" if other else ""
     parts = (now.data.name, request.split, size, variant.name, run.checkpoint, clusters, *words, checksum)

@@ -65,18 +65,19 @@ class Segmenter:
             length). A number keeps the photo's resolution and cuts it into overlapping square windows with this side in
             pixels (rounded to a multiple of ``backbone.multiple``); their codes are blended.
         batch: windows per forward pass.
+        flip: average the codes of every window and of its mirror image, as ``depthg.evaluate --flip`` (twice the time).
 
     Raises:
         ValueError: an invalid window or batch, or the backbone's weights differ from those of training.
     """
 
-    def __init__(self, run: LoadedRun, window: int | str = RESIZE, batch: int = 8):
+    def __init__(self, run: LoadedRun, window: int | str = RESIZE, batch: int = 8, flip: bool = False):
         smallest = run.backbone.multiple  # loads the backbone, so that its errors are raised here
         if window != RESIZE and (not isinstance(window, int) or window < smallest):
             raise ValueError(f"window={window!r} is not possible; use {RESIZE!r} or at least {smallest} pixels")
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1")
-        self.run, self.batch = run, batch
+        self.run, self.batch, self.flip = run, batch, flip
         self.window = window if isinstance(window, int) else None
 
     @classmethod
@@ -88,6 +89,7 @@ class Segmenter:
         device: str = "auto",
         window: int | str = RESIZE,
         batch: int = 8,
+        flip: bool = False,
         weights: str | PathLike | None = None,
     ) -> Segmenter:
         """Reads a run folder and its backbone.
@@ -96,7 +98,7 @@ class Segmenter:
             run: folder of ``depthg.train`` or ``depthg.convert``.
             checkpoint: ``last`` or ``best``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            window, batch: see the class.
+            window, batch, flip: see the class.
             weights: path of the backbone's weights, if it differs from that of training.
 
         Raises:
@@ -104,7 +106,7 @@ class Segmenter:
             ValueError: damaged files, or files that do not belong together.
         """
         moved = [] if weights is None else [f"backbone.weights={weights}"]
-        return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch)
+        return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch, flip)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -249,6 +251,13 @@ class Segmenter:
 
     def _codes(self, windows: list[np.ndarray]) -> Tensor:  # [B, h*w, K]
         pixels = to_device(torch.from_numpy(np.stack(windows)), self.run.device).permute(0, 3, 1, 2)
+        if not self.flip:
+            return self._codes_of(pixels)
+        codes, mirrored = self._codes_of(pixels), self._codes_of(pixels.flip(-1))
+        columns = pixels.shape[3] // self.run.backbone.stride
+        return (codes + mirrored.unflatten(1, (-1, columns)).flip(2).flatten(1, 2)) / 2
+
+    def _codes_of(self, pixels: Tensor) -> Tensor:  # uint8 [B, 3, H, W] -> [B, h*w, K]
         size = (pixels.shape[2] // self.run.backbone.stride, pixels.shape[3] // self.run.backbone.stride)
         maps = self.run.backbone.stage_maps(to_float(pixels))
         step = 1 if pixels.is_cpu else len(pixels)  # intermediate results are as large as the features

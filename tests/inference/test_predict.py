@@ -113,6 +113,14 @@ def test_crf(run, photos, tmp_path):
         assert (ids == segmenter.predict(entry["photo"], crf=True).ids).all()
 
 
+def test_flip(run, photos, tmp_path):
+    assert call(run, photos / "a.jpg", "--out", tmp_path / "flip", "--flip", "--overlay", "none") == 0
+    assert call(run, photos / "a.jpg", "--out", tmp_path / "plain", "--overlay", "none") == 0
+    assert (read(tmp_path / "flip")["flip"], read(tmp_path / "plain")["flip"]) == (True, False)
+    flip, plain = (np.array(Image.open(tmp_path / name / "ids" / "a.png")) for name in ("flip", "plain"))
+    assert (flip == Segmenter.load(run, flip=True).predict(photos / "a.jpg").ids).all() and (flip != plain).any()
+
+
 def test_crf_without_its_package(run, photos, tmp_path, monkeypatch, capsys):
     def missing():
         raise ImportError("the CRF needs pydensecrf2")

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from depthg.data.camvid import CLASSES
+from depthg.data.camvid import CLASSES, CamVid
 from depthg.data.colours import class_palette
 from depthg.data.files import DataError
+from depthg.evaluation.metrics import confusion_matrix
+from depthg.evaluation.one_pass import EvaluationPass, Variant, probe_read_outs
+from depthg.inference.crf_pool import CrfPool
 from depthg.inference.read_outs import predict_ids
 from depthg.inference.segmenter import Segmentation, Segmenter
 from depthg.inference.windows import scaled
@@ -43,6 +46,44 @@ def test_a_photo_of_evaluation_size_gives_what_evaluation_gives(segmenter, run, 
     assert isinstance(found, Segmentation) and found.ids.dtype == np.uint8 and found.probabilities is None
     assert (found.ids == expected).mean() > 0.999
     assert len(set(np.unique(found.ids))) > 1
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_flip_gives_the_ids_that_evaluation_counts(run, shared_tree, monkeypatch, crf):
+    """Confusion matrices of the evaluation's pass and of the ids of ``predict``, photo by photo."""
+    if crf:
+        pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
+    loaded = load_run(run)
+    network, transform = loaded.backbone, loaded.transform
+
+    def exact(self, images):  # evaluation rounds features as the cache of the training does, predict does not
+        return transform(network(images).flatten(2).transpose(1, 2).float())
+
+    monkeypatch.setattr(type(loaded), "features", exact)
+    split = CamVid(shared_tree).val
+    with CrfPool(1) as pool:
+        counting = EvaluationPass(loaded, probe_read_outs(loaded), [Variant(True, crf)], 11, pool)
+        counts = counting.over(split, [(64, 64)])[(64, 64), Variant(True, crf), "cluster"]
+    both, plain = Segmenter(loaded, flip=True), Segmenter(loaded)
+    changed = 0
+    for number, expected in enumerate(counts):
+        image, label = split.image(number), split.label(number)
+        found = both.predict(image, crf=crf).ids
+        assert np.abs(confusion_matrix(found.astype(np.int64), label, 11, 11) - expected).sum() <= 2, (
+            "ties in the last bit"
+        )
+        changed += (plain.predict(image, crf=crf).ids != found).sum()
+    assert len(counts) == 3 and changed > 10, "averaging changes ids"
+
+
+@pytest.mark.parametrize("window", ["resize", 64])
+def test_flip_of_a_mirrored_photo_gives_mirrored_ids(segmenter, window):
+    image = photo(64, 96) if window == "resize" else photo(64, 160)
+    both = Segmenter(segmenter.run, window, flip=True)
+    one, other = both.predict(image).ids, both.predict(np.ascontiguousarray(image[:, ::-1])).ids
+    assert (one == other[:, ::-1]).mean() > 0.999
+    plain = Segmenter(segmenter.run, window)
+    assert (plain.predict(image).ids == plain.predict(np.ascontiguousarray(image[:, ::-1])).ids[:, ::-1]).mean() < 0.99
 
 
 def test_probabilities_are_those_of_up_sampled_codes(segmenter, run):
