@@ -247,6 +247,11 @@ class ValConfig:
         "all: every labelled pixel; released: drop pixels of clusters beyond the class number, absent classes count 0",
         choices=("all", "released"),
     )
+    crf_image: str = option(
+        "photo",
+        "bytes that the CRF compares: the photo's; released: normalised and back, truncated, up to 1 lower",
+        choices=("photo", "released"),
+    )
     panels: int = option(8, "pictures written at the end", low=0)
     kmeans_samples: int = option(40_000, "feature vectors used by the k-means baselines", low=100)
 

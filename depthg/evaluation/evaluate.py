@@ -127,6 +127,8 @@ def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, va
     keys = ["labels", "classes", "list_train", "list_val", "n_val", "n_test", "held_out"]
     keys += ["root"] * (now.data.name == "folder")
     other = [(key, getattr(now.data, key)) for key in keys if getattr(now.data, key) != getattr(own.data, key)]
+    if now.val.crf_image != own.val.crf_image:
+        words.append(f"crf_{now.val.crf_image}")
     checksum = f"{zlib.crc32(repr(other).encode()):08x}" if other else ""
     parts = (now.data.name, request.split, size, variant.name, run.checkpoint, clusters, *words, checksum)
     return "-".join(filter(None, parts))
@@ -146,6 +148,7 @@ def _evaluation(
     clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
     shifts, weights = run.header.get("shifts") or (), run.backbone.weights_hash
     base = protocol(config, note, config.depth.source != "none", shifts, weights)
+    base |= {"crf_image": config.val.crf_image} if variant.crf else {}
     base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
     described = protocol_of(base, request.split, len(counts["cluster"]), resolution, variant, clusters, run.checkpoint)
     results = score_all(counts, classes, matching, config.val.count, request.samples) if classes else {}

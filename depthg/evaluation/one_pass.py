@@ -15,6 +15,7 @@ from depthg.data.base import Split
 from depthg.data.transforms import to_float
 from depthg.evaluation.frames import Frame, Resolution, batches
 from depthg.evaluation.metrics import image_confusions
+from depthg.inference.crf_image import crf_image
 from depthg.inference.crf_pool import CrfPool
 from depthg.inference.read_outs import predict_ids
 from depthg.model.loaded_run import LoadedRun
@@ -187,7 +188,8 @@ class EvaluationPass:
             maps: dict[str, np.ndarray] = {}
             for name, read in probes.items():
                 maps |= read.maps(name, own, grid)
-            self._refining.append((frame, variant, self.pool.submit(frame.image, maps)))
+            image = crf_image(frame.image, self.run.config.val.crf_image)
+            self._refining.append((frame, variant, self.pool.submit(image, maps)))
 
     def _collect(self) -> None:
         """Waits for the oldest image in the CRF pool and counts it."""

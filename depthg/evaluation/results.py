@@ -61,6 +61,7 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     """The parts of :func:`protocol_line`."""
     size, clusters = protocol["resolution"], protocol["clusters"]
     size = size if isinstance(size, str) else f"{size[0]} x {size[1]} centre crop"
+    crf = "CRF on released bytes" if protocol.get("crf_image") == "released" else "CRF"
     given = f"{clusters['number']} clusters by {clusters['by']}"
     pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
     scored = [f"{given}, {protocol['matching'].replace('_', ' ')}", pixels] if protocol["matching"] else [given]
@@ -68,7 +69,7 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     return [
         f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
         *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
-        "flip" if protocol["flip"] else "no flip", "CRF" if protocol["crf"] else "no CRF",
+        "flip" if protocol["flip"] else "no flip", crf if protocol["crf"] else "no CRF",
         f"{protocol['checkpoint']} checkpoint{by if protocol['checkpoint'] == 'best' else ''}", *scored,
         f"{protocol['backbone']} ({protocol['weights']}), mode {protocol['mode']}",
         f"{protocol['iterations']} iterations, seed {protocol['seed']}",

@@ -20,6 +20,7 @@ from depthg.data.colours import class_palette
 from depthg.data.files import DataError
 from depthg.data.transforms import to_float
 from depthg.inference.crf import ALPHA, check_available, cosines, crf_ids, log_softmax
+from depthg.inference.crf_image import crf_image
 from depthg.inference.read_outs import predict_ids
 from depthg.inference.windows import NetworkPhoto, as_rgb, blend, cut, layout, scaled
 from depthg.kernels.upsampling import up_sampled_ids
@@ -281,10 +282,9 @@ class Segmenter:
         return {"cluster.codes": maps.codes, "cluster.centroids": self._centroids}
 
     def refined(self, photo: NetworkPhoto, maps: Maps, refine: Callable[..., dict] = crf_ids) -> np.ndarray:
-        """Cluster of every pixel after the CRF."""
-        return refine(photo.image, self.unary(maps))["cluster"].astype(
-            np.uint8 if self.run.n_clusters < 256 else np.uint16
-        )
+        """Cluster of every pixel after the CRF, which compares the bytes of the run's ``val.crf_image``."""
+        image = crf_image(photo.image, self.run.config.val.crf_image)
+        return refine(image, self.unary(maps))["cluster"].astype(np.uint8 if self.run.n_clusters < 256 else np.uint16)
 
     def probabilities(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
         """Softmax of twice the cosines to the centroids, float32 [n_clusters, H, W]."""

@@ -28,7 +28,8 @@ CHECKPOINTS = ("last", "best")
 MOVABLE = (
     "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
     "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.list_train", "data.list_val",
-    "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.kmeans_samples",
+    "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.crf_image",
+    "val.kmeans_samples",
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ RELEASED = {
     "knn.dropout": True,
     "knn.exclude_same_photo": False,
     "val.count": "released",
+    "val.crf_image": "released",
 }
 
 

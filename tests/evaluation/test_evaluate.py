@@ -156,6 +156,7 @@ def test_all_protocols_in_one_command(run):
         assert bool(content["protocol"]["crf"]) == ("crf" in name) != ("kmeans_codes" in content["results"])
         assert content["results"]["cluster"]["intervals"] is None
     assert found[names[2]]["protocol"]["crf"]["bilateral_sxy"] == 67
+    assert found[names[2]]["protocol"]["crf_image"] == "photo"
     assert main([str(run), "--all", "--no-crf", "--no-kmeans", "--out", str(run / "other")]) == 0
     assert len(list((run / "other").glob("*.json"))) == 4 and metrics_of(run)["evaluations"] == entries
 
@@ -203,6 +204,8 @@ def test_results_are_overwritten_only_when_told_and_a_repeat_replaces_its_entry(
     assert len(metrics_of(run)["evaluations"]) == 2 and path.read_text() != "precious"
     assert main([str(run), *quick, "val.matching=many_to_one", "val.count=released"]) == 0  # another protocol
     assert (run / "evaluations" / "camvid-val-64x64-plain-last-many_to_one-released.json").is_file()
+    assert main([str(run), *quick, "val.crf_image=released"]) == 0
+    assert (run / "evaluations" / "camvid-val-64x64-plain-last-crf_released.json").is_file()
     assert main([str(run), *quick, "--clusters", "0"]) == 1
     assert "exists" not in capsys.readouterr().err
 

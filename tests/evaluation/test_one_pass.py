@@ -1,5 +1,7 @@
 """Counts of the pass against codes that are averaged, up-sampled and compared as the protocol says."""
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -13,8 +15,10 @@ from depthg.evaluation.frames import FULL
 from depthg.evaluation.metrics import confusion_matrix
 from depthg.evaluation.one_pass import FLIP, FLIP_CRF, PLAIN, EvaluationPass, Variant, probe_read_outs
 from depthg.features.preparation import Preparation
-from depthg.inference.crf import refine
+from depthg.inference.crf import crf_ids, refine
+from depthg.inference.crf_image import crf_image
 from depthg.inference.crf_pool import CrfPool
+from depthg.inference.segmenter import Segmenter
 from depthg.model.loaded_run import load_run
 from depthg.train import train
 
@@ -94,6 +98,34 @@ def test_crf_refines_the_probabilities_of_both_probes(trained):
         for name, q in zip(terms, marginals, strict=True):
             expected = confusion_matrix(q.argmax(0), label, 11, 11)
             assert np.abs(counts[SIZE, variant, name][number] - expected).sum() <= 4
+
+
+@needs_crf
+@pytest.mark.parametrize("kind", ["photo", "released"])
+def test_the_crf_compares_the_bytes_that_the_settings_name(trained, kind):
+    run, split = trained
+    run = dataclasses.replace(run, config=copy.deepcopy(run.config))
+    run.config.val.crf_image, seen = kind, []
+
+    class Pool(CrfPool):
+        def submit(self, image, maps):
+            seen.append(image)
+            return super().submit(image, maps)
+
+    with Pool(1) as pool:
+        EvaluationPass(run, probe_read_outs(run), [FLIP_CRF], 11, pool).over(split, [SIZE])
+    for number, image in enumerate(seen):
+        own = split.image(number)
+        assert np.array_equal(image, crf_image(own, kind)) and (np.array_equal(image, own) == (kind == "photo"))
+    segmenter, given = Segmenter(run), []
+
+    def refine_as_told(image, maps):
+        given.append(image)
+        return crf_ids(image, maps)
+
+    prepared = segmenter.prepare(split.image(0))
+    segmenter.refined(prepared, segmenter.maps([prepared])[0], refine_as_told)
+    assert np.array_equal(given[0], seen[0]) and len(seen) == len(split)
 
 
 @needs_crf

@@ -360,7 +360,7 @@ def test_a_converted_run_is_scored_as_the_authors_score(tmp_path):
     write(tmp_path / "a.ckpt")
     config = load_run(convert(tmp_path / "a.ckpt", tmp_path / "run")).config
     assert (config.mode, config.data.interpolation, config.data.eval_size) == ("released", "nearest", [320, 320])
-    assert (config.val.count, config.val.matching) == ("released", "hungarian")
+    assert (config.val.count, config.val.matching, config.val.crf_image) == ("released", "hungarian", "released")
     assert (config.data.held_out, config.data.n_val) == (False, None)
 
 
