@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "crf_bindings.h"
 #include "fps.h"
 #include "knn_bindings.h"
 #include "pairs_bindings.h"
@@ -61,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
   depthg::bind_pairs(m);
   depthg::bind_knn(m);
   depthg::bind_upsample(m);
+  depthg::bind_crf(m);
   m.def("fps_cpu_isa", &depthg::fps_cpu_isa);
   m.def("cpu_vector_operations", &depthg::cpu_vector_operations, py::call_guard<py::gil_scoped_release>());
   m.def("fps_cpu_scratch_bytes", &depthg::fps_cpu_scratch_bytes);

@@ -25,6 +25,6 @@ built=$("$python" -c 'import depthg._C as c; print(c.__file__)' 2>&1 | tail -n 1
 case "$built" in "$scratch"/*) ;; *) echo "the tests would use $built, not the instrumented build" >&2; exit 1 ;; esac
 export DEPTHG_SHIM_FLAGS="$flags"  # of the CUDA code that is compiled for the CPU
 tests=("$@")
-[ $# -gt 0 ] || tests=(-m "" tests/kernels/test_{fps,fps_cuda_on_cpu,sample_points,depthg_loss,upsampling}.py tests/features/test_knn.py)
+[ $# -gt 0 ] || tests=(-m "" tests/kernels/test_{fps,fps_cuda_on_cpu,sample_points,depthg_loss,upsampling,dense_crf}.py tests/features/test_knn.py)
 grep -q __asan_ "$built" || { echo "$built is not instrumented" >&2; exit 1; }
 "$python" -m pytest -p no:cacheprovider "${tests[@]}"

@@ -1,0 +1,57 @@
+// The vertices of a permutohedral lattice that the pixels of one image touch.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "buffer.h"
+#include "crf.h"
+
+namespace depthg {
+
+struct Splat {  // the share of a pixel in a vertex
+  int32_t pixel;
+  float share;
+};
+
+// A lattice over d features has d + 1 vertices around every pixel ("corners") and is blurred along d + 1 directions. Shares are
+// barycentric coordinates at first; normalise_lattice multiplies them by the pixel's normalisation.
+struct Lattice {
+  int64_t pixels = 0, vertices = 0;
+  int corners = 0;
+  Buffer<int32_t> vertex;  // [pixels, corners]
+  Buffer<float> share;     // [pixels, corners]
+  Buffer<int32_t> start;   // [vertices + 1], where the pixels of a vertex begin in splats
+  Buffer<Splat> splats;    // [pixels * corners], in the order of pixels
+  struct Direction {
+    Buffer<int32_t> chain;            // vertices that are neighbours one after another; the last of a run is ~vertex
+    std::vector<int64_t> cut;         // where runs begin, at least kCut vertices apart, and the end
+  } directions[6];
+
+  // What the lattice was made for, and whether it is finished; a spatial lattice serves all images of one size.
+  bool ready = false;
+  int64_t height = 0, width = 0;
+  double sxy = 0, srgb = 0;
+
+  struct Slot {
+    uint64_t key;
+    int32_t vertex;
+  };
+  Buffer<Slot> slots;  // a hash table with open addressing
+  int64_t slot_count = 0;
+  Buffer<uint64_t> keys;  // [vertices]
+
+  int64_t bytes() const;
+};
+
+constexpr int64_t kCut = 1024;  // vertices of a task
+
+// Whether 64 bits can number the vertices.
+bool lattice_fits(int64_t height, int64_t width, const CrfKernel& kernel);
+
+// Vertices and shares; then `corners` + 1 independent tasks: lists for splatting, and chains of a direction.
+void place_pixels(const uint8_t* rgb, int64_t height, int64_t width, const CrfKernel& kernel, Lattice& lattice);
+void finish_lattice(Lattice& lattice, int task);
+
+}  // namespace depthg
