@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--checkpoint", choices=CHECKPOINTS, default="last")
     found.add_argument("--kmeans", action=both, default=True, help="k-means baselines, which read training photos")
     found.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="draws for the intervals (0: none)")
-    found.add_argument("--workers", type=int, metavar="N", help="CRF processes (default: one per core)")
     found.add_argument("--out", type=Path, metavar="DIR", help="write here and leave RUN unchanged")
     found.add_argument("--overwrite", action="store_true", help="replace results of the same protocol")
     return found
@@ -55,7 +54,7 @@ def request_of(options: argparse.Namespace, default: Sequence[int]) -> Request:
     """Builds the request from the options; ``default`` is the run's ``data.eval_size``."""
     return requested(
         default, options.resolution, everything=options.all, flip=options.flip, crf=options.crf, split=options.split,
-        clusters=options.clusters, kmeans=options.kmeans, samples=options.bootstrap, workers=options.workers,
+        clusters=options.clusters, kmeans=options.kmeans, samples=options.bootstrap,
     )  # fmt: skip
 
 
@@ -67,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.error("--all evaluates with and without flip; drop --flip")
     if options.bootstrap < 0:
         given.error(f"--bootstrap {options.bootstrap} must be 0 or more")
-    errors = (*command.USER_ERRORS, RuntimeError)  # RuntimeError: a CRF process ended
-    return command.run(lambda: run(options), "stopped; what was written is whole", errors)
+    return command.run(lambda: run(options), "stopped; what was written is whole")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from depthg.data.files import show
 from depthg.data.photos import find_photos
-from depthg.inference.crf import check_available
+from depthg.inference.crf import wanted
 from depthg.inference.photo_files import LEGEND, OVERLAYS, legend, plan, predict_files
 from depthg.inference.segmenter import RESIZE, Segmentation, Segmenter, window_of
 from depthg.model.loaded_run import CHECKPOINTS
@@ -42,7 +42,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "overlapping square windows with sides of SIZE pixels",
     )  # fmt: skip
     parser.add_argument("--flip", action="store_true", help="average the codes of photo and mirror image")
-    parser.add_argument("--crf", action="store_true", help="refine with a dense CRF (the extra crf)")
+    both = argparse.BooleanOptionalAction
+    parser.add_argument("--crf", action=both, help="refine edges by a dense CRF (default if compiled; slower)")
     parser.add_argument("--probabilities", action="store_true", help="DIR/probabilities: float16 [clusters, H, W]")
     parser.add_argument("--overlay", choices=tuple(OVERLAYS), default="jpg", help="format of overlays (%(default)s)")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help="weights of the run (%(default)s)")
@@ -71,14 +72,13 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if segmenter.run.n_clusters > 256:
         raise ValueError(f"{segmenter.run.n_clusters} clusters do not fit the 256 colours of a PNG palette")
-    if options.crf:
-        check_available()
+    crf = wanted(options.crf)
     names: list[str | Path] = [LEGEND, *(file.relative_to(options.out) for target in targets for file in target.files)]
     output_folder(options.out, names, options.overwrite)
     with ProgressBar("predicting", len(targets)) as bar:
-        counts, failed = predict_files(segmenter, targets, options.crf, bar.advance)
+        counts, failed = predict_files(segmenter, targets, crf, bar.advance)
     failed = problems + failed
-    text = legend(segmenter, counts, options.out, failed, window=options.window, flip=options.flip, crf=options.crf)
+    text = legend(segmenter, counts, options.out, failed, window=options.window, flip=options.flip, crf=crf)
     write_text(options.out / LEGEND, json.dumps(text, indent=1))
     print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
     named = "" if text["named"] else " (named by number: no matching to classes is stored for this checkpoint)"
@@ -91,8 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m depthg.predict``; returns 1 if an input could not be used."""
     options = parse(arguments)
     left = f"what is in {show(options.out)} is whole, but {LEGEND} is missing"
-    errors = (*command.USER_ERRORS, RuntimeError)  # RuntimeError: a CRF process ended
-    return command.run(lambda: min(1, run(options)), f"stopped; {left}; start again with --overwrite", errors)
+    return command.run(lambda: min(1, run(options)), f"stopped; {left}; start again with --overwrite")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
@@ -24,7 +23,7 @@ from depthg.evaluation.results import (
     score_all,
 )
 from depthg.features.preparation import Preparation
-from depthg.inference.crf_pool import CrfPool
+from depthg.inference.crf import check_available
 from depthg.inference.read_outs import READ_OUTS
 from depthg.model.loaded_run import LoadedRun
 from depthg.runtime import processes
@@ -42,7 +41,6 @@ class Request:
     clusters: int | None = None
     kmeans: bool = True
     samples: int = 1000
-    workers: int | None = None
 
 
 def requested(
@@ -78,7 +76,7 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     Raises:
         ValueError: clusters out of range, a resolution that does not fit the backbone, other classes than the run's, an
             unknown split, or no labelled pixel.
-        ImportError: a CRF is requested and pydensecrf2 is missing.
+        ImportError: a CRF is requested and the compiled code is missing.
         DataError: a photo or label cannot be read.
     """
     config = run.config
@@ -87,23 +85,22 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     height, width = config.data.eval_size
     resolutions: Sequence[Resolution] = request.resolutions or ((height, width),)
     _check_resolutions(resolutions, run.backbone)
-    refined = any(variant.crf for variant in request.variants)
-    workers = processes.own_cores() if request.workers is None else request.workers
-    with CrfPool(workers) if refined else nullcontext() as pool:
-        preparation = Preparation(config, run.device)
-        preparation.backbone = run.backbone
-        split = _split(preparation, request.split)
-        classes = _classes(run, preparation)
-        read_outs = {name: read for name, read in probe_read_outs(run).items() if name == "cluster" or classes}
-        read_outs |= processes.from_main(
-            lambda: {
-                name: read.to("cpu")
-                for name, read in kmeans_read_outs(run, preparation, request.clusters, baselines=request.kmeans).items()
-            }
-        )
-        read_outs = {name: read.to(run.device) for name, read in read_outs.items()}
-        passing = EvaluationPass(run, read_outs, request.variants, len(classes), pool)
-        counts = passing.over(split, resolutions)
+    if any(variant.crf for variant in request.variants):
+        check_available()
+    preparation = Preparation(config, run.device)
+    preparation.backbone = run.backbone
+    split = _split(preparation, request.split)
+    classes = _classes(run, preparation)
+    read_outs = {name: read for name, read in probe_read_outs(run).items() if name == "cluster" or classes}
+    read_outs |= processes.from_main(
+        lambda: {
+            name: read.to("cpu")
+            for name, read in kmeans_read_outs(run, preparation, request.clusters, baselines=request.kmeans).items()
+        }
+    )
+    read_outs = {name: read.to(run.device) for name, read in read_outs.items()}
+    passing = EvaluationPass(run, read_outs, request.variants, len(classes))
+    counts = passing.over(split, resolutions)
     if not processes.is_main():
         return []
     found = []

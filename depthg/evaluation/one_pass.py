@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,8 +13,8 @@ from depthg.data.base import Split
 from depthg.data.transforms import to_float
 from depthg.evaluation.frames import Frame, Resolution, batches
 from depthg.evaluation.metrics import image_confusions
+from depthg.inference.crf import crf_ids_of_images
 from depthg.inference.crf_image import crf_image
-from depthg.inference.crf_pool import CrfPool
 from depthg.inference.read_outs import predict_ids
 from depthg.model.loaded_run import LoadedRun
 from depthg.runtime import processes
@@ -108,20 +106,11 @@ class EvaluationPass:
         read_outs: by name; the CRF refines ``cluster`` and ``linear``.
         variants: test-time variants to count.
         n_classes: number of classes; 0: no labels, the pixels of every id are counted.
-        pool: CRF processes, needed by variants with a CRF.
     """
 
-    def __init__(
-        self,
-        run: LoadedRun,
-        read_outs: Mapping[str, ReadOut],
-        variants: Sequence[Variant],
-        n_classes: int,
-        pool: CrfPool | None = None,
-    ):
-        self.run, self.read_outs, self.variants, self.n_classes, self.pool = run, read_outs, variants, n_classes, pool
+    def __init__(self, run: LoadedRun, read_outs: Mapping[str, ReadOut], variants: Sequence[Variant], n_classes: int):
+        self.run, self.read_outs, self.variants, self.n_classes = run, read_outs, variants, n_classes
         self.counts: dict[Key, Counts] = {}
-        self._refining: deque[tuple[Frame, Variant, Future]] = deque()
 
     def over(self, split: Split, resolutions: Sequence[Resolution]) -> dict[Key, np.ndarray]:
         """Runs over a split; returns int64 ``[V, n_classes, n]`` for each key (``n_classes`` is 1 without labels).
@@ -136,9 +125,6 @@ class EvaluationPass:
             ):  # fmt: skip
                 self._batch(frames)
                 bar.advance(len(frames))
-            while self._refining:
-                bar.note(f"CRF of {len(self._refining)} more")
-                self._collect()
         whole: dict[Key, Counts] = {}
         for part in processes.collect(self.counts):
             for key, counts in part.items():
@@ -159,7 +145,7 @@ class EvaluationPass:
         label = self._labels(frames)
         for variant in self.variants:
             if variant.crf:
-                self._submit(frames, variant, values[variant.flip]["codes"], grid)
+                self._refine(frames, variant, values[variant.flip]["codes"], grid, label)
                 continue
             for name, read in self.read_outs.items():
                 ids = predict_ids(read(values[variant.flip][read.on]), grid, (label.shape[1], label.shape[2]))
@@ -180,21 +166,18 @@ class EvaluationPass:
         key = (frames[0].resolution, variant, name)
         self.counts.setdefault(key, Counts()).add([frame.number for frame in frames], tables)
 
-    def _submit(self, frames: list[Frame], variant: Variant, codes: Tensor, grid: tuple[int, int]) -> None:
+    def _refine(
+        self, frames: list[Frame], variant: Variant, codes: Tensor, grid: tuple[int, int], label: Tensor
+    ) -> None:
+        """Counts the probes' ids after the CRF."""
         probes = {name: read for name, read in self.read_outs.items() if name in PROBES}
+        jobs = []
         for frame, own in zip(frames, codes, strict=True):
-            while len(self._refining) >= 2 * self.pool.workers:
-                self._collect()
             maps: dict[str, np.ndarray] = {}
             for name, read in probes.items():
                 maps |= read.maps(name, own, grid)
-            image = crf_image(frame.image, self.run.config.val.crf_image)
-            self._refining.append((frame, variant, self.pool.submit(image, maps)))
-
-    def _collect(self) -> None:
-        """Waits for the oldest image in the CRF pool and counts it."""
-        frame, variant, future = self._refining.popleft()
-        label = self._labels([frame])
-        for name, ids in future.result().items():
-            ids = to_device(torch.from_numpy(ids.astype(np.int64))[None], self.run.device)
-            self._count([frame], variant, name, ids, label)
+            jobs.append((crf_image(frame.image, self.run.config.val.crf_image), maps))
+        found = crf_ids_of_images(jobs, processes.own_cores() or torch.get_num_threads())
+        for name in probes:
+            ids = torch.from_numpy(np.stack([ids[name] for ids in found]).astype(np.int64))
+            self._count(frames, variant, name, to_device(ids, self.run.device), label)

@@ -15,8 +15,9 @@ from depthg.evaluation.frames import FULL, Resolution
 from depthg.evaluation.metrics import bootstrap_intervals, counted, matched_confusion, scores
 from depthg.evaluation.one_pass import Variant
 from depthg.evaluation.scoring import MATCHINGS
-from depthg.inference.crf import CrfSettings
+from depthg.inference.crf import LEAST_PROBABILITY
 from depthg.inference.read_outs import READ_OUTS
+from depthg.kernels import CrfSettings
 from depthg.storage.whole_files import write_text
 
 FOLDER = "evaluations"
@@ -47,7 +48,8 @@ def protocol_of(
     return {
         **base, "split": split, "images": images, "resolution": "photo size" if full else list(resolution),
         "crop": "none" if full else "scaled to cover, centre crop", "flip": variant.flip,
-        "crf": asdict(CrfSettings()) if variant.crf else False, "checkpoint": checkpoint, "clusters": clusters,
+        "crf": {**asdict(CrfSettings()), "least_probability": LEAST_PROBABILITY} if variant.crf else False,
+        "checkpoint": checkpoint, "clusters": clusters,
         "intervals": "95%, bootstrap over images, clusters matched anew",
     }  # fmt: skip
 

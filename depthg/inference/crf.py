@@ -1,103 +1,42 @@
-"""Dense CRF on the log-probabilities of the probes (Krähenbühl and Koltun, 2011), filtered by pydensecrf2.
-
-Worker processes import this module, so it imports only numpy; pydensecrf2 (the extra ``crf``) is imported on use.
-"""
+"""Dense CRF on the log-probabilities of the probes (Krähenbühl and Koltun, 2011); the filter is in ``kernels``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
+
+from depthg.kernels import CrfSettings, dense_crf
+from depthg.kernels.checks import no_cpp
 
 ALPHA = 2.0  # the cluster probe's softmax: log-softmax of 2 cos (protocol, section 4)
+LEAST_PROBABILITY = 1e-5  # of a class before the CRF, as in the released evaluation
+
+Maps = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class CrfSettings:
-    """Pairwise Potts energy of the paper: ``w_g exp(-d^2 / 2 s_g^2) + w_b exp(-d^2 / 2 s_xy^2 - c^2 / 2 s_rgb^2)``.
+def available() -> bool:
+    """Whether the compiled code is installed; the definition alone takes no photo."""
+    return no_cpp() is None
 
-    ``d`` is the distance of two pixels, ``c`` the distance of their colours in 0..255. The unary term is -log p with
-    p of at least ``least_probability``, as in the released evaluation.
+
+def wanted(given: bool | None) -> bool:
+    """Whether to refine photos: as given, or None for yes where the CRF is available.
+
+    Raises:
+        ImportError: it is asked for and not available.
     """
-
-    iterations: int = 10
-    gaussian_sxy: float = 1.0  # pixels
-    gaussian_weight: float = 3.0
-    bilateral_sxy: float = 67.0  # pixels
-    bilateral_srgb: float = 3.0
-    bilateral_weight: float = 4.0
-    least_probability: float = 1e-5
+    if given:
+        check_available()
+    return available() if given is None else given
 
 
 def check_available() -> None:
-    """Raises ImportError with installation advice if pydensecrf2 is missing."""
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the CRF needs pydensecrf2: python -m pip install 'depthg[crf]' (a C++ compiler and Python up to 3.12; "
-            f"{error})"
-        ) from error
-
-
-def refine(
-    image: np.ndarray,  # uint8 [H, W, 3]
-    log_probabilities: Sequence[np.ndarray],  # float32 [n, H, W] each
-    settings: CrfSettings = CrfSettings(),
-) -> list[np.ndarray]:  # float32 [n, H, W] each
-    """Mean-field marginals of an image for each of several unary terms ``-log p``.
-
-    The lattice depends only on the image: it is built once for all terms with the same number of classes.
-
-    Args:
-        image: the photo, RGB.
-        log_probabilities: one array per read-out; the number of classes may differ.
-        settings: kernels and iterations.
-
-    Raises:
-        ImportError: pydensecrf2 is missing.
-        ValueError: the image is not uint8 [H, W, 3], or a term has another size, one class or non-finite values.
-    """
-    check_available()
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the CRF needs an image uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    lattices: dict[int, Any] = {}
-    found = []
-    for term in log_probabilities:
-        n = term.shape[0]
-        if term.ndim != 3 or term.shape[1:] != image.shape[:2] or n < 2:
-            raise ValueError(
-                f"log-probabilities {list(term.shape)} do not fit the image {list(image.shape)}; expected [n, H, W]"
-            )
-        unary = np.ascontiguousarray(-term.reshape(n, -1), dtype=np.float32)
-        if not np.isfinite(unary).all():
-            raise ValueError("log-probabilities must be finite; give a class of probability 0 a small one instead")
-        if n not in lattices:
-            lattices[n] = _lattice(image, n, settings)
-        lattices[n].setUnaryEnergy(unary)
-        found.append(np.asarray(lattices[n].inference(settings.iterations)).reshape(n, *image.shape[:2]))
-    return found
-
-
-def _lattice(image: np.ndarray, n: int, settings: CrfSettings):
-    """A pydensecrf DenseCRF2D with the pairwise filters of an image and no unary term."""
-    from pydensecrf.densecrf import DenseCRF2D
-
-    height, width = image.shape[:2]
-    crf = DenseCRF2D(width, height, n)
-    crf.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_weight)
-    crf.addPairwiseBilateral(
-        sxy=settings.bilateral_sxy,
-        srgb=settings.bilateral_srgb,
-        rgbim=np.ascontiguousarray(image[:, :, ::-1]),  # BGR, as in the released code
-        compat=settings.bilateral_weight,
-    )
-    return crf
-
-
-# ---- unary terms from maps at feature resolution
+    """Raises ImportError with installation advice unless the CRF is available."""
+    if reason := no_cpp():
+        raise ImportError(f"the CRF {reason}; install depthg where a C++ compiler is present, or leave the CRF out")
 
 
 def probe_log_probabilities(
@@ -172,12 +111,24 @@ def _column_weights(cells: int, width: int) -> np.ndarray:  # float32 [w, W]
 
 def crf_ids(
     image: np.ndarray,  # uint8 [H, W, 3]
-    maps: Mapping[str, np.ndarray],
-    settings: CrfSettings = CrfSettings(),
+    maps: Maps,
+    settings: CrfSettings = CrfSettings(),  # noqa: B008 (frozen)
 ) -> dict[str, np.ndarray]:  # int16 [H, W]
-    """Most probable class of every pixel after the CRF, per probe; ``maps`` as in :func:`probe_log_probabilities`."""
+    """Most probable class of every pixel after the CRF, per probe; ``maps`` as in :func:`probe_log_probabilities`.
+
+    All probes are filtered together. A class has a probability of at least ``LEAST_PROBABILITY`` before.
+    """
     terms = probe_log_probabilities(maps, image.shape[:2])
-    least = np.float32(np.log(settings.least_probability))
-    marginals = refine(image, [np.maximum(term, least, out=term) for term in terms.values()], settings)
-    # pydensecrf stores the classes of a pixel contiguously, so this arg-max reads contiguous values.
-    return {name: q.transpose(1, 2, 0).argmax(2).astype(np.int16) for name, q in zip(terms, marginals, strict=True)}
+    least = np.float32(np.log(LEAST_PROBABILITY))
+    unary = [np.negative(np.maximum(term, least, out=term), out=term) for term in terms.values()]
+    return dict(zip(terms, dense_crf(unary, image, settings, ids=True), strict=True))
+
+
+def crf_ids_of_images(jobs: Sequence[tuple[np.ndarray, Maps]], threads: int) -> list[dict[str, np.ndarray]]:
+    """:func:`crf_ids` of several images and their maps, side by side, on ``threads`` threads in all."""
+    before, workers = torch.get_num_threads(), max(1, min(threads, len(jobs)))
+    try:
+        with ThreadPoolExecutor(workers, "crf", torch.set_num_threads, (max(1, threads // workers),)) as pool:
+            return list(pool.map(lambda job: crf_ids(*job), jobs))
+    finally:
+        torch.set_num_threads(before)  # the pool's threads also set the default for later threads

@@ -6,7 +6,6 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from PIL import Image
 
 from depthg.data.base import unique_names
 from depthg.data.files import DataError, show, without_setting
-from depthg.inference.crf_pool import CrfPool
 from depthg.inference.segmenter import Maps, Segmenter
 from depthg.inference.windows import NetworkPhoto
 from depthg.storage.whole_files import write_whole
@@ -116,30 +114,26 @@ def predict_files(
 
     Raises:
         OSError: an output cannot be written.
-        ImportError: the CRF needs pydensecrf2.
+        ImportError: the CRF needs the compiled code.
     """
     counts: dict[Target, np.ndarray] = {}
     failed: list[str] = []
     by_photo: dict[object, Target] = {target.photo: target for target in targets}
-    with CrfPool() if crf else nullcontext() as pool:
 
-        def finish(photo: NetworkPhoto, maps: Maps) -> tuple[Target, np.ndarray]:
-            target = by_photo[photo.source]
-            if pool is not None:
-                ids = segmenter.refined(photo, maps, lambda image, unary: pool.submit(image, unary).result())
-            else:
-                ids = segmenter.ids(photo, maps)
-            probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
-            write_outputs(segmenter, target, photo, ids, probabilities)
-            pixels = Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()
-            return target, np.array(pixels[: segmenter.run.n_clusters])
+    def finish(photo: NetworkPhoto, maps: Maps) -> tuple[Target, np.ndarray]:
+        target = by_photo[photo.source]
+        ids = segmenter.refined(photo, maps) if crf else segmenter.ids(photo, maps)
+        probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
+        write_outputs(segmenter, target, photo, ids, probabilities)
+        pixels = Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()
+        return target, np.array(pixels[: segmenter.run.n_clusters])
 
-        for found in segmenter.stream(by_photo, finish):
-            if isinstance(found, DataError):
-                failed.append(without_setting(found))
-            else:
-                counts[found[0]] = found[1]
-            advance()
+    for found in segmenter.stream(by_photo, finish):
+        if isinstance(found, DataError):
+            failed.append(without_setting(found))
+        else:
+            counts[found[0]] = found[1]
+        advance()
     return counts, failed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from depthg.runtime.device import pick_device, to_device
 from depthg.runtime.read_ahead import ahead
 
 RESIZE = "resize"
+CRF_PIXELS = 2**21  # of a photo that is refined at its own size; the filter takes up to half a kilobyte a pixel
 READERS, WRITERS = 4, 4  # threads beside a GPU
 T = TypeVar("T")
 
@@ -143,12 +145,12 @@ class Segmenter:
             image: a path, a Pillow image, an array uint8 [H, W, 3], or a tensor [3, H, W], uint8 or floating point in
                 [0, 1]; RGB. Files may be grey, transparent, 16 bits deep or rotated by EXIF.
             probabilities: also return the probabilities of every cluster at full size (without CRF).
-            crf: refine the ids with a dense CRF (needs the extra ``crf``).
+            crf: refine the ids with a dense CRF (needs the compiled code).
 
         Raises:
             DataError: the file cannot be read (a subclass of ValueError).
             TypeError, ValueError: an unsupported type or shape, or values out of range.
-            ImportError: ``crf`` needs pydensecrf2.
+            ImportError: ``crf`` needs the compiled code.
         """
         return next(iter(self.predict_many([image], probabilities=probabilities, crf=crf)))
 
@@ -281,10 +283,20 @@ class Segmenter:
         """The maps that ``depthg.inference.crf.crf_ids`` takes."""
         return {"cluster.codes": maps.codes, "cluster.centroids": self._centroids}
 
-    def refined(self, photo: NetworkPhoto, maps: Maps, refine: Callable[..., dict] = crf_ids) -> np.ndarray:
-        """Cluster of every pixel after the CRF, which compares the bytes of the run's ``val.crf_image``."""
-        image = crf_image(photo.image, self.run.config.val.crf_image)
-        return refine(image, self.unary(maps))["cluster"].astype(np.uint8 if self.run.n_clusters < 256 else np.uint16)
+    def refined(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
+        """Cluster of every pixel after the CRF, which compares the bytes of the run's ``val.crf_image``.
+
+        A photo of more than ``CRF_PIXELS`` is scaled down for it, and the ids are scaled up again.
+        """
+        size = photo.image.shape[:2]
+        share = min(1.0, math.sqrt(CRF_PIXELS / math.prod(size)))
+        small = max(1, int(size[0] * share)), max(1, int(size[1] * share))
+        image = crf_image(scaled(photo.image, small, "antialias"), self.run.config.val.crf_image)
+        ids = crf_ids(image, self.unary(maps))["cluster"].astype(np.uint8 if self.run.n_clusters < 256 else np.uint16)
+        if small == size:
+            return ids
+        rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.int64) for n, m in zip(size, small, strict=True))
+        return ids[rows[:, None], columns]
 
     def probabilities(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
         """Softmax of twice the cosines to the centroids, float32 [n_clusters, H, W]."""

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,13 +17,6 @@ from depthg.model.checkpoints import FILE
 from depthg.model.loaded_run import load_run
 from depthg.train import train
 
-try:
-    import pydensecrf.densecrf  # noqa: F401
-
-    missing = False
-except ImportError:
-    missing = True
-needs_crf = pytest.mark.skipif(missing, reason="pydensecrf2 is not installed (pip install 'depthg[crf]')")
 QUICK = Request(kmeans=False, samples=0)
 
 
@@ -141,9 +133,8 @@ def test_splits_and_resolutions(trained):
     assert crop.protocol["resolution"] == [32, 64] and full.protocol["crop"] == "none"
 
 
-@needs_crf
 def test_all_protocols_in_one_command(run):
-    assert main([str(run), "--all", "--bootstrap", "0", "--workers", "1"]) == 0
+    assert main([str(run), "--all", "--bootstrap", "0"]) == 0
     names = [f"camvid-val-{size}-{how}-last" for size in ("64x64", "full") for how in ("plain", "flip", "flip-crf")]
     assert sorted(path.stem for path in (run / "evaluations").glob("*.json")) == sorted(names)
     entries = metrics_of(run)["evaluations"]
@@ -185,8 +176,8 @@ def test_options_become_the_request():
     assert made("--all", "--resolution", "320").resolutions == ((320, 320), FULL)
     assert made("--all", "--resolution", "full").resolutions == ((64, 96), FULL)
     assert made("--all", "--no-crf").variants == (PLAIN, FLIP)
-    rest = made("--split", "test", "--clusters", "5", "--no-kmeans", "--bootstrap", "7", "--workers", "3")
-    assert rest == Request("test", ((64, 96),), (PLAIN,), 5, False, 7, 3)
+    rest = made("--split", "test", "--clusters", "5", "--no-kmeans", "--bootstrap", "7")
+    assert rest == Request("test", ((64, 96),), (PLAIN,), 5, False, 7)
     assert [resolution_of(text) for text in ("320", "320x416", "full")] == [(320, 320), (320, 416), FULL]
 
 
@@ -210,13 +201,13 @@ def test_results_are_overwritten_only_when_told_and_a_repeat_replaces_its_entry(
     assert "exists" not in capsys.readouterr().err
 
 
-def test_without_pydensecrf_only_the_crf_is_refused(run, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+def test_without_compiled_code_only_the_crf_is_refused(run, capsys, monkeypatch):
+    monkeypatch.setattr("depthg.kernels.checks._extension.HAS_CPU", False)
     assert main([str(run), "--flip", "--no-kmeans", "--bootstrap", "0"]) == 0
     capsys.readouterr()
     for options in (["--crf"], ["--all"]):
         assert main([str(run), *options, "--out", str(run / "new")]) == 1
-        assert "pip install 'depthg[crf]'" in capsys.readouterr().err
+        assert "the CRF cannot run" in capsys.readouterr().err
     assert not list((run / "new").iterdir())
 
 
@@ -248,12 +239,9 @@ def other_backbone(run):
         (None, ["--split", "test"], "no split 'test'"),
         (None, ["--out", "/dev/null/x"], "cannot write in /dev/null/x"),
         (None, ["head.dim=5"], "head.dim belongs to the trained run"),
-        (None, ["--workers", "0", "--crf"], "workers=0"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line_and_changes_nothing(run, damage, arguments, message, capsys):
-    if "--crf" in arguments and missing:
-        pytest.skip("pydensecrf2 is not installed")
     if damage:
         damage(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -15,20 +15,13 @@ from depthg.evaluation.frames import FULL
 from depthg.evaluation.metrics import confusion_matrix
 from depthg.evaluation.one_pass import FLIP, FLIP_CRF, PLAIN, EvaluationPass, Variant, probe_read_outs
 from depthg.features.preparation import Preparation
-from depthg.inference.crf import crf_ids, refine
+from depthg.inference.crf import crf_ids, crf_ids_of_images
 from depthg.inference.crf_image import crf_image
-from depthg.inference.crf_pool import CrfPool
 from depthg.inference.segmenter import Segmenter
+from depthg.kernels import dense_crf
 from depthg.model.loaded_run import load_run
 from depthg.train import train
 
-try:
-    import pydensecrf.densecrf  # noqa: F401
-
-    missing = False
-except ImportError:
-    missing = True
-needs_crf = pytest.mark.skipif(missing, reason="pydensecrf2 is not installed (pip install 'depthg[crf]')")
 SIZE = (64, 64)
 
 
@@ -86,34 +79,30 @@ def test_flip_averages_the_codes_and_not_the_predictions(trained):
     assert (counts[SIZE, PLAIN, "cluster"] != counts[SIZE, FLIP, "cluster"]).any()
 
 
-@needs_crf
 def test_crf_refines_the_probabilities_of_both_probes(trained):
     run, split = trained
-    with CrfPool(2) as pool:
-        counts = EvaluationPass(run, probe_read_outs(run), [FLIP_CRF, Variant(crf=True)], 11, pool).over(split, [SIZE])
+    counts = EvaluationPass(run, probe_read_outs(run), [FLIP_CRF, Variant(crf=True)], 11).over(split, [SIZE])
     for variant, number in ((FLIP_CRF, 0), (Variant(crf=True), 4)):
         image, label = photo(split, number)
         terms = log_probabilities(run, image, variant.flip)
-        marginals = refine(split.image(number), [values.numpy() for values in terms.values()])
+        marginals = dense_crf([-values for values in terms.values()], split.image(number))
         for name, q in zip(terms, marginals, strict=True):
             expected = confusion_matrix(q.argmax(0), label, 11, 11)
             assert np.abs(counts[SIZE, variant, name][number] - expected).sum() <= 4
 
 
-@needs_crf
 @pytest.mark.parametrize("kind", ["photo", "released"])
-def test_the_crf_compares_the_bytes_that_the_settings_name(trained, kind):
+def test_the_crf_compares_the_bytes_that_the_settings_name(trained, kind, monkeypatch):
     run, split = trained
     run = dataclasses.replace(run, config=copy.deepcopy(run.config))
     run.config.val.crf_image, seen = kind, []
 
-    class Pool(CrfPool):
-        def submit(self, image, maps):
-            seen.append(image)
-            return super().submit(image, maps)
+    def refine(jobs, threads):
+        seen.extend(image for image, _ in jobs)
+        return crf_ids_of_images(jobs, threads)
 
-    with Pool(1) as pool:
-        EvaluationPass(run, probe_read_outs(run), [FLIP_CRF], 11, pool).over(split, [SIZE])
+    monkeypatch.setattr("depthg.evaluation.one_pass.crf_ids_of_images", refine)
+    EvaluationPass(run, probe_read_outs(run), [FLIP_CRF], 11).over(split, [SIZE])
     for number, image in enumerate(seen):
         own = split.image(number)
         assert np.array_equal(image, crf_image(own, kind)) and (np.array_equal(image, own) == (kind == "photo"))
@@ -123,25 +112,22 @@ def test_the_crf_compares_the_bytes_that_the_settings_name(trained, kind):
         given.append(image)
         return crf_ids(image, maps)
 
+    monkeypatch.setattr("depthg.inference.segmenter.crf_ids", refine_as_told)
     prepared = segmenter.prepare(split.image(0))
-    segmenter.refined(prepared, segmenter.maps([prepared])[0], refine_as_told)
+    segmenter.refined(prepared, segmenter.maps([prepared])[0])
     assert np.array_equal(given[0], seen[0]) and len(seen) == len(split)
 
 
-@needs_crf
 def test_one_pass_for_all_gives_what_single_passes_give_with_two_forwards(trained, monkeypatch):
     run, split = trained
     read_outs, variants, sizes = probe_read_outs(run), (PLAIN, FLIP, FLIP_CRF), (SIZE, FULL)
-    with CrfPool(2) as pool:
-        single = {}
-        for size in sizes:
-            for variant in variants:
-                single |= EvaluationPass(run, read_outs, [variant], 11, pool).over(split, [size])
-        seen, features = [], type(run).features
-        monkeypatch.setattr(
-            type(run), "features", lambda self, images: seen.append(len(images)) or features(self, images)
-        )
-        together = EvaluationPass(run, read_outs, variants, 11, pool).over(split, sizes)
+    single = {}
+    for size in sizes:
+        for variant in variants:
+            single |= EvaluationPass(run, read_outs, [variant], 11).over(split, [size])
+    seen, features = [], type(run).features
+    monkeypatch.setattr(type(run), "features", lambda self, images: seen.append(len(images)) or features(self, images))
+    together = EvaluationPass(run, read_outs, variants, 11).over(split, sizes)
     assert sum(seen) == 2 * len(sizes) * len(split), "each frame and its mirror image once"
     assert together.keys() == single.keys() and len(together) == 12
     for key, counts in together.items():

@@ -1,5 +1,6 @@
 """The command: files, folders and patterns in; ids, overlays, probabilities and a legend out; nothing is lost."""
 
+import errno
 import json
 import os
 import shutil
@@ -38,7 +39,9 @@ def photos(tmp_path):
 
 
 def call(*arguments):
-    return main([str(argument) for argument in arguments] + ["--device", "cpu"])
+    """The command on the CPU; without the CRF unless an option names it."""
+    given = [str(argument) for argument in arguments]
+    return main([*given, "--device", "cpu", *(() if {"--crf", "--no-crf"} & {*given} else ("--no-crf",))])
 
 
 def tree(folder):
@@ -102,10 +105,13 @@ def test_options(run, photos, tmp_path):
     assert (other != ids).any(), "windows see the photo at another scale"
 
 
-def test_crf(run, photos, tmp_path):
-    pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
-    assert call(run, photos, "--out", tmp_path / "out", "--crf") == 0
+def test_crf_is_the_default(run, photos, tmp_path):
+    assert main([str(run), str(photos), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert call(run, photos, "--out", tmp_path / "plain") == 0
     legend = read(tmp_path / "out")
+    assert not read(tmp_path / "plain")["crf"]
+    same = [(tmp_path / x / "ids" / "a.png").read_bytes() for x in ("out", "plain")]
+    assert same[0] != same[1]
     segmenter = Segmenter.load(run)
     assert legend["crf"]
     for entry in legend["photos"]:
@@ -121,14 +127,12 @@ def test_flip(run, photos, tmp_path):
     assert (flip == Segmenter.load(run, flip=True).predict(photos / "a.jpg").ids).all() and (flip != plain).any()
 
 
-def test_crf_without_its_package(run, photos, tmp_path, monkeypatch, capsys):
-    def missing():
-        raise ImportError("the CRF needs pydensecrf2")
-
-    monkeypatch.setattr(predict, "check_available", missing)
-    assert call(run, photos, "--out", tmp_path / "out", "--crf") == 1
-    assert "needs pydensecrf2" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert call(run, photos, "--out", tmp_path / "out") == 0
+def test_without_compiled_code_there_is_no_crf(run, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("depthg.kernels.checks._extension.HAS_CPU", False)
+    assert main([str(run), str(photos), "--out", str(tmp_path / "out"), "--device", "cpu", "--crf"]) == 1
+    assert "the CRF cannot run" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([str(run), str(photos), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert read(tmp_path / "out")["crf"] is False
 
 
 def test_broken_files_are_reported_and_stop_nothing(run, photos, tmp_path, capsys):
@@ -157,15 +161,15 @@ def test_options_that_mean_nothing_are_named(run, photos, tmp_path, capsys, opti
     assert message in capsys.readouterr().err
 
 
-def test_stops_and_lost_processes_are_a_sentence(run, photos, tmp_path, capsys, monkeypatch):
+def test_stops_and_full_disks_are_a_sentence(run, photos, tmp_path, capsys, monkeypatch):
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    def lose(*_):
-        raise RuntimeError("a CRF process ended")
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    for work, status, message in ((stop, 130, "stopped; what is in"), (lose, 1, "error: a CRF process ended")):
+    for work, status, message in ((stop, 130, "stopped; what is in"), (fill, 1, "error: [Errno 28] No space left")):
         monkeypatch.setattr(predict, "predict_files", work)
         assert call(run, photos, "--out", tmp_path / "out") == status
         assert message in capsys.readouterr().err

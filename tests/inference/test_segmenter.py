@@ -14,7 +14,7 @@ from depthg.data.colours import class_palette
 from depthg.data.files import DataError
 from depthg.evaluation.metrics import confusion_matrix
 from depthg.evaluation.one_pass import EvaluationPass, Variant, probe_read_outs
-from depthg.inference.crf_pool import CrfPool
+from depthg.inference.crf import crf_ids
 from depthg.inference.read_outs import predict_ids
 from depthg.inference.segmenter import Segmentation, Segmenter
 from depthg.inference.windows import scaled
@@ -51,8 +51,6 @@ def test_a_photo_of_evaluation_size_gives_what_evaluation_gives(segmenter, run, 
 @pytest.mark.parametrize("crf", [False, True])
 def test_flip_gives_the_ids_that_evaluation_counts(run, shared_tree, monkeypatch, crf):
     """Confusion matrices of the evaluation's pass and of the ids of ``predict``, photo by photo."""
-    if crf:
-        pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
     loaded = load_run(run)
     network, transform = loaded.backbone, loaded.transform
 
@@ -61,9 +59,8 @@ def test_flip_gives_the_ids_that_evaluation_counts(run, shared_tree, monkeypatch
 
     monkeypatch.setattr(type(loaded), "features", exact)
     split = CamVid(shared_tree).val
-    with CrfPool(1) as pool:
-        counting = EvaluationPass(loaded, probe_read_outs(loaded), [Variant(True, crf)], 11, pool)
-        counts = counting.over(split, [(64, 64)])[(64, 64), Variant(True, crf), "cluster"]
+    counting = EvaluationPass(loaded, probe_read_outs(loaded), [Variant(True, crf)], 11)
+    counts = counting.over(split, [(64, 64)])[(64, 64), Variant(True, crf), "cluster"]
     both, plain = Segmenter(loaded, flip=True), Segmenter(loaded)
     changed = 0
     for number, expected in enumerate(counts):
@@ -195,10 +192,22 @@ def test_colours_of_the_data_set(segmenter, shared_run, tmp_path):
 
 
 def test_crf_follows_the_edges_of_the_photo(segmenter):
-    pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
     image = photo(60, 80)
     plain, refined = (segmenter.predict(image, crf=crf).ids for crf in (False, True))
     assert refined.shape == (60, 80) and refined.dtype == np.uint8 and (plain != refined).any()
+
+
+def test_large_photos_are_refined_at_a_smaller_size(segmenter, monkeypatch):
+    image, sizes = photo(60, 80), []
+    refine = crf_ids
+    monkeypatch.setattr(
+        "depthg.inference.segmenter.crf_ids", lambda image, maps: sizes.append(image.shape) or refine(image, maps)
+    )
+    whole = segmenter.predict(image, crf=True).ids
+    monkeypatch.setattr("depthg.inference.segmenter.CRF_PIXELS", 60 * 80 // 4)
+    found = segmenter.predict(image, crf=True).ids
+    assert sizes == [(60, 80, 3), (30, 40, 3)] and found.shape == (60, 80)
+    assert np.array_equal(found, found[::2, ::2].repeat(2, 0).repeat(2, 1)) and (found == whole).mean() > 0.9
 
 
 def test_bad_photos_and_settings(segmenter, run, tmp_path):
