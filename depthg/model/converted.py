@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from depthg.features.transform import FeatureTransform
 from depthg.foreign.records import UnpickleError, plain
 from depthg.foreign.torch_file import read_torch_file, tensors_of
 from depthg.model.checkpoints import save_checkpoint
+from depthg.model.converted_settings import run_settings, steps_per_iteration
 from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead
 from depthg.storage.whole_files import partial_path, write_tensors, write_text
 
@@ -37,13 +37,6 @@ KINDS = {"vit_small": "s", "vit_base": "b"}
 PUBLISHED = {"dino_vits8": "dino_vits8_300ep"}  # networks whose weights in both projects are not those of the hub
 UNSUPPORTED = {  # settings that can select another network, and the supported values
     "arch": ("dino",), "dino_feat_type": ("feat",), "projection_type": ("nonlinear", "linear"),
-}  # fmt: skip
-SETTINGS = {  # numeric settings of the checkpoint -> settings of this package
-    "pos_intra_weight": "loss.self.weight", "pos_intra_shift": "loss.self.shift",
-    "pos_inter_weight": "loss.neighbour.weight", "pos_inter_shift": "loss.neighbour.shift",
-    "neg_inter_weight": "loss.negative.weight", "neg_inter_shift": "loss.negative.shift",
-    "neg_samples": "loss.negative.draws", "pointwise": "loss.center", "zero_clamp": "loss.clamp",
-    "feature_samples": "sampling.points", "batch_size": "batch_size", "lr": "head.lr",
 }  # fmt: skip
 
 
@@ -86,15 +79,18 @@ def read_stego(path: str | Path) -> Converted:
     labelled = modules["linear"] is not None
     names = _class_names(settings, modules["linear"].out_features) if labelled else []
     classes = names or [f"class {number}" for number in range(modules["linear"].out_features if labelled else 0)]
-    config = _config(settings, modules, name, backbone is not None)
-    step = content.get("global_step")
+    step, per = content.get("global_step"), steps_per_iteration(content.get("pytorch-lightning_version"))
+    done = step // per if isinstance(step, int) and step > 0 else 0
+    run, lowered = run_settings(settings, done, per)
+    config = _config(settings, run, modules, name, backbone is not None)
     header = {
-        "iteration": step if isinstance(step, int) else 0, "best": -1.0, "backbone": name, "stages": [channels],
+        "iteration": done, "best": -1.0, "backbone": name, "stages": [channels],
         "classes": classes, "classes_named": bool(names), "features": "converted",
         "seconds": {"prepare": 0.0, "train": 0.0, "evaluate": 0.0},
         "shifts": [config.loss.self.shift, config.loss.neighbour.shift, config.loss.negative.shift],
     }  # fmt: skip
-    return Converted(config, modules, backbone, header, {"file": show(path.name), **kept})
+    source = {"file": show(path.name), "iterations": done, "steps_per_iteration": per, "lowered": lowered, **kept}
+    return Converted(config, modules, backbone, header, source)
 
 
 def plain_setting(value: Any, path: Path) -> Any:
@@ -187,23 +183,16 @@ def _class_names(settings: dict, count: int) -> list[str]:
     return names if len(names) == count else []
 
 
-def _config(settings: dict, modules: dict[str, Any], name: str, with_weights: bool) -> Config:
-    """Settings of the run; takes only known names and finite numbers from the file, never free text."""
-    numbers = {
-        key: value
-        for key, value in settings.items()
-        if isinstance(value, (bool, int, float)) and math.isfinite(value) and key in (*SETTINGS, "res")
-    }
-    res = numbers.pop("res", TRAIN_SIZE)
-    res = int(res) if 8 <= res <= 4096 else TRAIN_SIZE
-    dropout = 0.0 if settings.get("dropout") is False else 0.1
-    values: dict[str, Any] = {SETTINGS[key]: value for key, value in numbers.items()}
+def _config(settings: dict, run: dict, modules: dict[str, Any], name: str, with_weights: bool) -> Config:
+    """Settings of the run: those of the authors' code, of the checkpoint (`run_settings`), and of its weights."""
+    res = settings.get("res", TRAIN_SIZE)
+    res = int(res) if isinstance(res, (int, float)) and 8 <= res <= 4096 else TRAIN_SIZE
+    values = {"sampling.method": "random", **run}
     values |= {
         "experiment": "converted", "n_classes": len(modules["cluster"].centroids), "data.size": [res, res],
         "data.name": DATA.get(str(settings.get("dataset_name")), "folder"), "data.eval_size": [EVAL_SIZE, EVAL_SIZE],
-        "backbone.name": name, "head.dim": modules["head"].linear.out_features, "head.dropout": dropout,
-        "backbone.weights": BACKBONE_FILE if with_weights else None, "sampling.method": "random",
-        "data.held_out": False,
+        "backbone.name": name, "head.dim": modules["head"].linear.out_features,
+        "backbone.weights": BACKBONE_FILE if with_weights else None, "data.held_out": False,
     }  # fmt: skip
     node = OmegaConf.create(preset("mode", "released"))
     for key, value in values.items():

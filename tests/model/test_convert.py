@@ -83,9 +83,9 @@ def stub_package(monkeypatch):
     return wrap, Callback
 
 
-def write(path, state=None, cfg=CFG, wrap=dict, callback=None, **kwargs):
+def write(path, state=None, cfg=CFG, wrap=dict, callback=None, version="1.4.2", step=7000, **kwargs):
     content = {
-        "epoch": 3, "global_step": 7000, "pytorch-lightning_version": "1.4.2", "state_dict": state or state_dict(),
+        "epoch": 3, "global_step": step, "pytorch-lightning_version": version, "state_dict": state or state_dict(),
         "callbacks": {callback: {"best_model_score": torch.tensor(0.2)}} if callback else {}, "optimizer_states": [],
         "lr_schedulers": [], "hparams_name": "kwargs", "hyper_parameters": {"n_classes": CLASSES, "cfg": wrap(cfg)},
     }  # fmt: skip
@@ -151,6 +151,35 @@ def test_a_checkpoint_becomes_a_run_with_the_same_codes(tmp_path, monkeypatch, k
     source = json.loads((run / "source.json").read_text())
     assert source["hyper_parameters"]["cfg"] == CFG and source["file"] == "a.ckpt"
     assert not [path for path in tmp_path.rglob(".*")], "no temporary file is left"
+
+
+def test_iterations_are_counted_and_not_the_steps_of_three_optimisers(tmp_path):
+    write(tmp_path / "a.ckpt", cfg={**CFG, "max_steps": 7000}, version="2.0.1.post0", step=6900)
+    run = convert(tmp_path / "a.ckpt", tmp_path / "run")
+    loaded, source = load_run(run), json.loads((run / "source.json").read_text())
+    assert (loaded.header["iteration"], loaded.config.iterations) == (2300, 2334)
+    assert (source["global_step"], source["iterations"], source["steps_per_iteration"]) == (6900, 2300, 3)
+    write(tmp_path / "b.ckpt", cfg={**CFG, "max_steps": 5000}, version="1.5.10", step=4900)
+    loaded = load_run(convert(tmp_path / "b.ckpt", tmp_path / "b"))
+    assert (loaded.header["iteration"], loaded.config.iterations) == (4900, 5000), "older ones count iterations"
+
+
+def test_lowered_settings_are_those_of_the_start(tmp_path):
+    recorded = {"depth_feat_weight": 0.19 * 0.6 * 0.6, "depth_feat_shift": 0.03 * 0.6 * 0.6, "feature_samples": 9}
+    decay = {
+        "depth_loss_decay": True, "decay_every_steps": 250, "depth_loss_decay_factor": 0.6, "use_depth": True,
+        "depth_feat_correlation_loss": True, "depth_sampling": "fps", "fps_sample_decay": True,
+        "fps_sample_decay_every_steps": 1000, "fps_sample_decay_factor": 0.9, "crop_type": "five", "max_steps": 7000,
+    }  # fmt: skip
+    write(tmp_path / "a.ckpt", cfg={**CFG, **decay, **recorded}, version="2.0.1", step=3 * 600)
+    run = convert(tmp_path / "a.ckpt", tmp_path / "run")
+    config, lowered = load_run(run).config, json.loads((run / "source.json").read_text())["lowered"]
+    depth, sampling = config.loss.depth, config.sampling
+    assert (depth.weight, depth.shift, depth.factor, depth.every) == (0.19, 0.03, 0.6, 250)
+    assert (sampling.method, sampling.points, sampling.schedule) == ("fps", 11, [[1, 9], [1001, 8], [2001, 7]])
+    assert (config.depth.source, config.data.crop, config.mode, depth.relation) == ("model", "five", "released", "unit")
+    assert lowered["sampling.points"] == {"recorded": 9, "initial": 11}
+    assert lowered["loss.depth.weight"] == {"recorded": recorded["depth_feat_weight"], "initial": 0.19}
 
 
 def test_the_run_folder_can_be_moved(tmp_path):
@@ -260,7 +289,9 @@ def test_settings_that_are_hostile_or_odd_are_not_taken_over(tmp_path):
     write(tmp_path / "a.ckpt", cfg={**CFG, **odd})
     config = load_run(convert(tmp_path / "a.ckpt", tmp_path / "run")).config
     assert (config.data.size, config.batch_size, config.data.name) == ([224, 224], 16, "folder")
-    assert config.head.dropout == 0 and config.head.dim == DIM
+    assert config.head.dim == DIM
+    # The head's branches drop channels in any case; the setting is about the features that F compares.
+    assert (config.head.dropout, config.loss.feature_dropout) == (0.1, False)
 
 
 class Evil:
