@@ -36,6 +36,9 @@ class DataConfig:
     list_val: str | None = option(None, "the same for the validation photos")
     labels: str | None = option(None, "folder: label maps of ids (PNG) under the photos' names, for some or all photos")
     classes: str | None = option(None, "folder with labels: text file of classes, '[id] name [#rrggbb]' per line")
+    class_map: str | None = option(
+        None, "evaluate only: text file 'class of the run -> class of the labels' per line, for labels of other classes"
+    )
     on_error: str = option("raise", "unreadable photo: stop, or skip, count and report it", choices=("raise", "skip"))
     workers: int = option(
         0, "processes that decode photos for training and its preparation (0: threads of this one)", low=0, high=256

@@ -6,12 +6,14 @@ import dataclasses
 import zlib
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
 from depthg.backbones import Backbone
 from depthg.config.composing import stored_settings, to_config
 from depthg.data.base import Split
+from depthg.data.class_map import read_class_map
 from depthg.evaluation.frames import FULL, Resolution
 from depthg.evaluation.kmeans_read_outs import kmeans_read_outs
 from depthg.evaluation.one_pass import FLIP, FLIP_CRF, PLAIN, EvaluationPass, Variant, probe_read_outs
@@ -90,7 +92,7 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     preparation = Preparation(config, run.device)
     preparation.backbone = run.backbone
     split = _split(preparation, request.split)
-    classes = _classes(run, preparation)
+    classes, class_map = _classes(run, preparation)
     read_outs = {name: read for name, read in probe_read_outs(run).items() if name == "cluster" or classes}
     read_outs |= processes.from_main(
         lambda: {
@@ -106,7 +108,7 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     found = []
     for part in product(resolutions, request.variants):
         own = {name: counts[(*part, name)] for name in READ_OUTS if (*part, name) in counts}
-        found.append(_evaluation(run, request, preparation.dataset.note, *part, own, classes))
+        found.append(_evaluation(run, request, preparation.dataset.note, *part, own, classes, class_map))
     skipped = tuple(getattr(split, "skipped", ()))
     return [dataclasses.replace(evaluation, skipped=skipped) for evaluation in found]
 
@@ -121,7 +123,7 @@ def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, va
     clusters = "" if request.clusters is None else f"k{request.clusters}"
     own, now = to_config(stored_settings(run.path)), run.config
     words = [getattr(now.val, key) for key in ("matching", "count") if getattr(now.val, key) != getattr(own.val, key)]
-    keys = ["labels", "classes", "list_train", "list_val", "n_val", "n_test", "held_out"]
+    keys = ["labels", "classes", "class_map", "list_train", "list_val", "n_val", "n_test", "held_out"]
     keys += ["root"] * (now.data.name == "folder")
     other = [(key, getattr(now.data, key)) for key in keys if getattr(now.data, key) != getattr(own.data, key)]
     if now.val.crf_image != own.val.crf_image:
@@ -139,16 +141,20 @@ def _evaluation(
     variant: Variant,
     counts: dict[str, np.ndarray],
     classes: tuple[str, ...],
+    class_map: np.ndarray | None,
 ) -> Evaluation:
     config, n = run.config, counts["cluster"].shape[2]
-    matching = config.val.matching if n == len(classes) or config.val.count == "released" else "many_to_one"
+    count = config.val.count if class_map is None else "all"  # the released count is about the run's own classes
+    matching = config.val.matching if n == len(classes) or count == "released" else "many_to_one"
     clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
     shifts, weights = run.header.get("shifts") or (), run.backbone.weights_hash
     base = protocol(config, note, config.depth.source != "none", shifts, weights)
     base |= {"crf_image": config.val.crf_image} if variant.crf else {}
     base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
+    if class_map is not None:
+        base |= {"count": count, "class_map": Path(config.data.class_map).name}
     described = protocol_of(base, request.split, len(counts["cluster"]), resolution, variant, clusters, run.checkpoint)
-    results = score_all(counts, classes, matching, config.val.count, request.samples) if classes else {}
+    results = score_all(counts, classes, matching, count, request.samples, class_map) if classes else {}
     shares = {} if classes else cluster_shares(counts)
     return Evaluation(evaluation_name(run, request, resolution, variant), variant, described, classes, results, shares)
 
@@ -170,26 +176,34 @@ def _split(preparation: Preparation, name: str) -> Split:
     return split
 
 
-def _classes(run: LoadedRun, preparation: Preparation) -> tuple[str, ...]:
-    """Class names of the labels: those of the data, which must be the run's if it was trained with labels.
+def _classes(run: LoadedRun, preparation: Preparation) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Class names of the labels, and for `data.class_map` the class of the labels for each of the run (-1: none).
 
-    A run that only numbers its classes takes the names of the data in their order.
+    Without a class map the classes must be the run's if it was trained with labels. A run that only numbers its classes
+    takes the names of the data in their order.
 
     Raises:
-        ValueError: the run has other classes.
+        ValueError: the run has other classes, or a class map that cannot be used.
     """
     classes, data = tuple(preparation.dataset.classes), f"data={preparation.dataset.name}"
+    if run.config.data.class_map:
+        if not classes or not run.classes:
+            lacking = "the data has no labels" if not classes else "the run has no linear probe"
+            raise ValueError(f"data.class_map={run.config.data.class_map} has no use here: {lacking}; leave it out")
+        table = getattr(preparation.dataset.val, "table", None)
+        return classes, read_class_map(run.config.data.class_map, run.classes, classes, table)
     if not classes or not run.classes or classes == run.classes:
-        return classes
+        return classes, None
     if len(classes) != len(run.classes):
         raise ValueError(
             f"the run was trained on {len(run.classes)} classes, {data} has {len(classes)}; scores need the same "
-            f"classes: give other labels, or number them as the run does (data=folder data.classes=FILE)"
+            f"classes: give other labels, number them as the run does (data=folder data.classes=FILE), or say which "
+            f"class is which in a data.class_map=FILE"
         )
     if run.named:
         own, other = next(pair for pair in zip(run.classes, classes, strict=True) if pair[0] != pair[1])
         raise ValueError(
             f"the run was trained on {len(run.classes)} classes, {data} has {len(classes)} (the first that differs: "
-            f"{own!r}, {other!r}); scores need the same classes"
+            f"{own!r}, {other!r}); scores need the same classes, or a data.class_map=FILE that says which is which"
         )
-    return classes
+    return classes, None

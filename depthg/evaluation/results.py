@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -68,11 +70,12 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
     scored = [f"{given}, {protocol['matching'].replace('_', ' ')}", pixels] if protocol["matching"] else [given]
     restart, by = protocol["probe_reinit"], f" by {protocol.get('best_by', 'miou')}"
+    mapped = [f"linear probe by class map {protocol['class_map']}"] if "class_map" in protocol else []
     return [
         f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
         *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
         "flip" if protocol["flip"] else "no flip", crf if protocol["crf"] else "no CRF",
-        f"{protocol['checkpoint']} checkpoint{by if protocol['checkpoint'] == 'best' else ''}", *scored,
+        f"{protocol['checkpoint']} checkpoint{by if protocol['checkpoint'] == 'best' else ''}", *scored, *mapped,
         f"{protocol['backbone']} ({protocol['weights']}), mode {protocol['mode']}",
         f"{protocol['iterations']} iterations, seed {protocol['seed']}",
         f"sampling {protocol['sampling']}, depth {protocol['depth']}, depth term {protocol['depth_term']}",
@@ -87,9 +90,13 @@ def score(
     matching: str | None,
     count: str,
     samples: int,
+    class_map: np.ndarray | None = None,
 ) -> dict:
-    """Scores in percent of one read-out over a split; ``matching`` None: ids are already classes."""
-    total, match = counted(per_image.sum(0), count), MATCHINGS[matching] if matching else None
+    """Scores in percent of one read-out over a split; ``matching`` None: ids are classes, or become so by the map."""
+    total = counted(per_image.sum(0), count)
+    match: Callable[[Any], np.ndarray] | None = MATCHINGS[matching] if matching else None
+    if class_map is not None:
+        match = functools.partial(_mapped, class_map)
     assignment = match(total) if match else None
     found = scores(total, assignment, count=count)
     intervals = bootstrap_intervals(per_image, match, samples=samples, count=count)
@@ -105,20 +112,32 @@ def score(
     }  # fmt: skip
 
 
+def _mapped(class_map: np.ndarray, _: np.ndarray) -> np.ndarray:
+    """The matching that a class map says, whatever the counts."""
+    return class_map
+
+
 def score_all(
-    per_image: Mapping[str, np.ndarray], classes: Sequence[str], matching: str, count: str, samples: int
+    per_image: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    matching: str,
+    count: str,
+    samples: int,
+    class_map: np.ndarray | None = None,  # int64 [n of the linear probe]
 ) -> dict[str, dict]:
     """Scores of every read-out.
 
     A clustering with as many clusters as classes is matched by ``matching``. Any other clustering is matched many to
     one, so that every cluster has a class, and also one to one under the name with the suffix ``_hungarian``. The
-    released metric (``count``) has one matching, ``matching``, for all.
+    released metric (``count``) has one matching, ``matching``, for all. With ``class_map`` the ids of the linear probe
+    become classes by it; the pixels of those that it maps to none are wrong.
     """
     found = {}
     for name, counts in per_image.items():
         even = counts.shape[1] == counts.shape[2] or count == "released"
         first = None if name == "linear" else matching if even else "many_to_one"
-        found[name] = score(counts, classes, matching=first, count=count, samples=samples)
+        own = class_map if name == "linear" else None
+        found[name] = score(counts, classes, matching=first, count=count, samples=samples, class_map=own)
         if name != "linear" and not even:
             found[name + HUNGARIAN] = score(counts, classes, matching="hungarian", count=count, samples=samples)
     return found
@@ -182,6 +201,8 @@ def note_in_metrics(run: Path, files: Mapping[Path, Evaluation]) -> None:
             "file": file.relative_to(run).as_posix(), "protocol": protocol_line(found.protocol),
             "checkpoint": found.protocol["checkpoint"], "clusters": found.protocol["clusters"], "shares": found.shares,
         }  # fmt: skip
+        if "class_map" in found.protocol:
+            entry["classes"] = list(found.classes)
         for name, result in found.results.items():
             entry |= {f"{name}.{kind}": result[kind] for kind in ("accuracy", "miou", "intervals", "assignment")}
         kept.append({key: value for key, value in entry.items() if value})

@@ -27,8 +27,8 @@ CHECKPOINTS = ("last", "best")
 # Locations, and how data are read and scored. All other settings of a run are fixed.
 MOVABLE = (
     "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
-    "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.list_train", "data.list_val",
-    "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.crf_image",
+    "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.class_map", "data.list_train",
+    "data.list_val", "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.crf_image",
     "val.kmeans_samples",
 )  # fmt: skip
 
@@ -90,18 +90,20 @@ class LoadedRun:
         try:
             stored = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
             scored = [
-                (stored.get("protocol", {}).get("checkpoint"), stored.get("assignment", {}).get("cluster"), None),
+                (stored.get("protocol", {}).get("checkpoint"), stored.get("assignment", {}).get("cluster"), None, None),
                 *(
-                    (entry["checkpoint"], entry.get("cluster.assignment"), entry.get("file"))
+                    (entry["checkpoint"], entry.get("cluster.assignment"), entry.get("file"), entry.get("classes"))
                     for entry in reversed(stored.get("evaluations", []))
                     if entry["clusters"]["by"] == "cluster probe"
                 ),
             ]
-            for checkpoint, assignment, file in scored:
+            for checkpoint, assignment, file, classes in scored:
                 if not assignment or checkpoint != self.checkpoint:
                     continue
                 found, names = np.array(assignment, np.int64), self.classes
-                if file and not self.named:
+                if classes:  # scored on the classes of other labels
+                    names = tuple(map(str, classes))
+                elif file and not self.named:
                     names = tuple(map(str, json.loads((self.path / file).read_text(encoding="utf-8"))["classes"]))
                 if found.shape == (self.n_clusters,) and found.min() >= -1 and found.max() < len(names):
                     return found, names

@@ -40,6 +40,8 @@ class Trainer:
         processes.start(self.device)
         processes.from_main(lambda: check_run(config))
         check_shares(config)
+        if config.data.class_map:
+            raise ValueError(f"data.class_map={config.data.class_map} is for depthg.evaluate; leave it out here")
         if config.data.labels and not config.data.held_out:
             raise ValueError(
                 "data.held_out=false scores photos whose labels the linear probe is trained on; leave it out here, and "

@@ -395,10 +395,83 @@ def test_a_converted_run_is_scored_as_the_authors_score(tmp_path):
     assert (config.data.held_out, config.data.n_val) == (False, None)
 
 
+def mapped_run(tmp_path, lines):
+    """A converted run of COCO-Stuff's 27 classes, and arguments that score it on four classes of other names."""
+    state = write(tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "run")
+    arguments = labelled_photos(tmp_path, 0)
+    (tmp_path / "classes.txt").write_text("0 above\n1 block\n3 below\n7 elsewhere\n11 void\n")
+    (tmp_path / "map.txt").write_text("\n".join(lines))
+    return state, [str(tmp_path / "run"), *arguments, f"data.class_map={tmp_path / 'map.txt'}"]
+
+
+def test_a_class_map_scores_a_run_on_labels_of_other_classes(tmp_path, capsys):
+    """Accuracy and IoU of the linear probe against ids mapped by hand; the rest of the run's classes is wrong."""
+    pairs = {"sky": "above", "building": "block", "9": "below", "ground": "below", "22": "1", "vehicle": "void"}
+    state, arguments = mapped_run(tmp_path, [f"{left} -> {right}" for left, right in pairs.items()])
+    assert evaluate([*arguments, "--bootstrap", "20"]) == 0, capsys.readouterr().err
+    (path,) = (tmp_path / "run" / "evaluations").glob("*.json")
+    found = json.loads(path.read_text())
+    names = ["above", "block", "below", "elsewhere"]
+    assert found["classes"] == names and found["protocol"]["class_map"] == "map.txt"
+    assert found["protocol"]["count"] == "all" and "linear probe by class map map.txt" in found["protocol_line"]
+
+    photos, labels = all_photos(tmp_path, "train").permute(0, 3, 1, 2) / 255, all_photos(tmp_path, "trainannot")
+    ids = F.interpolate(stego(state, photos)[2], (64, 64), mode="bilinear").argmax(1)
+    mapped = torch.full((CLASSES,), -1)
+    mapped[[23, 20, 9, 21, 22]] = torch.tensor([0, 1, 2, 2, 1])
+    truth = torch.full((12,), -1)
+    truth[[0, 1, 3, 7]] = torch.arange(4)
+    predicted, truth = mapped[ids], truth[labels.long()]
+    scored = truth >= 0
+    right = (predicted == truth) & scored
+    linear = found["results"]["linear"]
+    assert linear["accuracy"] == pytest.approx(100 * float(right.sum() / scored.sum()), abs=0.5)
+    assert linear["assignment"] == mapped.tolist() and linear["intervals"]["accuracy"][0] <= linear["accuracy"]
+    for number, name in enumerate(names[:3]):
+        union = ((predicted == number) | (truth == number)) & scored
+        iou = 100 * float((right & (truth == number)).sum() / union.sum())
+        assert linear["per_class"][name]["iou"] == pytest.approx(iou, abs=0.5), name
+    assert linear["per_class"]["elsewhere"]["iou"] is None
+
+    clusters = found["results"]
+    assert clusters["cluster"]["matching"] == "many_to_one" and clusters["cluster_hungarian"]["matching"] == "hungarian"
+    assert len(clusters["cluster"]["assignment"]) == CLASSES + EXTRA, "no cluster is dropped"
+    run = load_run(tmp_path / "run")
+    assert run.class_names == tuple(names) and run.assignment.tolist() == clusters["cluster"]["assignment"]
+
+
+def test_another_class_map_is_another_protocol(tmp_path, capsys):
+    _, arguments = mapped_run(tmp_path, ["sky -> above"])
+    quick = ["--no-kmeans", "--bootstrap", "0"]
+    assert evaluate([*arguments, *quick]) == 0 and evaluate([*arguments, *quick]) == 1
+    assert "exists; pass --overwrite" in capsys.readouterr().err
+    (tmp_path / "other.txt").write_text("sky -> below\n")
+    assert evaluate([*arguments[:-1], *quick, f"data.class_map={tmp_path / 'other.txt'}"]) == 0
+    assert len(list((tmp_path / "run" / "evaluations").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "lines, drop, message",
+    [
+        (["skky -> above"], (), "the run has no class 'skky'; did you mean 'sky'"),
+        (["sky -> above"], ("data.labels", "data.classes"), "has no use here: the data has no labels"),
+        (None, (), "there is no file"),
+    ],
+)
+def test_class_maps_that_cannot_be_used(tmp_path, capsys, lines, drop, message):
+    _, arguments = mapped_run(tmp_path, lines or [])
+    if lines is None:
+        (tmp_path / "map.txt").unlink()
+    assert evaluate([argument for argument in arguments if not argument.startswith(drop or ("none",))]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "data_set, count, message",
     [
         ("directory", 11, "trained on 27 classes, data=folder has 11; scores need the same classes"),
+        ("directory", 11, "say which class is which in a data.class_map=FILE"),
         ("cocostuff27", 27, "'electronic', 'kind0'"),
     ],
 )

@@ -273,6 +273,7 @@ def test_zero_iterations_evaluate_the_untrained_head(root):
         (["backbone=dino_vits8", "backbone.weights=nothing.pth", "data=folder", "data.root=one"], "nothing.pth"),
         (["resume=nowhere"], "not a run folder"),
         (["data=folder", "data.root=one", "data.labels=a", "data.classes=b", "data.held_out=false"], "is trained on"),
+        (["data=folder", "data.root=one", "data.class_map=map.txt"], "data.class_map=map.txt is for depthg.evaluate"),
     ],
 )
 def test_user_errors_are_said_without_a_traceback(tmp_path, monkeypatch, capsys, recwarn, arguments, message):
