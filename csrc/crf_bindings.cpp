@@ -23,6 +23,20 @@ void bind_crf(py::module_& m) {
     return lattice_fits(height, width, {static_cast<float>(kernel[0]), kernel[1], kernel[2]});
   });
   m.def(
+      "dense_crf_counts",
+      [](int64_t height, int64_t width, Address rgb, Kernel kernel) {
+        Lattice lattice;
+        place_pixels(reinterpret_cast<const uint8_t*>(rgb), height, width, {static_cast<float>(kernel[0]), kernel[1], kernel[2]},
+                     lattice);
+        int64_t chained = 0;
+        for (int j = 0; j < lattice.corners; ++j) {
+          list_chains(lattice, j);
+          chained += lattice.directions[j].cut.back();
+        }
+        return std::array<int64_t, 2>{lattice.vertices, chained};
+      },
+      "Vertices of the lattice of an image, and those that have a neighbour, summed over directions; for benchmarks and tests.");
+  m.def(
       "dense_crf",
       [](std::array<int64_t, 3> size, Address rgb, const std::vector<int64_t>& classes, const std::vector<Address>& unary,
          const std::vector<Address>& marginals, const std::vector<Address>& ids, const std::vector<Kernel>& kernels, int iterations,

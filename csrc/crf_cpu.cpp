@@ -3,6 +3,7 @@
 #include "crf_cpu.h"
 
 #include <math.h>
+#include <string.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,10 +19,15 @@ namespace depthg {
 struct CrfMemory::Parts {
   Lattice lattices[2];        // spatial and bilateral, or any two kernels
   Buffer<float> blocks;       // of channels, [pixels, width] one after another
-  Buffer<float> vertices[2];  // of a block
   Buffer<float> scratch;
+  struct Vertices {
+    Buffer<float> of[2];  // of a block, per lattice
+  };
+  std::vector<std::unique_ptr<Vertices>> vertices;  // one per block that is filtered at a time
   int64_t bytes() const {
-    return lattices[0].bytes() + lattices[1].bytes() + blocks.bytes() + vertices[0].bytes() + vertices[1].bytes() + scratch.bytes();
+    int64_t sum = lattices[0].bytes() + lattices[1].bytes() + blocks.bytes() + scratch.bytes();
+    for (const auto& v : vertices) sum += v->of[0].bytes() + v->of[1].bytes();
+    return sum;
   }
 };
 
@@ -36,10 +42,16 @@ int64_t CrfMemory::bytes() const {
 namespace {
 
 constexpr int64_t kPixelsPerTask = 1024;     // a multiple of kCrfTile
-constexpr int64_t kSharedPixels = 1 << 18;   // larger images are worked on one after another, by all threads
+constexpr int64_t kSharedPixels = 1 << 18;   // larger images and their blocks are done one after another, by all threads
+constexpr int kScattering = 2;               // threads at most: a kernel is splatted by one; more gather at vertices
+constexpr double kImbalance = 1.34;          // of blocks among threads, that is cheaper than to wait after every direction
 
 const CrfSplat& splat() {
   static const CrfSplat best = DEPTHG_BEST(CrfSplat, crf_splat);
+  return best;
+}
+const CrfScatter& scatter() {
+  static const CrfScatter best = DEPTHG_BEST(CrfScatter, crf_scatter);
   return best;
 }
 const CrfBlur& blur() {
@@ -86,7 +98,7 @@ class Filters {
       : memory_(memory), kernels_(kernels), count_(static_cast<int>(kernels.size())), threads_(threads) {}
 
   // Lattices whose shares are multiplied by the normalisation of their pixels.
-  void prepare(const uint8_t* rgb, int64_t height, int64_t width) {
+  void prepare(const uint8_t* rgb, int64_t height, int64_t width, const std::vector<int>& widths) {
     bool kept[2] = {};
     for_tasks(threads_, count_, [&](int64_t task, int) {
       const int k = static_cast<int>(count_ - 1 - task);  // the larger one first
@@ -96,51 +108,90 @@ class Filters {
       if (!kept[k]) place_pixels(rgb, height, width, kernel, l);
     });
     struct Task {
-      int kernel, part;
+      int kernel, direction;
     };
     std::vector<Task> tasks;
     for (int k = count_ - 1; k >= 0; --k) {
-      for (int part = 0; !kept[k] && part <= memory_.lattices[k].corners; ++part) tasks.push_back({k, part});
+      for (int j = 0; !kept[k] && j < memory_.lattices[k].corners; ++j) tasks.push_back({k, j});
     }
-    for_tasks(threads_, tasks.size(), [&](int64_t n, int) { finish_lattice(memory_.lattices[tasks[n].kernel], tasks[n].part); });
+    for_tasks(threads_, tasks.size(), [&](int64_t n, int) { list_chains(memory_.lattices[tasks[n].kernel], tasks[n].direction); });
     for (int k = 0; k < count_; ++k) {
       if (!kept[k]) normalise(k, height * width);
       memory_.lattices[k].ready = true;
     }
+    apart_ = height * width <= kSharedPixels && imbalance(widths) <= kImbalance;
+    if (apart_ || threads_ <= kScattering) return;
+    for_tasks(threads_, count_, [&](int64_t k, int) {
+      if (!kept[k] || !memory_.lattices[k].listed) list_splats(memory_.lattices[k]);
+    });
+    gathers_ = true;
   }
 
-  // The messages of a block of channels, in place.
-  void run(float* pixels, int width) {
-    float* vertices[2];
-    for (int k = 0; k < count_; ++k) {
-      vertices[k] = memory_.vertices[k].reserve(memory_.lattices[k].vertices * kCrfWidth);
+  // The messages of blocks of channels, in place: a block per thread where that shares the work out well, else all threads on
+  // one block after another.
+  void run(const std::vector<float*>& blocks, const std::vector<int>& widths) {
+    const int at_once = apart_ ? std::min<int>(threads_, blocks.size()) : 1;
+    for (int n = 0; n < at_once; ++n) {
+      for (int k = 0; k < count_; ++k) vertices(n, k);
     }
-    filter(0, count_, pixels, vertices, width);
-    SlicePart parts[2];
-    for (int k = 0; k < count_; ++k) parts[k] = slice_part(k, vertices[k], kernels_[k].weight);
-    slice_all(parts, count_, pixels, width);
+    const int inside = at_once > 1 ? 1 : threads_;
+    for_tasks(at_once, blocks.size(), [&](int64_t b, int rank) {
+      float* at[2];
+      SlicePart parts[2];
+      for (int k = 0; k < count_; ++k) {
+        at[k] = vertices(rank, k);
+        parts[k] = slice_part(k, at[k], kernels_[k].weight);
+      }
+      filter(0, count_, blocks[b], at, widths[b], inside);
+      slice_all(parts, count_, blocks[b], widths[b], inside);
+    });
   }
 
  private:
+  // The channels of the busiest thread over those of the average one.
+  double imbalance(const std::vector<int>& widths) const {
+    std::vector<int> load(threads_);
+    int sum = 0;
+    for (const int width : widths) {
+      *std::min_element(load.begin(), load.end()) += width;
+      sum += width;
+    }
+    return *std::max_element(load.begin(), load.end()) * static_cast<double>(threads_) / sum;
+  }
+
+  float* vertices(int rank, int k) {
+    while (static_cast<int>(memory_.vertices.size()) <= rank) {
+      memory_.vertices.push_back(std::make_unique<CrfMemory::Parts::Vertices>());
+    }
+    return memory_.vertices[rank]->of[k].reserve(memory_.lattices[k].vertices * kCrfWidth);
+  }
+
   SlicePart slice_part(int k, const float* vertices, float weight) const {
     const Lattice& l = memory_.lattices[k];
     return {l.vertex.data(), l.share.data(), vertices, l.corners, weight};
   }
 
-  void slice_all(const SlicePart* parts, int count, float* pixels, int width) const {
-    const int64_t total = memory_.lattices[kernels_.size() - 1].pixels;
-    for_tasks(threads_, tasks_of(total, kPixelsPerTask), [&](int64_t task, int) {
+  void slice_all(const SlicePart* parts, int count, float* pixels, int width, int threads) const {
+    const int64_t total = memory_.lattices[count_ - 1].pixels;
+    for_tasks(threads, tasks_of(total, kPixelsPerTask), [&](int64_t task, int) {
       slice()(parts, count, width, pixels, task * kPixelsPerTask, std::min((task + 1) * kPixelsPerTask, total));
     });
   }
 
   // Splats and blurs kernels first .. end - 1; their tasks are shared out together.
-  void filter(int first, int end, const float* pixels, float* const* vertices, int width) const {
+  void filter(int first, int end, const float* pixels, float* const* vertices, int width, int threads) const {
     int64_t tasks[3] = {};  // where those of a kernel end
-    for (int k = first; k < end; ++k) tasks[k + 1] = tasks[k] + tasks_of(memory_.lattices[k].vertices, kCut);
-    for_tasks(threads_, tasks[end], [&](int64_t task, int) {
+    for (int k = first; k < end; ++k) {
+      tasks[k + 1] = tasks[k] + (gathers_ ? tasks_of(memory_.lattices[k].vertices, kCut) : 1);
+    }
+    for_tasks(threads, tasks[end], [&](int64_t task, int) {
       const int k = task >= tasks[first + 1] ? end - 1 : first;
       const Lattice& l = memory_.lattices[k];
+      if (!gathers_) {
+        memset(vertices[k], 0, l.vertices * width * sizeof(float));
+        scatter()(slice_part(k, vertices[k], 1), width, pixels, l.pixels, vertices[k]);
+        return;
+      }
       const int64_t begin = (task - tasks[k]) * kCut;
       const SplatPart part{l.start.data(), l.splats.data(), pixels, vertices[k]};
       splat()(part, width, begin, std::min(begin + kCut, l.vertices));
@@ -150,7 +201,7 @@ class Filters {
         const int64_t runs = j < memory_.lattices[k].corners ? memory_.lattices[k].directions[j].cut.size() - 1 : 0;
         tasks[k + 1] = tasks[k] + runs;
       }
-      for_tasks(threads_, tasks[end], [&](int64_t task, int) {
+      for_tasks(threads, tasks[end], [&](int64_t task, int) {
         const int k = task >= tasks[first + 1] ? end - 1 : first;
         const Lattice::Direction& along = memory_.lattices[k].directions[j];
         const int64_t begin = along.cut[task - tasks[k]], stop = along.cut[task - tasks[k] + 1];
@@ -162,25 +213,25 @@ class Filters {
   void normalise(int k, int64_t pixels) {
     Lattice& l = memory_.lattices[k];
     float* const norm = memory_.scratch.reserve(pixels);
-    float* vertices[2] = {};
-    vertices[k] = memory_.vertices[k].reserve(l.vertices * kCrfWidth);
+    float* at[2] = {};
+    at[k] = vertices(0, k);
     for (int64_t n = 0; n < pixels; ++n) norm[n] = 1;
-    filter(k, k + 1, norm, vertices, 1);
-    const SlicePart part = slice_part(k, vertices[k], 1);
-    slice_all(&part, 1, norm, 1);
+    filter(k, k + 1, norm, at, 1, threads_);
+    const SlicePart part = slice_part(k, at[k], 1);
+    slice_all(&part, 1, norm, 1, threads_);
     for (int64_t n = 0; n < pixels; ++n) norm[n] = 1 / sqrtf(norm[n] + 1e-20f);
     for_tasks(threads_, tasks_of(pixels, kPixelsPerTask), [&](int64_t task, int) {
       const int64_t begin = task * kPixelsPerTask, end = std::min(begin + kPixelsPerTask, pixels);
       for (int64_t n = begin; n < end; ++n) {
         for (int c = 0; c < l.corners; ++c) l.share.data()[n * l.corners + c] *= norm[n];
       }
-      for (int64_t n = begin * l.corners; n < end * l.corners; ++n) l.splats.data()[n].share *= norm[l.splats.data()[n].pixel];
     });
   }
 
   CrfMemory::Parts& memory_;
   const std::vector<CrfKernel>& kernels_;
   int count_, threads_;
+  bool apart_ = false, gathers_ = false;  // a block per thread; vertices gather from their pixels
 };
 
 // Pointers into one image of a call, and the layout of its channels.
@@ -191,7 +242,7 @@ struct Image {
   std::vector<int16_t*> ids;
   int channels = 0, padded = 0;
 
-  Image(const CrfImages& s, int64_t image) {
+  Image(const CrfImages& s, int64_t image, int threads) {
     const int64_t pixels = s.height * s.width;
     for (const CrfTerm& term : s.terms) {
       for (int64_t c = 0; c < term.classes; ++c) unary.push_back(term.unary + (image * term.classes + c) * pixels);
@@ -200,17 +251,19 @@ struct Image {
       channels += static_cast<int>(term.classes);
       ends.push_back(channels);
     }
-    for (; padded < channels; padded += widths.back()) widths.push_back(channels - padded > 8 ? kCrfWidth : 8);
+    // Blocks of 16 channels cost less per channel, unless threads would have none.
+    const int width = pixels <= kSharedPixels && tasks_of(channels, kCrfWidth) < threads ? 8 : kCrfWidth;
+    for (; padded < channels; padded += widths.back()) widths.push_back(channels - padded > 8 ? width : 8);
   }
 };
 
 void run_image(const CrfImages& s, int64_t number, CrfMemory::Parts& memory, int threads) {
   const int64_t pixels = s.height * s.width;
-  Image image(s, number);
+  Image image(s, number, threads);
   Filters filters(memory, s.kernels, threads);
   const bool filtered = s.iterations > 0 && !s.kernels.empty();
   if (filtered) {
-    filters.prepare(s.rgb + number * pixels * 3, s.height, s.width);
+    filters.prepare(s.rgb + number * pixels * 3, s.height, s.width, image.widths);
     float* at = memory.blocks.reserve(pixels * image.padded);
     for (const int width : image.widths) {
       image.blocks.push_back(at);
@@ -231,7 +284,7 @@ void run_image(const CrfImages& s, int64_t number, CrfMemory::Parts& memory, int
   update_all();
   channels.messages = true;
   for (int t = 0; filtered && t < s.iterations; ++t) {
-    for (size_t b = 0; b < image.blocks.size(); ++b) filters.run(image.blocks[b], image.widths[b]);
+    filters.run(image.blocks, image.widths);
     channels.last = t + 1 == s.iterations;
     update_all();
   }

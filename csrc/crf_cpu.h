@@ -8,7 +8,7 @@
 namespace depthg {
 
 constexpr int kCrfWidth = 16;  // channels that are filtered together: a cache line; the last ones of a call may be 8
-constexpr int kCrfTile = 16;   // pixels whose softmax is computed together
+constexpr int kCrfTile = 32;   // pixels whose softmax is computed together
 
 // A block of `width` channels (1, 8 or 16), point after point: `pixels` [pixels, width] and `vertices` [vertices, width].
 struct SplatPart {
@@ -31,6 +31,9 @@ struct SlicePart {  // one kernel
 };
 using CrfSlice = void (*)(const SlicePart* parts, int count, int width, float* pixels, int64_t first_pixel, int64_t end_pixel);
 
+// Splats all pixels in their order, by one thread: the same sums as CrfSplat, faster, into vertices that are 0 before.
+using CrfScatter = void (*)(const SlicePart& s, int width, const float* pixels, int64_t count, float* vertices);
+
 struct CrfChannels {  // of one image
   int64_t pixels;
   int blocks;
@@ -49,6 +52,7 @@ using CrfUpdate = void (*)(const CrfChannels&, int64_t first_pixel, int64_t end_
 
 #define DEPTHG_CRF(isa)                                                              \
   void crf_splat_##isa(const SplatPart&, int, int64_t, int64_t);                     \
+  void crf_scatter_##isa(const SlicePart&, int, const float*, int64_t, float*);      \
   void crf_blur_##isa(const int32_t*, int64_t, int, float*);                         \
   void crf_slice_##isa(const SlicePart*, int, int, float*, int64_t, int64_t);        \
   void crf_update_##isa(const CrfChannels&, int64_t, int64_t, float*);

@@ -168,7 +168,33 @@ void place_all(const uint8_t* rgb, int64_t height, int64_t width, const Box& box
   }
 }
 
-// The pixels of every vertex, in their order.
+}  // namespace
+
+int64_t Lattice::bytes() const {
+  int64_t sum = vertex.bytes() + share.bytes() + start.bytes() + splats.bytes() + slots.bytes() + keys.bytes();
+  for (const Direction& direction : directions) sum += direction.chain.bytes();
+  return sum;
+}
+
+bool lattice_fits(int64_t height, int64_t width, const CrfKernel& kernel) {
+  return make_box(height, width, kernel).bits <= kMostBits;
+}
+
+void place_pixels(const uint8_t* rgb, int64_t height, int64_t width, const CrfKernel& kernel, Lattice& lattice) {
+  const Box box = make_box(height, width, kernel);
+  lattice.ready = lattice.listed = false;
+  lattice.pixels = height * width;
+  lattice.corners = kernel.srgb > 0 ? 6 : 3;
+  lattice.height = height, lattice.width = width, lattice.sxy = kernel.sxy, lattice.srgb = kernel.srgb;
+  lattice.vertex.reserve(lattice.pixels * lattice.corners);
+  lattice.share.reserve(lattice.pixels * lattice.corners);
+  lattice.vertices = 0;
+  int64_t slots = 1024;
+  while (slots < 2 * lattice.pixels) slots *= 2;
+  grow(lattice, slots);
+  (lattice.corners == 6 ? place_all<5> : place_all<2>)(rgb, height, width, box, lattice);
+}
+
 void list_splats(Lattice& lattice) {
   const int64_t count = lattice.pixels * lattice.corners;
   const int32_t* const vertex = lattice.vertex.data();
@@ -183,10 +209,13 @@ void list_splats(Lattice& lattice) {
       splats[start[vertex[n]]++] = {static_cast<int32_t>(pixel), share[n]};
     }
   }
+  for (int64_t v = 0; v < lattice.vertices; ++v) splats[start[v] - 1].pixel = ~splats[start[v] - 1].pixel;  // now the ends
+  lattice.listed = true;
 }
 
 // The neighbour along direction j adds 1 to every coordinate and takes d + 1 from coordinate j.
-void list_chains(const Box& box, Lattice& lattice, int j) {
+void list_chains(Lattice& lattice, int j) {
+  const Box box = make_box(lattice.height, lattice.width, {1, lattice.sxy, lattice.srgb});
   const int d = lattice.corners - 1;
   uint64_t all = 0;
   for (int i = 0; i < d; ++i) all += unit(box, i, d);
@@ -218,39 +247,6 @@ void list_chains(const Box& box, Lattice& lattice, int j) {
     if (count - direction.cut.back() >= kCut) direction.cut.push_back(count);
   }
   if (direction.cut.back() != count) direction.cut.push_back(count);
-}
-
-}  // namespace
-
-int64_t Lattice::bytes() const {
-  int64_t sum = vertex.bytes() + share.bytes() + start.bytes() + splats.bytes() + slots.bytes() + keys.bytes();
-  for (const Direction& direction : directions) sum += direction.chain.bytes();
-  return sum;
-}
-
-bool lattice_fits(int64_t height, int64_t width, const CrfKernel& kernel) {
-  return make_box(height, width, kernel).bits <= kMostBits;
-}
-
-void place_pixels(const uint8_t* rgb, int64_t height, int64_t width, const CrfKernel& kernel, Lattice& lattice) {
-  const Box box = make_box(height, width, kernel);
-  lattice.ready = false;
-  lattice.pixels = height * width;
-  lattice.corners = kernel.srgb > 0 ? 6 : 3;
-  lattice.height = height, lattice.width = width, lattice.sxy = kernel.sxy, lattice.srgb = kernel.srgb;
-  lattice.vertex.reserve(lattice.pixels * lattice.corners);
-  lattice.share.reserve(lattice.pixels * lattice.corners);
-  lattice.vertices = 0;
-  int64_t slots = 1024;
-  while (slots < 2 * lattice.pixels) slots *= 2;
-  grow(lattice, slots);
-  (lattice.corners == 6 ? place_all<5> : place_all<2>)(rgb, height, width, box, lattice);
-}
-
-void finish_lattice(Lattice& lattice, int task) {
-  const CrfKernel kernel{1, lattice.sxy, lattice.srgb};
-  if (task == 0) return list_splats(lattice);
-  list_chains(make_box(lattice.height, lattice.width, kernel), lattice, task - 1);
 }
 
 }  // namespace depthg

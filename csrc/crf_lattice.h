@@ -11,12 +11,12 @@
 namespace depthg {
 
 struct Splat {  // the share of a pixel in a vertex
-  int32_t pixel;
+  int32_t pixel;  // ~pixel for the last one of a vertex
   float share;
 };
 
 // A lattice over d features has d + 1 vertices around every pixel ("corners") and is blurred along d + 1 directions. Shares are
-// barycentric coordinates at first; normalise_lattice multiplies them by the pixel's normalisation.
+// barycentric coordinates at first; crf_cpu.cpp multiplies them by the pixel's normalisation.
 struct Lattice {
   int64_t pixels = 0, vertices = 0;
   int corners = 0;
@@ -30,7 +30,7 @@ struct Lattice {
   } directions[6];
 
   // What the lattice was made for, and whether it is finished; a spatial lattice serves all images of one size.
-  bool ready = false;
+  bool ready = false, listed = false;
   int64_t height = 0, width = 0;
   double sxy = 0, srgb = 0;
 
@@ -50,8 +50,14 @@ constexpr int64_t kCut = 1024;  // vertices of a task
 // Whether 64 bits can number the vertices.
 bool lattice_fits(int64_t height, int64_t width, const CrfKernel& kernel);
 
-// Vertices and shares; then `corners` + 1 independent tasks: lists for splatting, and chains of a direction.
+// Vertices, and the shares of pixels in them.
 void place_pixels(const uint8_t* rgb, int64_t height, int64_t width, const CrfKernel& kernel, Lattice& lattice);
-void finish_lattice(Lattice& lattice, int task);
+
+// Runs of neighbours along direction j: from one vertex to the next, 1 is added to every coordinate and d + 1 taken from
+// coordinate j. A vertex without neighbours is in none. Directions may be listed at the same time.
+void list_chains(Lattice& lattice, int j);
+
+// The pixels of every vertex, in their order, with the shares as they are now. Only splatting by many threads needs them.
+void list_splats(Lattice& lattice);
 
 }  // namespace depthg

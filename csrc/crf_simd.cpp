@@ -17,7 +17,7 @@
 namespace depthg {
 namespace {
 
-constexpr int64_t kAhead = 24;  // splats between a prefetch and its use
+constexpr int64_t kAhead = 24;  // rows between a prefetch and its use
 
 template <int WIDTH> struct RowOf {
   static constexpr int kPart = WIDTH < kLanes ? WIDTH : kLanes, kParts = WIDTH / kPart;
@@ -40,41 +40,67 @@ template <int WIDTH> struct RowOf {
   void add(float share, const RowOf& x) {
     for (int i = 0; i < kParts; ++i) part[i] += share * x.part[i];
   }
+  // The row where `mask` is -1, zeros where it is 0.
+  RowOf where(int mask) const {
+    typedef int Bits __attribute__((vector_size(kPart * 4)));
+    RowOf r;
+    for (int i = 0; i < kParts; ++i) r.part[i] = (Part)((Bits)part[i] & (mask - Bits{}));
+    return r;
+  }
 };
+
+// Lists mark what comes last by its sign. Lengths of lists and runs cannot be predicted, so there is no branch on them.
+inline int64_t plain(int32_t x) { return x ^ (x >> 31); }
 
 template <int WIDTH>
 void splat(const SplatPart& s, int64_t first, int64_t end) {
   using Row = RowOf<WIDTH>;
-  const int64_t last = s.start[end] - 1;
-  for (int64_t v = first, n = s.start[first]; v < end; ++v) {
-    Row sum = Row::zero();
-    for (const int64_t stop = s.start[v + 1]; n < stop; ++n) {
-      __builtin_prefetch(s.pixels + static_cast<int64_t>(s.splats[n + kAhead < last ? n + kAhead : last].pixel) * WIDTH);
-      sum.add(s.splats[n].share, Row::at(s.pixels + static_cast<int64_t>(s.splats[n].pixel) * WIDTH));
-    }
-    sum.to(s.vertices + v * WIDTH);
+  const int64_t begin = s.start[first], stop = s.start[end];
+  float* to = s.vertices + first * WIDTH;
+  Row sum = Row::zero();
+  for (int64_t n = begin; n < stop; ++n) {
+    __builtin_prefetch(s.pixels + plain(s.splats[n + kAhead < stop ? n + kAhead : n].pixel) * WIDTH);
+    const int more = ~(s.splats[n].pixel >> 31);  // -1 or 0
+    sum.add(s.splats[n].share, Row::at(s.pixels + plain(s.splats[n].pixel) * WIDTH));
+    sum.to(to);
+    sum = sum.where(more);
+    to += (1 + more) * WIDTH;
   }
+}
+
+template <int WIDTH, int CORNERS>
+void scatter(const SlicePart& s, const float* pixels, int64_t count, float* vertices) {
+  using Row = RowOf<WIDTH>;
+  for (int64_t pixel = 0; pixel < count; ++pixel) {
+    const Row row = Row::at(pixels + pixel * WIDTH);
+#pragma GCC unroll 6
+    for (int k = 0; k < CORNERS; ++k) {
+      float* const at = vertices + s.vertex[pixel * CORNERS + k] * static_cast<int64_t>(WIDTH);
+      Row sum = Row::at(at);
+      sum.add(s.share[pixel * CORNERS + k], row);
+      sum.to(at);
+    }
+  }
+}
+
+template <int WIDTH>
+void scatter_all(const SlicePart& s, const float* pixels, int64_t count, float* vertices) {
+  (s.corners == 6 ? scatter<WIDTH, 6> : scatter<WIDTH, 3>)(s, pixels, count, vertices);
 }
 
 template <int WIDTH>
 void blur(const int32_t* chain, int64_t count, float* vertices) {
   using Row = RowOf<WIDTH>;
-  Row before = Row::zero(), now = Row::zero();
+  Row before = Row::zero(), now = Row::at(vertices + plain(chain[0]) * WIDTH);
   for (int64_t n = 0; n < count; ++n) {
-    const int64_t at = chain[n] < 0 ? ~chain[n] : chain[n];
-    if (n == 0 || chain[n - 1] < 0) {
-      before = Row::zero();
-      now = Row::at(vertices + at * WIDTH);
-    }
-    Row after = Row::zero(), sum;
-    if (chain[n] >= 0) {
-      const int64_t next = chain[n + 1] < 0 ? ~chain[n + 1] : chain[n + 1];
-      after = Row::at(vertices + next * WIDTH);
-    }
+    __builtin_prefetch(vertices + plain(chain[n + kAhead < count ? n + kAhead : n]) * WIDTH);
+    const int more = ~(chain[n] >> 31);
+    const Row next = Row::at(vertices + plain(chain[n + 1 < count ? n + 1 : n]) * WIDTH), after = next.where(more);
+    Row sum;
     for (int i = 0; i < Row::kParts; ++i) sum.part[i] = now.part[i] + 0.5f * (before.part[i] + after.part[i]);
-    sum.to(vertices + at * WIDTH);
-    before = now;
-    now = after;
+    sum.to(vertices + plain(chain[n]) * WIDTH);
+    before = now.where(more);
+    now = next;
   }
 }
 
@@ -210,6 +236,10 @@ void write(const CrfChannels& s, int term, int begin, int end, int64_t pixel, in
 
 void DEPTHG_FOR_ISA(crf_splat)(const SplatPart& s, int width, int64_t first, int64_t end) {
   (width == 16 ? splat<16> : width == 8 ? splat<8> : splat<1>)(s, first, end);
+}
+
+void DEPTHG_FOR_ISA(crf_scatter)(const SlicePart& s, int width, const float* pixels, int64_t count, float* vertices) {
+  (width == 16 ? scatter_all<16> : width == 8 ? scatter_all<8> : scatter_all<1>)(s, pixels, count, vertices);
 }
 
 void DEPTHG_FOR_ISA(crf_blur)(const int32_t* chain, int64_t count, int width, float* vertices) {
