@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -88,4 +90,24 @@ def _run_hydra(task: Callable[[Config], object]) -> None:
             sys.exit(runtime.report_error(error))
 
     ConfigStore.instance().store(name="schema", node=Config)
-    hydra.main(version_base="1.3", config_path="pkg://depthg.config.conf", config_name="config")(guarded)()
+    with _help_without_text():
+        hydra.main(version_base="1.3", config_path="pkg://depthg.config.conf", config_name="config")(guarded)()
+
+
+@contextmanager
+def _help_without_text() -> Iterator[None]:
+    """Lets Hydra 1.3 give an option an object as its help, which argparse of Python 3.14 refuses; texts are checked."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:  # an older Python
+        yield
+        return
+
+    def check_texts(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check(parser, action)
+
+    argparse.ArgumentParser._check_help = check_texts  # type: ignore[attr-defined,unused-ignore]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser._check_help = check  # type: ignore[attr-defined,unused-ignore]
