@@ -98,7 +98,7 @@ def test_no_process_depends_on_the_default_start_method():
 
 def test_the_compiler_warns_of_nothing():
     """Each new Python warns of more, for instance 3.12 of unknown escapes and 3.14 of a return in finally."""
-    code = "import sys\nfor path in sys.argv[1:]: compile(open(path, 'rb').read(), path, 'exec')"
+    code = "import pathlib, sys\nfor path in sys.argv[1:]: compile(pathlib.Path(path).read_bytes(), path, 'exec')"
     command = [sys.executable, "-W", "error", "-c", code, *FILES, ROOT / "setup.py"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
