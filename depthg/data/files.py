@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+from depthg.data.kinds import HEIF_HINT, HEIF_READ, HEIF_SUFFIXES, IMAGE_SUFFIXES, register, suffix_of
+
 _SKIP = ", or pass data.on_error=skip to leave such photos out"
 _FIX = "replace or remove the file" + _SKIP
 _INVALID = -2  # entry of a label table for an id that the data set does not have
@@ -190,6 +191,7 @@ def _decode(path: str | Path, convert: Callable, load: bool = True):
         if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
             kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
             raise OSError(errno.EINVAL, f"it is {kind}")
+        register(path)
         with Image.open(path) as image:
             width, height = image.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
@@ -219,6 +221,8 @@ def _reason(path: str | Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, Image.UnidentifiedImageError):
+        if suffix_of(path) in HEIF_SUFFIXES and not HEIF_READ:
+            return f"Pillow does not read this format; {HEIF_HINT}"
         return f"it is no image of a format that Pillow reads ({', '.join(IMAGE_SUFFIXES)})"
     return f"it is truncated or damaged ({type(error).__name__}: {error})"
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from depthg.data.base import Dataset, FileSplit, Subset, drop_unreadable, report_skipped
 from depthg.data.classes import NO_CLASSES, Classes, read_classes
-from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, show, tree_error
+from depthg.data.files import DataError, list_files, show, tree_error
+from depthg.data.kinds import IMAGE_SUFFIXES, is_photo, not_used
 from depthg.data.pairing import by_stem, check_alone, find_files, find_list, normal, read_list
 
-NOT_READ = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".psd", ".jxl")
 EXPECTED = f"""
 photos, in subfolders if you like ({" ".join(IMAGE_SUFFIXES)})
 """
@@ -66,7 +66,8 @@ class Folder(Dataset):
         root = Path(root).expanduser()
         folder = None if labels is None else Path(labels).expanduser()
         known = NO_CLASSES if classes is None else read_classes(classes)
-        split, labelled = _photos(root, folder, known, on_error)
+        read_too = [Path(path).expanduser() for path in (classes, list_train, list_val) if path is not None]
+        split, labelled = _photos(root, folder, known, on_error, read_too)
         train = _listed(list_train, "data.list_train", root, split, on_error)
         val = _listed(list_val, "data.list_val", root, split, on_error)
         if folder is None:
@@ -86,21 +87,23 @@ class Folder(Dataset):
         )
 
 
-def _photos(root: Path, folder: Path | None, known: Classes, on_error: str) -> tuple[Files, list[int]]:
-    """All photos that can be used, and which of them have a label map."""
-    images = list_files(root, recursive=True) if root.is_dir() else []
+def _photos(
+    root: Path, folder: Path | None, known: Classes, on_error: str, read_too: Sequence[Path]
+) -> tuple[Files, list[int]]:
+    """All photos that can be used, and which of them have a label map; `read_too` are files that have another use."""
+    files = list_files(root, ("",), recursive=True) if root.is_dir() else []
     inside = None if folder is None else os.path.relpath(folder.resolve(), root.resolve())
     if inside == os.curdir:
         raise ValueError(f"data.labels={show(folder)} is data.root itself; label maps need a folder of their own")
     if inside is not None and not inside.startswith(os.pardir):  # label maps below the photos
-        images = [path for path in images if root / inside not in path.parents]
-    other = list_files(root, NOT_READ, recursive=True) if root.is_dir() else []
-    counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(Counter(p.suffix.lower() for p in other).items()))
+        files = [path for path in files if root / inside not in path.parents]
+    images = [path for path in files if is_photo(path)]
+    used = {os.path.realpath(path) for text in read_too for path in (text, root / text)}
+    other = not_used(path for path in files if not is_photo(path) and os.path.realpath(path) not in used)
     if not images:
-        hint = f" (but {counts}: convert them to .jpg or .png)" if other else ""
-        raise tree_error(f"folder: no photos below {root}{hint}", root, EXPECTED)
+        raise tree_error(f"folder: no photos below {root}" + f" (but {other})" * bool(other), root, EXPECTED)
     if other:
-        warnings.warn(f"{root}: left out {counts}; convert them to .jpg or .png to use them", stacklevel=3)
+        warnings.warn(f"{root}: {len(images):,} photos; not used: {other}", stacklevel=3)
     if folder is None:
         split = drop_unreadable(FileSplit(images, root=root), on_error)
         return split, []

@@ -1,10 +1,12 @@
 """Anybody's photos: mixed sizes and formats, subfolders, odd names, bad files, label maps, lists."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from depthg.data import load_dataset
+from depthg.data import kinds, load_dataset
 from depthg.data.files import DataError
 from depthg.data.folder import Folder, spread
 
@@ -75,14 +77,33 @@ def test_no_photos(tmp_path, case):
     assert case != "text" or "holds notes.txt" in str(error.value)
 
 
-def test_formats_that_cannot_be_read_are_counted(tmp_path):
-    (tmp_path / "phone.HEIC").touch()
-    (tmp_path / "more.heic").touch()
-    with pytest.raises(FileNotFoundError, match=r"but 2 \.heic: convert them"):
-        Folder(tmp_path)
-    write(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match=r"left out 2 \.heic"):
-        assert len(Folder(tmp_path).train) == 1
+def test_every_file_that_is_not_used_is_counted_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "HEIF_READ", False)
+    monkeypatch.setattr(kinds, "IMAGE_SUFFIXES", (".png", ".jpg"))
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    for name in ("phone.HEIC", "more.heic", "raw.dng", "notes", "sub/train.txt", "sub/other.txt", ".hidden.heic"):
+        (root / name).write_text("a")
+    advice = "(pip install 'depthg[heic]' reads .heic; convert .dng to .jpg or .png)"
+    message = f"1 .dng, 2 .heic, 2 .txt, 1 without suffix {advice}"
+    with pytest.raises(FileNotFoundError, match=rf"but {re.escape(message)}"):
+        Folder(root)
+    write(root / "a.png")
+    with pytest.warns(UserWarning, match=rf"photos: 1 photos; not used: {re.escape(message)}") as caught:
+        assert len(Folder(root).train) == 1
+    assert len(caught) == 1, "one line"
+    with pytest.warns(UserWarning, match=r"2 \.heic, 1 \.txt, 1 without"):
+        Folder(root, list_train="sub/train.txt")
+
+
+def test_nothing_is_said_where_every_file_is_used(tmp_path, recwarn):
+    options = labelled(tmp_path)
+    (tmp_path / "classes.txt").rename(options["root"] / "classes.txt")
+    (tmp_path / "labels").rename(options["root"] / "labels")
+    (options["root"] / "val.txt").write_text("01\n02\n")
+    root = options["root"]
+    Folder(root, labels=root / "labels", classes=root / "classes.txt", list_val="val.txt")
+    assert not recwarn.list
 
 
 def test_unreadable_photos(tmp_path):
