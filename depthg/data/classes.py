@@ -9,6 +9,7 @@ import numpy as np
 
 from depthg.data.colours import class_palette
 from depthg.data.files import DataError, label_table, show
+from depthg.data.text_lists import read_lines
 
 VOID_NAME, VOID_ID, LARGEST_ID = "void", 255, 65535
 
@@ -59,11 +60,7 @@ def _rows(path: Path) -> Iterator[tuple[int, int, str, str | None]]:
     """Number, id, name and colour (six hexadecimal digits) of every line that is not empty and no comment."""
     if not path.is_file():
         raise FileNotFoundError(f"data.classes: there is no file {show(path)}; it must hold a class per line")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{show(path)} is no list of classes: it is not UTF-8 text ({error.reason})") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = list(enumerate(read_lines(path, "list of classes"), 1))
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     split = [re.fullmatch(r"(\d+)(?:[\s:,]+(.*))?", line) for _, line in lines]
     if any(split) and not all(split):

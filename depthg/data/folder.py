@@ -13,6 +13,7 @@ from depthg.data.classes import NO_CLASSES, Classes, read_classes
 from depthg.data.files import DataError, list_files, show, tree_error
 from depthg.data.kinds import IMAGE_SUFFIXES, is_photo, not_used
 from depthg.data.pairing import by_stem, check_alone, find_files, find_list, normal, read_list
+from depthg.data.text_lists import spellings
 
 EXPECTED = f"""
 photos, in subfolders if you like ({" ".join(IMAGE_SUFFIXES)})
@@ -138,7 +139,7 @@ def _listed(given: str | Path | None, option: str, root: Path, split: Files, on_
             found[key].append(index)
     chosen, alone = [], []
     for entry in read_list(source):
-        indices = found.get(normal(entry), [])
+        indices = next((found[normal(text)] for text in spellings(entry) if normal(text) in found), [])
         if len(indices) > 1:
             raise DataError(f"{show(source)} names {show(entry)}, which fits {len(indices)} photos: add the suffix")
         chosen += indices

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from depthg.data.base import FileSplit, Split, check_on_error, drop_unreadable, report_skipped
-from depthg.data.files import IMAGE_SUFFIXES, DataError, list_files, show, tree_error
+from depthg.data.files import DataError, list_files, show, tree_error
+from depthg.data.kinds import IMAGE_SUFFIXES, is_photo
+from depthg.data.text_lists import read_lines, spellings
 
 Pairs = list[tuple[Path, Path | None]]  # photo, label map
 
@@ -154,9 +156,9 @@ def pair_listed(
     """
     pairs, alone = [], []
     for entry in entries:
-        key = normal(entry)
-        if key not in images and key.lower().endswith(IMAGE_SUFFIXES):
-            key = os.path.splitext(key)[0]
+        keys = [normal(spelling) for spelling in spellings(entry)]
+        keys += [os.path.splitext(key)[0] for key in keys if is_photo(key)]
+        key = next((key for key in keys if key in images), keys[-1])
         if key not in images:
             alone.append(f"{show(source)} names {show(entry)}, but there is no photo {show(photo_path(key))}")
         elif labelled and key not in labels:
@@ -197,7 +199,7 @@ def find_list(given: str | Path | None, option: str, root: Path, usual: Path | N
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list file, one per line; empty lines and repeated names are left out.
+    """The names in a list file, one per line; empty lines and repeated names are left out (see `text_lists`).
 
     Names are keys for files that were found in the data set, never paths to open; what looks like a path out of the
     data set is refused all the same.
@@ -205,16 +207,9 @@ def read_list(path: Path) -> list[str]:
     Raises:
         DataError: no text, no names, or a name that is absolute or goes up a folder.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{show(path)} is no list of photos: it is not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise DataError(f"cannot read the list {show(path)} ({error.strerror})") from error
     names: dict[str, None] = {}
     repeated = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        name = line.strip()
+    for number, name in enumerate(read_lines(path, "list of photos"), 1):
         if "\0" in name or re.match(r"[/\\~]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
             raise DataError(
                 f"{show(path)}, line {number}: {show(name)!r} leads out of the data set; a list holds one photo name "

@@ -56,7 +56,8 @@ def test_colours(tmp_path):
         ("0 road\n0 sky\n", r"line 2: .* comes twice"),
         ("0 road\n65536 sky\n", r"line 2: .* is over 65535"),
         ("0 #ffffff\n", r"line 1: .* has no name"),
-        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b"\xe9\n", "not UTF-8 text"),
+        (b"\xff\xfe\x00", "not UTF-16 text"),
     ],
 )
 def test_files_that_are_no_class_file(tmp_path, text, message):

@@ -1,5 +1,6 @@
 """Photos and label maps by name, list files (also hostile ones), and what is said about their counts."""
 
+import os
 import unicodedata
 import warnings
 
@@ -101,8 +102,12 @@ def write_list(root, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["b\na\nc d ü\n", "b\r\na\r\nc d ü", "\ufeffb\n\n a \n\nc d ü\n\n", b"b\na\nc d \xc3\xbc"]
-)
+    "text",
+    [
+        "b\na\nc d ü\n", "b\r\na\r\nc d ü", "b\ra\rc d ü\r", "\ufeffb\n\n a \n\nc d ü\n\n", b"b\na\nc d \xc3\xbc",
+        "b\r\na\r\nc d ü\r\n".encode("utf-16"), b"\xfe\xff" + "b\na\nc d ü".encode("utf-16-be"),
+    ],
+)  # fmt: skip
 def test_names_keep_their_order(tmp_path, text):
     assert read_list(write_list(tmp_path, text)) == ["b", "a", "c d ü"]
 
@@ -126,7 +131,10 @@ def test_repeated_names_are_used_once(tmp_path):
         assert read_list(write_list(tmp_path, "a\nb\na\na\n")) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("text", "message"), [("\n \n", "holds no names"), (b"\xff\xfe\x00", "not UTF-8 text")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("\n \n", "holds no names"), (b"\xe9\n", "not UTF-8 text"), (b"\xff\xfe\x00", "not UTF-16 text")],
+)
 def test_a_file_that_is_no_list(tmp_path, text, message):
     with pytest.raises(DataError, match=rf"list\.txt.*{message}"):
         read_list(write_list(tmp_path, text))
@@ -172,6 +180,24 @@ def test_listed_photos_that_are_missing(tmp_path):
     assert len(pairs) == 1 and len(alone) == 2 and "q" in alone[0] and "x.y" in alone[1]
     pairs, alone = listed(tmp_path, ["x.y", "a"], labelled=False)
     assert [label and label.name for _, label in pairs] == [None, "a.png"] and alone == []
+
+
+@pytest.mark.parametrize("entry", ["sub\\a.jpg", "sub\\a", "sub/a.jpg", ".\\sub\\a.jpg", "./sub/a"])
+def test_listed_photos_with_the_separators_of_windows(tmp_path, entry):
+    images = by_stem(write_photos(tmp_path / "sub", ["a.jpg"]), lambda path: f"sub/{path.stem}")
+    [(photo, label)], alone = pair_listed(
+        [entry], images, {}, source=tmp_path / "list.txt", on_error="raise", labelled=False, **places(tmp_path)
+    )
+    assert photo.name == "a.jpg" and label is None and not alone
+
+
+@pytest.mark.skipif(os.sep != "/", reason="names hold no backslash here")
+def test_a_backslash_in_a_name_comes_before_one_between_folders(tmp_path):
+    images = {"sub\\a": tmp_path / "odd.png", "sub/a": tmp_path / "usual.png"}
+    pairs, _ = pair_listed(
+        ["sub\\a"], images, {}, source=tmp_path, on_error="raise", labelled=False, **places(tmp_path)
+    )
+    assert pairs[0][0].name == "odd.png"
 
 
 def test_counts_are_said_and_other_counts_warned_of():

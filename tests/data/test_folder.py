@@ -146,6 +146,19 @@ def test_lists_choose_photos(tmp_path):
     assert len(data.train) == 9
 
 
+def test_lists_from_windows(tmp_path):
+    root = numbered(tmp_path / "photos")
+    for name in ("x.jpg", "y.jpg", "z.jpg"):
+        write(root / "sub" / "deep" / name)
+    (tmp_path / "train.txt").write_text(
+        "sub\\deep\\x.jpg\r\n.\\sub\\deep\\y\r\n03\r\n./04.png\r\n", "utf-16", newline=""
+    )
+    assert Folder(root, list_train=tmp_path / "train.txt").train.names == ["sub_deep_x", "sub_deep_y", "03", "04"]
+    (tmp_path / "train.txt").write_text("sub\\deep\\q.jpg\n")
+    with pytest.raises(DataError, match=r"names sub\\deep\\q\.jpg, but there is no such photo"):
+        Folder(root, list_train=tmp_path / "train.txt")
+
+
 def test_lists_that_fit_badly(tmp_path):
     root = numbered(tmp_path / "photos", 3)
     write(root / "01.jpg")
