@@ -33,9 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", help="run folder of depthg.train or depthg.convert")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="photos, folders of photos, or quoted patterns")
-    parser.add_argument(
-        "--out", required=True, type=command.argument(named_folder), metavar="DIR", help="folder for the results"
-    )
+    parser.add_argument("--out", required=True, type=command.argument(named_folder), metavar="DIR", help="results")
     parser.add_argument(
         "--window", default=RESIZE, type=command.argument(window_of), metavar="SIZE|resize",
         help="resize: scale photos to the run's evaluation size (default); SIZE: keep the photos' resolution and blend "
@@ -50,6 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="PATH", help="path of the backbone's weights, if it has changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="windows per forward pass (%(default)s)")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger photos (the run's data.max_pixels)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     options = parser.parse_args(arguments)
     options.out = options.out.expanduser()
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     targets = plan(found, options.out, options.overlay, options.probabilities)
     segmenter = Segmenter.load(
         options.run, checkpoint=options.checkpoint, device=options.device, window=options.window,
-        batch=options.batch, flip=options.flip, weights=options.weights,
+        batch=options.batch, flip=options.flip, weights=options.weights, max_pixels=options.max_pixels,
     )  # fmt: skip
     if segmenter.run.n_clusters > 256:
         raise ValueError(f"{segmenter.run.n_clusters} clusters do not fit the 256 colours of a PNG palette")

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from depthg.config.schema import GROUPS, Config, nearest, options, validate
 from depthg.storage.safe_text import check_no_references, parse_yaml
 
-RESUME_KEYS = ("resume", "device", "cache.dir", "data.workers", "iterations")
+RESUME_KEYS = ("resume", "device", "cache.dir", "data.workers", "data.max_pixels", "iterations")
 
 
 def group_choices(group: str) -> list[str]:
@@ -87,8 +87,8 @@ def to_config(node) -> Config:
 def load_config(overrides: Sequence[str] = ()) -> Config:
     """Composes and validates settings in Python: ``load_config(["experiment=demo", "seed=1"])``.
 
-    ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir, data.workers and
-    iterations can be overridden.
+    ``resume=RUN`` takes the settings stored in the run's ``config.yaml``; only device, cache.dir, data.workers,
+    data.max_pixels and iterations can be overridden.
 
     Raises:
         ValueError: an unknown key, an impossible value, or damaged stored settings.

@@ -43,6 +43,11 @@ class DataConfig:
     workers: int = option(
         0, "processes that decode photos for training and its preparation (0: threads of this one)", low=0, high=256
     )
+    max_pixels: int = option(
+        120_000_000,
+        "folder, and predictions: larger photos are refused (decoding takes up to 6 bytes per pixel)",
+        low=1,
+    )
     size: list[int] = option([224, 224], "training height and width; photos are scaled to cover it and cropped")
     eval_size: list[int] = option([224, 224], "evaluation height and width in pixels")
     crop: str = option("none", "train on whole photos or on five half-size crops each", choices=("none", "five"))
@@ -327,7 +332,8 @@ class Config:
 GROUPS = ("experiment", "mode", "data", "backbone", "sampling")
 UNLABELLED_CLUSTERS = 8
 PLACES = (  # settings that change no number
-    "name", "runs_dir", "overwrite", "resume", "device", "data.workers", "cache.dir", "cache.shard_mb",
+    "name", "runs_dir", "overwrite", "resume", "device", "data.workers", "data.max_pixels", "cache.dir",
+    "cache.shard_mb",
 )  # fmt: skip
 
 

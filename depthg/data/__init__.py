@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthg.data.base import Dataset, Split, Subset, check_on_error, drop_unreadable
 from depthg.data.files import DataError, cache_root
+from depthg.data.reading import DEFAULT, Reading
 
 if TYPE_CHECKING:
     from depthg.data.transforms import View, Views, to_float
@@ -36,6 +38,7 @@ def load_dataset(
     cache_dir: str | Path | None = None,
     seed: int = 0,
     held_out: bool = True,
+    reading: Reading = DEFAULT,
     **given: int | str | Path | None,
 ) -> Dataset:
     """Open a data set by name.
@@ -48,12 +51,13 @@ def load_dataset(
         cache_dir: where scenes keeps its rendered photos; the user cache folder when None.
         seed: seed of scenes.
         held_out: False: folder scores all its labelled photos; other data sets have their own splits.
+        reading: how folder reads photo files; the other data sets have one kind of photo each.
         given: n_train, n_val, n_test and size (pixels) of scenes, n_val of folder; a data set leaves alone those that
             its files decide. list_train and list_val: text files with a photo per line, for data sets that have
             lists. labels and classes of folder. None stands for not given.
 
     Raises:
-        ValueError: unknown name or policy, a missing `root`, or a file that the data set has no use for.
+        ValueError: unknown name or policy, a missing `root`, or a file or setting that the data set has no use for.
         TypeError: unknown argument.
         FileNotFoundError: the data set is not at `root`, or a list is missing.
         DataError: photos and labels do not fit together.
@@ -63,6 +67,7 @@ def load_dataset(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data={name!r} is no known data set ({', '.join(DATASETS)}){hint}")
     check_on_error(on_error)
+    _check_reading(name, reading)
     unknown = [key for key in given if key not in (*COUNTS, *FILES)]
     if unknown:
         known = ", ".join((*COUNTS, *FILES))
@@ -76,7 +81,7 @@ def load_dataset(
     check_root(name, root)
     _check_files(name, files, takes)
     open_it: Callable[..., Dataset] = getattr(import_module(f"depthg.data.{module}"), kind)
-    own = {"n_val": counts.get("n_val"), "held_out": held_out} if name == "folder" else {}
+    own = {"n_val": counts.get("n_val"), "held_out": held_out, "reading": reading} if name == "folder" else {}
     return open_it(root, on_error=on_error, **files, **own)
 
 
@@ -90,6 +95,12 @@ def check_root(name: str, root: str | Path | None) -> None:
     """Raise ValueError where a data set lies in a folder and none is given."""
     if name != "scenes" and (root is None or not str(root)):
         raise ValueError(f"data={name} needs data.root=DIR: {DATASETS[name][2]}")
+
+
+def _check_reading(name: str, reading: Reading) -> None:
+    for item in fields(Reading):
+        if name != "folder" and getattr(reading, item.name) != getattr(DEFAULT, item.name):
+            raise ValueError(f"data={name} has no use for data.{item.name} (only folder): leave it out")
 
 
 def _check_files(name: str, files: Mapping[str, str | Path], takes: tuple[str, ...]) -> None:

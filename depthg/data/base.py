@@ -14,6 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from depthg.data.files import DataError, image_size, read_image, read_label, show
+from depthg.data.reading import DEFAULT, Reading
 from depthg.runtime.worker_pool import available_cores
 
 ON_ERROR = ("raise", "skip")
@@ -67,6 +68,7 @@ class FileSplit:
         table: label ids to classes, from `files.label_table`; needed with `labels`.
         skipped: what was left out before, a line per photo.
         fov: horizontal field of view of the camera in degrees, None when unknown.
+        reading: how the photo files are read.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class FileSplit:
         table: np.ndarray | None = None,
         skipped: Sequence[str] = (),
         fov: float | None = None,
+        reading: Reading = DEFAULT,
     ):
         self.images = list(images)
         self.labels = None if labels is None else list(labels)
@@ -87,16 +90,17 @@ class FileSplit:
         self.names = unique_names(self.relative) if names is None else list(names)
         self.skipped = list(skipped)
         self.fov = fov
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.images)
 
     def image(self, index: int) -> np.ndarray:  # uint8 [H, W, 3]
-        return read_image(self.images[index])
+        return read_image(self.images[index], self.reading)
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the photo, from the file's header."""
-        return image_size(self.images[index])
+        return image_size(self.images[index], self.reading)
 
     def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
         if self.labels is None:
@@ -114,7 +118,7 @@ class FileSplit:
 
     def read_label(self, path: Path) -> np.ndarray:  # int64 [H, W]
         """Classes of a label map."""
-        return read_label(path, self.table)
+        return read_label(path, self.table, self.reading)
 
     def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
         return None
@@ -133,6 +137,7 @@ class Subset:
         relative = getattr(split, "relative", split.names)
         self.relative = [relative[index] for index in self.indices]
         self.table = getattr(split, "table", None)
+        self.reading = getattr(split, "reading", DEFAULT)
         self.skipped = list(skipped)
 
     def __len__(self) -> int:

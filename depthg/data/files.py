@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from depthg.data.kinds import HEIF_HINT, HEIF_READ, HEIF_SUFFIXES, IMAGE_SUFFIXES, register, suffix_of
+from depthg.data.reading import DEFAULT, Reading
 
 _SKIP = ", or pass data.on_error=skip to leave such photos out"
+_MORE = ", or pass data.max_pixels=N"
 _FIX = "replace or remove the file" + _SKIP
 _INVALID = -2  # entry of a label table for an id that the data set does not have
 _ORIENTATION_TAG = 0x0112
@@ -34,9 +36,9 @@ def show(path: str | os.PathLike) -> str:
     return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def without_setting(error: DataError) -> str:
-    """The message without its advice about data settings, for commands that have none."""
-    return str(error).replace(_SKIP, "")
+def without_setting(error: DataError, larger: str = "") -> str:
+    """The message without its advice about data settings, for commands that have none; `larger` allows more pixels."""
+    return str(error).replace(_SKIP, "").replace(_MORE, larger and f", or pass {larger}")
 
 
 # ---- folders
@@ -133,7 +135,7 @@ def _describe(root: Path, limit: int = 12) -> str:
 # ---- photos
 
 
-def read_image(path: str | Path) -> np.ndarray:  # uint8 [H, W, 3]
+def read_image(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray:  # uint8 [H, W, 3]
     """Read a photo as RGB, upright (EXIF orientation honoured); of an animation the first frame.
 
     Transparent pixels are laid over white. 16-bit grey keeps its range (65535 becomes 255); float images must lie in
@@ -142,7 +144,7 @@ def read_image(path: str | Path) -> np.ndarray:  # uint8 [H, W, 3]
     Raises:
         DataError: the file is missing, empty, truncated, too large, or no image.
     """
-    return _decode(path, rgb_array)
+    return _decode(path, rgb_array, reading)
 
 
 def rgb_array(image: Image.Image) -> np.ndarray:  # uint8 [H, W, 3]
@@ -154,7 +156,7 @@ def rgb_array(image: Image.Image) -> np.ndarray:  # uint8 [H, W, 3]
     return np.array(_upright(_to_rgb(image)))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, reading: Reading = DEFAULT) -> tuple[int, int]:
     """(height, width) of a photo as `read_image` returns it; only the header is read where the format allows.
 
     Raises:
@@ -167,16 +169,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
-    return _decode(path, size, load=False)
+    return _decode(path, size, reading, load=False)
 
 
-def read_values(path: str | Path) -> np.ndarray:  # [H, W], the file's own dtype
+def read_values(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray:  # [H, W], the file's own dtype
     """Read the stored values of a one-channel image: 8-bit, 16-bit, 32-bit or float.
 
     Raises:
         DataError: as `read_image`, or the image holds colours.
     """
-    return _decode(path, _values)
+    return _decode(path, _values, reading)
 
 
 def _values(image: Image.Image) -> np.ndarray:
@@ -185,16 +187,17 @@ def _values(image: Image.Image) -> np.ndarray:
     return np.array(image)
 
 
-def _decode(path: str | Path, convert: Callable, load: bool = True):
+def _decode(path: str | Path, convert: Callable, reading: Reading, load: bool = True):
     """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
             kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
             raise OSError(errno.EINVAL, f"it is {kind}")
         register(path)
+        limit = reading.pixel_limit()
         with Image.open(path) as image:
             width, height = image.size
-            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+            if width * height > limit:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             if load:
                 image.load()
@@ -203,7 +206,7 @@ def _decode(path: str | Path, convert: Callable, load: bool = True):
         raise DataError(f"{show(path)}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
-            f"{show(path)} is larger than the limit of {Image.MAX_IMAGE_PIXELS} pixels ({error}): scale it down; {_FIX}"
+            f"{show(path)} is larger than the limit of {limit} pixels ({error}): scale it down{_MORE}; {_FIX}"
         ) from error
     except MemoryError:
         raise
@@ -274,13 +277,13 @@ def label_table(classes: Mapping[int, int]) -> np.ndarray:  # int64 [largest id 
     return table
 
 
-def read_label(path: str | Path, table: np.ndarray) -> np.ndarray:  # int64 [H, W]
+def read_label(path: str | Path, table: np.ndarray, reading: Reading = DEFAULT) -> np.ndarray:  # int64 [H, W]
     """Read a label map of ids (PNG in mode 'L' or 'P', the palette is ignored) and map them by `label_table`.
 
     Raises:
         DataError: the file is unreadable, holds colours instead of ids, is compressed with loss, or has unknown ids.
     """
-    return map_ids(_decode(path, _label_ids), table, path)
+    return map_ids(_decode(path, _label_ids, reading), table, path)
 
 
 def map_ids(ids: np.ndarray, table: np.ndarray, path: str | Path) -> np.ndarray:  # int64, same shape

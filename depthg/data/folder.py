@@ -13,6 +13,7 @@ from depthg.data.classes import NO_CLASSES, Classes, read_classes
 from depthg.data.files import DataError, list_files, show, tree_error
 from depthg.data.kinds import IMAGE_SUFFIXES, is_photo, not_used
 from depthg.data.pairing import by_stem, check_alone, find_files, find_list, normal, read_list
+from depthg.data.reading import DEFAULT, Reading
 from depthg.data.text_lists import spellings
 
 EXPECTED = f"""
@@ -39,6 +40,7 @@ class Folder(Dataset):
         classes: text file that names the ids, see `classes.read_classes`; needed with `labels`.
         list_train, list_val: text files with a photo per line, relative to `root`.
         held_out: keep photos out of `train` for scoring; needs labels to have an effect.
+        reading: how the photo files are read.
 
     Raises:
         FileNotFoundError: a folder or file is missing, or holds no photo or label map.
@@ -57,6 +59,7 @@ class Folder(Dataset):
         list_train: str | Path | None = None,
         list_val: str | Path | None = None,
         held_out: bool = True,
+        reading: Reading = DEFAULT,
     ):
         if n_val is not None and n_val < 1:
             raise ValueError(f"n_val={n_val} must be at least 1")
@@ -68,7 +71,7 @@ class Folder(Dataset):
         folder = None if labels is None else Path(labels).expanduser()
         known = NO_CLASSES if classes is None else read_classes(classes)
         read_too = [Path(path).expanduser() for path in (classes, list_train, list_val) if path is not None]
-        split, labelled = _photos(root, folder, known, on_error, read_too)
+        split, labelled = _photos(root, folder, known, on_error, read_too, reading)
         train = _listed(list_train, "data.list_train", root, split, on_error)
         val = _listed(list_val, "data.list_val", root, split, on_error)
         if folder is None:
@@ -89,24 +92,24 @@ class Folder(Dataset):
 
 
 def _photos(
-    root: Path, folder: Path | None, known: Classes, on_error: str, read_too: Sequence[Path]
+    root: Path, folder: Path | None, known: Classes, on_error: str, read_too: Sequence[Path], reading: Reading
 ) -> tuple[Files, list[int]]:
     """All photos that can be used, and which of them have a label map; `read_too` are files that have another use."""
-    files = list_files(root, ("",), recursive=True) if root.is_dir() else []
+    there = list_files(root, ("",), recursive=True) if root.is_dir() else []
     inside = None if folder is None else os.path.relpath(folder.resolve(), root.resolve())
     if inside == os.curdir:
         raise ValueError(f"data.labels={show(folder)} is data.root itself; label maps need a folder of their own")
     if inside is not None and not inside.startswith(os.pardir):  # label maps below the photos
-        files = [path for path in files if root / inside not in path.parents]
-    images = [path for path in files if is_photo(path)]
+        there = [path for path in there if root / inside not in path.parents]
+    images = [path for path in there if is_photo(path)]
     used = {os.path.realpath(path) for text in read_too for path in (text, root / text)}
-    other = not_used(path for path in files if not is_photo(path) and os.path.realpath(path) not in used)
+    other = not_used(path for path in there if not is_photo(path) and os.path.realpath(path) not in used)
     if not images:
         raise tree_error(f"folder: no photos below {root}" + f" (but {other})" * bool(other), root, EXPECTED)
     if other:
         warnings.warn(f"{root}: {len(images):,} photos; not used: {other}", stacklevel=3)
     if folder is None:
-        split = drop_unreadable(FileSplit(images, root=root), on_error)
+        split = drop_unreadable(FileSplit(images, root=root, reading=reading), on_error)
         return split, []
     maps = by_stem(find_files(folder, folder, EXPECTED_LABELS, recursive=True), lambda path: _stem(path, folder))
     photos = by_stem(images, lambda path: _stem(path, root))
@@ -119,7 +122,8 @@ def _photos(
     if alone:
         report_skipped(alone, len(images))
     labels = [maps.get(key) for key in photos]
-    split = drop_unreadable(FileSplit(images, root=root, labels=labels, table=known.table, skipped=alone), on_error)
+    files = FileSplit(images, root=root, labels=labels, table=known.table, skipped=alone, reading=reading)
+    split = drop_unreadable(files, on_error)
     with_map = {show(path.relative_to(root).as_posix()) for path, label in zip(images, labels, strict=True) if label}
     return split, [index for index, relative in enumerate(split.relative) if show(relative) in with_map]
 

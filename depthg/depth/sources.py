@@ -17,6 +17,7 @@ import torch
 
 from depthg.data.base import Split, photo_size
 from depthg.data.files import DataError, cache_root, file_stamp, read_values, show
+from depthg.data.reading import DEFAULT, Reading
 from depthg.depth.units import UNIT_FILE, read_unit
 
 DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
@@ -88,7 +89,7 @@ class FolderDepth(DepthSource):
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         path = self.path(split, index)
-        depth = self._read(path)
+        depth = self._read(path, getattr(split, "reading", DEFAULT))
         size = photo_size(split, index)
         if depth.shape != size:
             raise DataError(
@@ -121,8 +122,8 @@ class FolderDepth(DepthSource):
             f"{show(self.root / os.path.basename(stem))} with one of {', '.join(DEPTH_SUFFIXES)}"
         )
 
-    def _read(self, path: Path) -> np.ndarray:  # float32 [H, W]
-        values = _load_npy(path) if path.suffix == ".npy" else read_values(path)
+    def _read(self, path: Path, reading: Reading) -> np.ndarray:  # float32 [H, W]
+        values = _load_npy(path) if path.suffix == ".npy" else read_values(path, reading)
         if values.ndim != 2:
             raise DataError(f"{show(path)} has shape {values.shape}; a depth map is [height, width]")
         if values.dtype.kind == "f":

@@ -16,6 +16,7 @@ from depthg.data import load_dataset
 from depthg.data.base import Split
 from depthg.data.files import cache_root
 from depthg.data.loading import Loader, fingerprint
+from depthg.data.reading import Reading
 from depthg.data.transforms import Views, to_float
 from depthg.features.summary import CacheUse
 from depthg.features.transform import Maps
@@ -70,7 +71,7 @@ class Caches:
                 data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
                 n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
                 list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
-                held_out=data.held_out,
+                held_out=data.held_out, reading=Reading.of(data),
             )  # fmt: skip
         self.evaluation_split = getattr(self.dataset, data.eval_split, None)
         if self.evaluation_split is None:

@@ -130,7 +130,7 @@ def predict_files(
 
     for found in segmenter.stream(by_photo, finish):
         if isinstance(found, DataError):
-            failed.append(without_setting(found))
+            failed.append(without_setting(found, "--max-pixels N"))
         else:
             counts[found[0]] = found[1]
         advance()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from depthg.data.colours import class_palette
 from depthg.data.files import DataError
+from depthg.data.reading import Reading
 from depthg.data.transforms import to_float
 from depthg.inference.crf import ALPHA, check_available, cosines, crf_ids, log_softmax
 from depthg.inference.crf_image import crf_image
@@ -81,6 +82,7 @@ class Segmenter:
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1")
         self.run, self.batch, self.flip = run, batch, flip
+        self.reading = Reading.of(run.config.data)  # of files
         self.window = window if isinstance(window, int) else None
 
     @classmethod
@@ -94,6 +96,7 @@ class Segmenter:
         batch: int = 8,
         flip: bool = False,
         weights: str | PathLike | None = None,
+        max_pixels: int | None = None,
     ) -> Segmenter:
         """Reads a run folder and its backbone.
 
@@ -103,12 +106,14 @@ class Segmenter:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             window, batch, flip: see the class.
             weights: path of the backbone's weights, if it differs from that of training.
+            max_pixels: larger files are refused; None: the run's ``data.max_pixels``.
 
         Raises:
             FileNotFoundError: no run folder, no checkpoint, or no backbone weights.
             ValueError: damaged files, or files that do not belong together.
         """
         moved = [] if weights is None else [f"backbone.weights={weights}"]
+        moved += [] if max_pixels is None else [f"data.max_pixels={max_pixels}"]
         return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch, flip)
 
     @cached_property
@@ -210,7 +215,7 @@ class Segmenter:
 
     def prepare(self, image) -> NetworkPhoto:
         """Decodes and scales a photo for the network."""
-        array, data, backbone = as_rgb(image), self.run.config.data, self.run.backbone
+        array, data, backbone = as_rgb(image, self.reading), self.run.config.data, self.run.backbone
         plan = layout(array.shape[:2], data.eval_size, self.window, backbone.stride, backbone.multiple)
         return NetworkPhoto(image, array, scaled(array, plan.size, data.interpolation), plan)
 

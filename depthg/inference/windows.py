@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from depthg.data.files import read_image, rgb_array
+from depthg.data.reading import DEFAULT, Reading
 
 OVERLAP = 0.25  # minimum overlap of neighbouring windows, as a fraction of a window
 LONGEST = 3  # a scaled photo is cut if a side exceeds this many times the longer evaluation side ...
@@ -116,14 +117,14 @@ def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def as_rgb(image) -> np.ndarray:
-    """Converts any kind of image that ``Segmenter.predict`` takes to uint8 [H, W, 3].
+def as_rgb(image, reading: Reading = DEFAULT) -> np.ndarray:
+    """Converts any kind of image that ``Segmenter.predict`` takes to uint8 [H, W, 3]; files as ``reading`` says.
 
     Raises:
         TypeError, ValueError: an unsupported type or shape, or values out of range.
     """
     if isinstance(image, (str, PathLike)):
-        return read_image(Path(image).expanduser())
+        return read_image(Path(image).expanduser(), reading)
     if isinstance(image, Image.Image):
         return rgb_array(image)
     if isinstance(image, Tensor):

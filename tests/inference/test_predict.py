@@ -105,6 +105,19 @@ def test_options(run, photos, tmp_path):
     assert (other != ids).any(), "windows see the photo at another scale"
 
 
+def test_larger_photos_than_asked_for_are_refused(run, photos, tmp_path, capsys):
+    assert call(run, photos, "--out", tmp_path / "small", "--max-pixels", 10_800) == 1
+    [failed] = read(tmp_path / "small")["failed"]
+    assert (
+        "sub/c.png is larger than the limit of 10800 pixels (70 x 200 pixels): scale it down, or pass --max-pixels N"
+        in failed
+    )
+    assert failed.strip() in capsys.readouterr().err and "data." not in failed
+    assert call(run, photos, "--out", tmp_path / "all", "--max-pixels", 14_000) == 0
+    assert Segmenter.load(run, max_pixels=7).reading.max_pixels == 7
+    assert Segmenter.load(run).reading.max_pixels == Segmenter.load(run).run.config.data.max_pixels == 120_000_000
+
+
 def test_crf_is_the_default(run, photos, tmp_path):
     assert main([str(run), str(photos), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     assert call(run, photos, "--out", tmp_path / "plain") == 0
