@@ -65,6 +65,7 @@ def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 
     Quoted values and interpolations stay unchanged; so do, with ``sweep``, lists of values to sweep over.
     """
+    overrides = [numbers_unquoted(override) for override in overrides]
     text_keys = {key for key, (item, _) in options().items() if str(item.type).startswith("str")}
     quoted = []
     for override in overrides:
@@ -76,6 +77,20 @@ def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             override = f"{key}='{escaped}'"
         quoted.append(override)
     return quoted
+
+
+def numbers_unquoted(override: str) -> str:
+    """``data.range=0,4095`` as text and ``data.bands=3,2,1`` as a list, as Hydra and OmegaConf write them.
+
+    Other overrides stay unchanged.
+    """
+    key, _, value = override.partition("=")
+    value = value.strip("'\"[] ")
+    if key == "data.range" and re.fullmatch(r"[-+.\deE]+\s*,\s*[-+.\deE]+", value):
+        return f"{key}='{value}'"
+    if key == "data.bands" and re.fullmatch(r"\d+(\s*,\s*\d+)*", value):
+        return f"{key}=[{value}]"
+    return override
 
 
 def to_config(node) -> Config:
@@ -123,4 +138,7 @@ def stored_settings(run: Path) -> dict:
         raise FileNotFoundError(f"{run} is not a run folder: it has no config.yaml") from error
     except (UnicodeDecodeError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    data = stored.get("data")
+    if isinstance(data, dict) and data.get("name") == "folder":
+        data.setdefault("range", "type")  # how runs without this setting were trained
     return stored

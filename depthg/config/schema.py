@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from depthg.data.reading import check_bands, check_range
 from depthg.kernels.reference import RELATIONS
 
 
@@ -47,6 +48,14 @@ class DataConfig:
         120_000_000,
         "folder, and predictions: larger photos are refused (decoding takes up to 6 bytes per pixel)",
         low=1,
+    )
+    range: str = option(
+        "auto",
+        "folder: values of files of more than 8 bits that become 0 and 255: auto (from a sample of the photos, stored "
+        "with the run), type (0..65535; floats 0..1 or 0..255) or LOW,HIGH",
+    )
+    bands: list[int] = option(
+        [], "folder: bands that are shown as red, green and blue, or one as grey, e.g. 3,2,1; empty: the first three"
     )
     size: list[int] = option([224, 224], "training height and width; photos are scaled to cover it and cropped")
     eval_size: list[int] = option([224, 224], "evaluation height and width in pixels")
@@ -399,6 +408,8 @@ def _validate_pairs(config: Config) -> None:
             raise ValueError(f"{key}={list(value)} needs {length} positive numbers")
     if max(config.loss.quantiles) >= 1:
         raise ValueError(f"loss.quantiles={list(config.loss.quantiles)} must lie between 0 and 1")
+    check_range(config.data.range)
+    check_bands(config.data.bands)
     sampling, depth = config.sampling, config.loss.depth
     if sampling.transpose and sampling.read == "cells":
         raise ValueError("sampling.transpose=true needs sampling.read=bilinear: integer cells are read exactly")

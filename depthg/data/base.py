@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from rich.progress import track
 
-from depthg.data.files import DataError, image_size, read_image, read_label, show
+from depthg.data.files import DataError, image_size, missing_pixels, read_image, read_label, show
 from depthg.data.reading import DEFAULT, Reading
 from depthg.runtime.worker_pool import available_cores
 
@@ -114,6 +114,9 @@ class FileSplit:
                 f"the label map {show(path)} is {label.shape[0]} x {label.shape[1]} (height x width), "
                 f"its photo {show(self.images[index])} is {size[0]} x {size[1]}: export it at the photo's size"
             )
+        missing = missing_pixels(self.images[index], self.reading)
+        if missing is not None:
+            label[missing] = -1
         return label
 
     def read_label(self, path: Path) -> np.ndarray:  # int64 [H, W]

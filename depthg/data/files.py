@@ -3,37 +3,29 @@
 import errno
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from depthg.data.deep import bands_of, holes_of, is_deep, photo_array, to_rgb, values_of
+from depthg.data.errors import DataError, show
 from depthg.data.kinds import HEIF_HINT, HEIF_READ, HEIF_SUFFIXES, IMAGE_SUFFIXES, register, suffix_of
+from depthg.data.pixels import orientation, rgb_array
 from depthg.data.reading import DEFAULT, Reading
+from depthg.data.tiff import TIFF_SUFFIXES, Values, tiff_layout, tiff_size, tiff_values
+
+__all__ = [
+    "IMAGE_SUFFIXES", "DataError", "cache_root", "file_stamp", "image_size", "label_table", "list_files", "map_ids",
+    "missing_pixels", "read_image", "read_label", "read_layout", "read_values", "rgb_array", "show", "stored_values",
+    "tree_error", "without_setting",
+]  # fmt: skip
 
 _SKIP = ", or pass data.on_error=skip to leave such photos out"
 _MORE = ", or pass data.max_pixels=N"
 _FIX = "replace or remove the file" + _SKIP
 _INVALID = -2  # entry of a label table for an id that the data set does not have
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class DataError(ValueError):
-    """A file of a data set cannot be used; the message names the file and the fix."""
-
-
-def show(path: str | os.PathLike) -> str:
-    """A path as text that can always be printed (file names need not be valid Unicode)."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def without_setting(error: DataError, larger: str = "") -> str:
@@ -138,22 +130,19 @@ def _describe(root: Path, limit: int = 12) -> str:
 def read_image(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray:  # uint8 [H, W, 3]
     """Read a photo as RGB, upright (EXIF orientation honoured); of an animation the first frame.
 
-    Transparent pixels are laid over white. 16-bit grey keeps its range (65535 becomes 255); float images must lie in
-    [0, 1] or [0, 255].
+    Transparent pixels are laid over white, pixels without data are black. Files of more than 8 bits are scaled by the
+    range of `reading`. By that of their type 65535 becomes 255, and floats must lie in [0, 1] or [0, 255].
 
     Raises:
-        DataError: the file is missing, empty, truncated, too large, or no image.
+        DataError: the file is missing, empty, truncated, too large, or no image, or lacks a band of `reading`.
     """
-    return _decode(path, rgb_array, reading)
-
-
-def rgb_array(image: Image.Image) -> np.ndarray:  # uint8 [H, W, 3]
-    """An opened Pillow image as RGB, upright, by the rules of `read_image`.
-
-    Raises:
-        DataError: its values cannot be turned into 8 bits.
-    """
-    return np.array(_upright(_to_rgb(image)))
+    return _decode(
+        path,
+        lambda image: photo_array(image, path, reading),
+        reading,
+        load=False,
+        other=lambda limit: to_rgb(tiff_values(path, limit), reading),
+    )
 
 
 def image_size(path: str | Path, reading: Reading = DEFAULT) -> tuple[int, int]:
@@ -167,9 +156,44 @@ def image_size(path: str | Path, reading: Reading = DEFAULT) -> tuple[int, int]:
         if image.format == "TIFF":
             image.load()  # Pillow's versions differ in the size told before
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return (width, height) if orientation(image) >= 5 else (height, width)
 
-    return _decode(path, size, reading, load=False)
+    return _decode(path, size, reading, load=False, other=lambda limit: tiff_size(path, limit))
+
+
+def read_layout(path: str | Path, reading: Reading = DEFAULT) -> tuple[bool, int, bool]:
+    """Whether a photo has more than 8 bits per value, its bands without opacity, and whether it has opacity.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+
+    def layout(image: Image.Image) -> tuple[bool, int, bool]:
+        return (is_deep(image), *bands_of(image))
+
+    return _decode(path, layout, reading, load=False, other=lambda limit: tiff_layout(path, limit))
+
+
+def stored_values(path: str | Path, reading: Reading = DEFAULT) -> Values:
+    """All bands of a photo as they are stored, upright.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    return _decode(
+        path, lambda image: values_of(image, path, reading), reading, load=False, other=lambda n: tiff_values(path, n)
+    )
+
+
+def missing_pixels(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray | None:  # bool [H, W]
+    """Pixels of a photo without data (see `pixels.no_data`), None if there are none; only deep TIFFs can have some.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    if suffix_of(path) not in TIFF_SUFFIXES or not read_layout(path, reading)[0]:
+        return None
+    return holes_of(stored_values(path, reading), reading.bands)
 
 
 def read_values(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray:  # [H, W], the file's own dtype
@@ -187,15 +211,20 @@ def _values(image: Image.Image) -> np.ndarray:
     return np.array(image)
 
 
-def _decode(path: str | Path, convert: Callable, reading: Reading, load: bool = True):
-    """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError."""
+def _decode(path: str | Path, convert: Callable, reading: Reading, load: bool = True, other: Callable | None = None):
+    """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError.
+
+    `other(limit)` is the result for a TIFF that Pillow does not know.
+    """
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
             kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
             raise OSError(errno.EINVAL, f"it is {kind}")
         register(path)
         limit = reading.pixel_limit()
-        with Image.open(path) as image:
+        with _opened(path, other is not None) as image:
+            if image is None:
+                return other(limit)
             width, height = image.size
             if width * height > limit:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
@@ -214,6 +243,16 @@ def _decode(path: str | Path, convert: Callable, reading: Reading, load: bool = 
         raise DataError(f"cannot read {show(path)}: {_reason(path, error)}; {_FIX}") from error
 
 
+def _opened(path: str | Path, maybe: bool) -> AbstractContextManager[Image.Image | None]:
+    """The file, opened by Pillow; with `maybe`, None for a TIFF that Pillow does not know."""
+    try:
+        return Image.open(path)
+    except Image.UnidentifiedImageError:
+        if not maybe or suffix_of(path) not in TIFF_SUFFIXES or os.path.getsize(path) < 8:
+            raise
+        return nullcontext()
+
+
 def _reason(path: str | Path, error: Exception) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         return f"it is a broken link to {show(os.readlink(path))}"
@@ -228,42 +267,6 @@ def _reason(path: str | Path, error: Exception) -> str:
             return f"Pillow does not read this format; {HEIF_HINT}"
         return f"it is no image of a format that Pillow reads ({', '.join(IMAGE_SUFFIXES)})"
     return f"it is truncated or damaged ({type(error).__name__}: {error})"
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_grey_to_uint8(np.array(image))).convert("RGB")
-    if "A" in image.mode.upper().replace("LAB", "") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey_to_uint8(values: np.ndarray) -> np.ndarray:
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f" and 0 <= low and high <= 255:
-        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    raise DataError(f"values from {low} to {high} cannot be turned into 8 bits; save it as an 8-bit or 16-bit image")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation that is still to be applied to a loaded image."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these upright itself while loading
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block (Pillow raises many types) does not make the photo unusable
-        return 1
-    return value if value in _UPRIGHT else 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
 
 
 # ---- label maps

@@ -13,6 +13,7 @@ from depthg.data.classes import NO_CLASSES, Classes, read_classes
 from depthg.data.files import DataError, list_files, show, tree_error
 from depthg.data.kinds import IMAGE_SUFFIXES, is_photo, not_used
 from depthg.data.pairing import by_stem, check_alone, find_files, find_list, normal, read_list
+from depthg.data.ranges import resolved
 from depthg.data.reading import DEFAULT, Reading
 from depthg.data.text_lists import spellings
 
@@ -108,6 +109,7 @@ def _photos(
         raise tree_error(f"folder: no photos below {root}" + f" (but {other})" * bool(other), root, EXPECTED)
     if other:
         warnings.warn(f"{root}: {len(images):,} photos; not used: {other}", stacklevel=3)
+    reading = resolved(reading, images, show(root))
     if folder is None:
         split = drop_unreadable(FileSplit(images, root=root, reading=reading), on_error)
         return split, []

@@ -14,6 +14,7 @@ import numpy as np
 from depthg.data.base import Split, Subset
 from depthg.data.files import DataError, file_stamp
 from depthg.data.load_worker import as_view
+from depthg.data.reading import DEFAULT
 from depthg.data.scenes import SceneSplit
 from depthg.data.transforms import PARTS, View, Views
 from depthg.runtime.progress import ProgressBar
@@ -140,7 +141,7 @@ def fingerprint(split: Split, missing_ok: bool = False) -> str:
         parts = [split.folder.name]
     else:
         files: Any = split  # every other split is one of files
-        parts = []
+        parts = list(getattr(files, "reading", DEFAULT).key)
         for path in [*files.images, *(files.labels or ())]:
             if path is not None:
                 parts.append(path.name if missing_ok and not path.exists() else file_stamp(path))

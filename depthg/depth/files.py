@@ -14,6 +14,8 @@ from PIL import Image
 from depthg.data.colours import depth_colours, depth_scale
 from depthg.data.files import DataError, list_files, read_image, show, without_setting
 from depthg.data.photos import real_path
+from depthg.data.ranges import resolved
+from depthg.data.reading import DEFAULT
 from depthg.depth.cache import AHEAD, WORKERS, Job, predict, same_shape
 from depthg.depth.network import DepthNetwork, check_finite
 from depthg.depth.sources import DEPTH_SUFFIXES
@@ -110,10 +112,11 @@ def _save_npy(path: Path, depth: np.ndarray) -> None:
 def make_maps(network: DepthNetwork, photos: Sequence[DepthFiles], batch_size: int) -> list[str]:
     """Predicts and writes depth, with a progress bar; returns a line for each photo that cannot be used."""
     failed: list[str] = []
+    reading = resolved(DEFAULT, [photo.path for photo in photos], "the photos")
 
     def load(photo: DepthFiles) -> Job | None:
         try:
-            image = read_image(photo.path)
+            image = read_image(photo.path, reading)
         except DataError as error:
             failed.append(without_setting(error))
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Caches:
     """The data set, views, backbone and caches of one configuration.
 
     Attributes:
+        config: the settings, with the range of these photos for ``data.range=auto``.
         uses: caches made or found so far.
         root: folder of all caches.
         loader: reads views.
@@ -73,6 +75,9 @@ class Caches:
                 list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
                 held_out=data.held_out, reading=Reading.of(data),
             )  # fmt: skip
+        reading = getattr(self.dataset.train, "reading", None)
+        if reading is not None and reading.range != data.range:  # auto: the range of these photos belongs to the run
+            self.config = dataclasses.replace(config, data=dataclasses.replace(data, range=reading.range))
         self.evaluation_split = getattr(self.dataset, data.eval_split, None)
         if self.evaluation_split is None:
             raise ValueError(f"data={data.name} has no split {data.eval_split!r}; use data.eval_split=val")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from depthg.data.base import unique_names
 from depthg.data.files import DataError, show, without_setting
+from depthg.data.ranges import resolved
 from depthg.inference.segmenter import Maps, Segmenter
 from depthg.inference.windows import NetworkPhoto
 from depthg.storage.whole_files import write_whole
@@ -107,7 +108,7 @@ def _save_npz(path: Path, **arrays: Any) -> None:
 def predict_files(
     segmenter: Segmenter, targets: Sequence[Target], crf: bool = False, advance: Callable[[], None] = lambda: None
 ) -> tuple[dict[Target, np.ndarray], list[str]]:
-    """Segments photos and writes their files.
+    """Segments photos and writes their files. A run of 8-bit photos alone has no range: deeper ones then get their own.
 
     Returns:
         Pixels per cluster of every photo, and an error line for each photo that cannot be read.
@@ -116,6 +117,7 @@ def predict_files(
         OSError: an output cannot be written.
         ImportError: the CRF needs the compiled code.
     """
+    segmenter.reading = resolved(segmenter.reading, [target.photo for target in targets], "the photos")
     counts: dict[Target, np.ndarray] = {}
     failed: list[str] = []
     by_photo: dict[object, Target] = {target.photo: target for target in targets}

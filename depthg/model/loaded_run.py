@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from depthg.backbones import Backbone, load_backbone
-from depthg.config.composing import check_overrides, stored_settings, to_config
+from depthg.config.composing import check_overrides, numbers_unquoted, stored_settings, to_config
 from depthg.config.schema import Config
 from depthg.features.transform import DTYPES, FeatureTransform
 from depthg.model.checkpoints import FILE, load_modules, read_checkpoint
@@ -27,7 +27,7 @@ CHECKPOINTS = ("last", "best")
 # Locations, and how data are read and scored. All other settings of a run are fixed.
 MOVABLE = (
     "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
-    "data.max_pixels",
+    "data.max_pixels", "data.range", "data.bands",
     "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.class_map", "data.list_train",
     "data.list_val", "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.crf_image",
     "val.kmeans_samples",
@@ -147,7 +147,8 @@ def load_run(
     fixed = [key for key in (override.partition("=")[0] for override in overrides) if key not in MOVABLE]
     if fixed:
         raise ValueError(f"{fixed[0]} belongs to the trained run; only {', '.join(MOVABLE)} may be given anew")
-    config = to_config(OmegaConf.merge(stored_settings(path), OmegaConf.from_dotlist(list(overrides))))
+    given = OmegaConf.from_dotlist([numbers_unquoted(override) for override in overrides])
+    config = to_config(OmegaConf.merge(stored_settings(path), given))
     weights = config.backbone.weights
     if weights and (path / weights).exists():  # a path relative to the run folder, which may have been moved
         config.backbone.weights = str(path / weights)

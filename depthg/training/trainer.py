@@ -49,6 +49,7 @@ class Trainer:
             )
         self.config = config = dataclasses.replace(config, precision=processes.precision(config.precision))
         preparation = Preparation(config, self.device)
+        self.config = config = preparation.config  # with the range of the photos
         self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
         check_data(config, self.data, self.console)
         if lock is not None:
