@@ -225,7 +225,11 @@ class HeadConfig:
 @dataclass
 class ProbeConfig:
     lr: float = option(5e-3, "learning rate of both probes (Adam)", low=0)
-    reinit: int = option(0, "extension: k-means restart of the cluster probe at this iteration (0: never)", low=0)
+    reinit: float = option(
+        0,
+        "extension: k-means restart of the cluster probe at this share of iterations, or at this iteration (0: never)",
+        low=0,
+    )
     cells: int = option(
         0, "random cells per image and step that both probes train on (0: all cells, and all pixels)", low=0
     )
@@ -417,6 +421,8 @@ def _validate_pairs(config: Config) -> None:
         raise ValueError("loss.depth.pair=crop needs data.crop=five: there is no other crop of the same photo")
     if depth.pair == "crop" and depth.at == "grid":
         raise ValueError("loss.depth.pair=crop needs loss.depth.at=points")
+    if config.probe.reinit > 1 and config.probe.reinit % 1:
+        raise ValueError(f"probe.reinit={config.probe.reinit} must be below 1 (a share) or a whole iteration")
     rule = config.checkpoint.rule
     if rule != "last" and not config.val.every:
         raise ValueError(f"checkpoint.rule={rule} needs val.every: the best checkpoint is picked among evaluations")

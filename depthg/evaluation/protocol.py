@@ -12,6 +12,7 @@ from rich.table import Table
 from depthg.backbones import weights_source
 from depthg.config.schema import Config
 from depthg.inference.read_outs import READ_OUTS, SCORES
+from depthg.training.schedules import restart_iteration
 
 
 def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float], weights: str) -> dict:
@@ -34,7 +35,7 @@ def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float],
         "iterations": config.iterations, "backbone": config.backbone.name, "pca": config.backbone.pca,
         "weights": f"{weights_source(config.backbone.name, config.backbone.weights)}, hash {weights}",
         "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,
-        "probe_reinit": config.probe.reinit if config.probe.reinit <= config.iterations else 0,
+        "probe_reinit": restart_iteration(config.probe.reinit, config.iterations),
         "probe_cells": config.probe.cells or "all", "shifts": list(shifts),
     }  # fmt: skip
 

@@ -25,6 +25,7 @@ from depthg.runtime.seeds import seed_of
 from depthg.runtime.stopping import StopRequest
 from depthg.training.batches import draw_batch
 from depthg.training.nonfinite import FiniteGuard, last_checkpoint
+from depthg.training.schedules import restart_iteration, unreached
 from depthg.training.step import Model, Step
 
 
@@ -112,7 +113,7 @@ class Trainer:
         Args:
             score: returns metrics of the current model, for ``val.every``; empty without labels.
         """
-        config = self.config
+        config, restart_at = self.config, restart_iteration(self.config.probe.reinit, self.config.iterations)
         with training_bar(self.console) as bar, StopRequest() as stop:
             task = bar.add_task("training", total=config.iterations, completed=self.iteration, loss="")
             while self.iteration < config.iterations:
@@ -127,7 +128,7 @@ class Trainer:
                 for optimizer in self.optimizers.values() if finite else ():
                     optimizer.step()
                 self.iteration += 1
-                restart = self.iteration == config.probe.reinit
+                restart = self.iteration == restart_at
                 if restart or self.due(config.log_every) or self.due(config.val.every):
                     finite = self.guard.settle() and finite  # before the step is used below; save() settles by itself
                 if restart:
@@ -235,3 +236,5 @@ def check_data(config: Config, data: Prepared, console: Console) -> None:
         raise ValueError(f"checkpoint.rule={rule} needs labels to pick a checkpoint by; use checkpoint.rule=last")
     if data.depth is None and (config.loss.depth.weight or config.sampling.method == "fps"):
         console.print("depth.source=none: plain STEGO, with random points and without the depth term")
+    if never := unreached(config):
+        console.print(f"iterations={config.iterations} ends before {', '.join(never)}", highlight=False, soft_wrap=True)

@@ -125,7 +125,7 @@ def test_the_users_settings_hold_but_for_what_a_row_is_about():
     assert [config.loss.depth.weight for config in configs.values()] == [0, 0.5, 0, 0.5, 0.5]
     assert [configs[name].loss.depth.relation for name in ("depth", "both", "constant")] == ["normals"] * 2 + ["unit"]
     assert configs["stego"].sampling.method == "random"
-    assert row_configs(["data=scenes", "experiment=camvid"])["both"].probe.reinit == 250
+    assert row_configs(["data=scenes", "experiment=camvid"])["both"].probe.reinit == 0.5
 
 
 # ---- what is run

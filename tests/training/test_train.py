@@ -244,6 +244,14 @@ def test_reinit_moves_the_centroids_to_kmeans_of_the_codes(root, tmp_path):
     torch.testing.assert_close(lengths, lengths.mean().expand_as(lengths))
 
 
+def test_the_restart_follows_the_iterations_and_a_late_schedule_is_named(root, tmp_path, capsys):
+    share = train(settings(root, "name=a", "probe.reinit=0.5", "iterations=12"))
+    fixed = train(settings(root, "name=b", "probe.reinit=6", "iterations=12", "val.every=13"))
+    assert share["protocol"]["probe_reinit"] == fixed["protocol"]["probe_reinit"] == 6
+    assert same(*(weights(tmp_path / "runs" / name) for name in "ab"))
+    assert "iterations=12 ends before val.every=13, checkpoint.every=100" in capsys.readouterr().out
+
+
 def test_photos_without_labels_give_clusters_and_pictures(drawn_figures, root, tmp_path):
     for number, size in enumerate([(80, 64), (64, 120), (300, 200)]):
         Image.effect_noise(size, 60).convert("RGB").save(root / "train" / f"new {number}é.jpg")
