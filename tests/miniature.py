@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from depthg.config.composing import check_overrides, load_config, quote_text, to_config
+from depthg.config.composing import check_overrides, load_config, quote_text, to_config, with_preset
 from depthg.config.schema import GROUPS, Config
 from depthg.model.checkpoints import read_checkpoint
 
@@ -65,7 +65,7 @@ def composed(presets: tuple[str, ...]) -> DictConfig:
 
 def settings(root: Path, *overrides: str) -> Config:
     """The settings of :func:`arguments`, which ``load_config`` gives too; it also tells what is wrong with them."""
-    given = arguments(root, *overrides)
+    given = with_preset(arguments(root, *overrides))
     check_overrides(given)
     presets = tuple(override for override in given if override.partition("=")[0] in GROUPS)
     try:

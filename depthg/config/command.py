@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from rich.markup import escape
 from rich.table import Table
 
-from depthg.config.composing import check_overrides, group_choices, load_config, quote_text, to_config
+from depthg.config.composing import check_overrides, group_choices, load_config, quote_text, to_config, with_preset
 from depthg.config.schema import GROUPS, Config, options
 from depthg.runtime import command as runtime
 
@@ -57,7 +57,7 @@ def run_command(task: Callable[[Config], object], command: str, summary: str, pa
             print_help(command, summary, given, parts)
         elif any(argument.startswith("-") for argument in arguments):
             check_overrides(arguments)
-            arguments = quote_text(arguments, sweep=True)
+            arguments = quote_text(with_preset(arguments), sweep=True)
             sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument)  # Hydra expects its flags first
             _run_hydra(task)
         else:

@@ -60,6 +60,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
         raise ValueError(f"resume continues with the run's own settings; drop {', '.join(extra)}")
 
 
+def with_preset(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with ``experiment=photos`` first where ``data=folder`` is chosen and no experiment."""
+    data = [override for override in overrides if override.partition("=")[0] == "data"]
+    chosen = any(override.partition("=")[0] == "experiment" for override in overrides)
+    return ["experiment=photos", *overrides] if data[-1:] == ["data=folder"] and not chosen else list(overrides)
+
+
 def quote_text(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     """Quotes the values of text keys that Hydra cannot parse unquoted, e.g. a path with ü or (1) in it.
 
@@ -117,7 +124,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     with hydra.initialize_config_module("depthg.config.conf", version_base="1.3"):
         try:
-            return to_config(hydra.compose("config", overrides=quote_text(overrides)))
+            return to_config(hydra.compose("config", overrides=quote_text(with_preset(overrides))))
         except HydraException as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(f"cannot use {' '.join(overrides)}: {reason}") from error

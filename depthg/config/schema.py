@@ -301,11 +301,13 @@ class CacheConfig:
 class Config:
     """All settings of a run; ``python -m depthg.train --help`` shows every key with its meaning."""
 
-    experiment: str = option("demo", "preset, see depthg/config/conf/experiment")
+    experiment: str = option("demo", "preset, see depthg/config/conf/experiment (data=folder alone: photos)")
     mode: str = option(
         "paper", "paper, or released: as the authors' code, wherever it differs", choices=("paper", "released")
     )
-    name: str | None = option(None, "run folder below runs_dir; default: the experiment, data and seed")
+    name: str | None = option(
+        None, "run folder below runs_dir; default: the experiment, data (photos: their folder) and seed"
+    )
     runs_dir: str = option("runs", "where run folders are made")
     overwrite: bool = option(False, "replace an existing run folder")
     resume: str | None = option(None, "continue the run in this folder with its own settings")

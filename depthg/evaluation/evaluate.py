@@ -28,6 +28,7 @@ from depthg.features.preparation import Preparation
 from depthg.inference.crf import check_available
 from depthg.inference.read_outs import READ_OUTS
 from depthg.model.loaded_run import LoadedRun
+from depthg.model.run_folder import with_absolute_paths
 from depthg.runtime import processes
 
 MAX_CLUSTERS = 1000
@@ -121,7 +122,7 @@ def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, va
     """
     size = FULL if resolution == FULL else "x".join(map(str, resolution))
     clusters = "" if request.clusters is None else f"k{request.clusters}"
-    own, now = to_config(stored_settings(run.path)), run.config
+    own, now = map(with_absolute_paths, (to_config(stored_settings(run.path)), run.config))
     words = [getattr(now.val, key) for key in ("matching", "count") if getattr(now.val, key) != getattr(own.val, key)]
     keys = ["labels", "classes", "class_map", "list_train", "list_val", "n_val", "n_test", "held_out"]
     keys += ["root"] * (now.data.name == "folder")

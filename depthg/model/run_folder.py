@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from depthg import __version__
+from depthg.config.composing import stored_settings
 from depthg.config.schema import Config
 from depthg.storage.event_file import EventFile
 from depthg.storage.safe_text import parse_json
@@ -34,12 +36,22 @@ except ImportError:  # the system has no such locks: two trainings are not kept 
 LOCK_FILE = ".lock"
 CHECK_S = 0.5  # longer than any process holds the lock only to check it
 
+NAME_LENGTH = 60  # of a folder of photos in the name of its run
 SCORES_FILE = "images.csv"  # accuracy and mIoU of every evaluation image
 
 
 def run_name(config: Config) -> str:
-    """``name``, or a default of the experiment, data set, mode and seed."""
-    return config.name or f"{config.experiment}-{config.data.name}-{config.mode}-seed{config.seed}"
+    """``name``, or a default of the experiment, data set (photos: their folder), mode and seed."""
+    data = config.data.name
+    if data == "folder" and config.data.root:
+        folder = os.path.basename(absolute(config.data.root))
+        data = re.sub(r"[^\w.-]+", "_", folder).strip("._-")[:NAME_LENGTH] or data
+    return config.name or f"{config.experiment}-{data}-{config.mode}-seed{config.seed}"
+
+
+def absolute(path: str) -> str:
+    """A path that is the same from every working directory."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def check_run(config: Config) -> Path:
@@ -74,12 +86,24 @@ def _checked_path(config: Config) -> Path:
     path = run_path(config)
     if not config.resume and path.exists() and (not path.is_dir() or _content(path)):
         if not config.overwrite:
+            if other := _other_photos(path, config):
+                raise FileExistsError(f"{path} holds a run on {other}; give this one another name=")
             raise FileExistsError(
                 f"{path} exists; continue with resume={path}, replace it with overwrite=true, or choose another name="
             )
         if not (path / "config.yaml").is_file():
             raise FileExistsError(f"{path} is not a run folder (no config.yaml), so overwrite=true leaves it alone")
     return path
+
+
+def _other_photos(run: Path, config: Config) -> str | None:
+    """Where the photos of an existing run lie, if the new one is about other photos."""
+    try:
+        stored = stored_settings(run)["data"]
+    except (OSError, ValueError, KeyError):
+        return None
+    old, new = stored.get("root"), config.data.root
+    return old if old and new and absolute(old) != absolute(new) else None
 
 
 def _content(run: Path) -> list[Path]:
@@ -95,9 +119,23 @@ def create_run(config: Config) -> Path:
     remove_partials(path)
     for old in [] if config.resume else _content(path):
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    stored = dataclasses.replace(config, resume=None, overwrite=False)
+    stored = dataclasses.replace(with_absolute_paths(config), resume=None, overwrite=False)
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(stored)))
     return path
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The settings with absolute paths of photos, labels and depth, so that they hold in every working directory."""
+    data, depth = config.data, config.depth
+    paths = {key: absolute(value) for key in ("root", "labels", "classes") if (value := getattr(data, key))}
+    for key in ("list_train", "list_val"):
+        value = getattr(data, key)
+        if value and Path(value).expanduser().is_file():  # else it lies below the photos
+            paths[key] = absolute(value)
+    root = absolute(depth.root) if depth.root else depth.root
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, **paths), depth=dataclasses.replace(depth, root=root)
+    )
 
 
 class RunLock:

@@ -39,7 +39,6 @@ class Trainer:
         started = time.perf_counter()
         self.console, self.device = Console(quiet=not processes.is_main()), pick_device(config.device)
         processes.start(self.device)
-        processes.from_main(lambda: check_run(config))
         check_shares(config)
         if config.data.class_map:
             raise ValueError(f"data.class_map={config.data.class_map} is for depthg.evaluate; leave it out here")
@@ -49,7 +48,10 @@ class Trainer:
                 "give it to depthg.evaluate"
             )
         self.config = config = dataclasses.replace(config, precision=processes.precision(config.precision))
-        preparation = Preparation(config, self.device)
+        # Missing photos are named before a run that exists already, but that is named before scenes are rendered.
+        early = None if config.data.name == "scenes" else Preparation(config, self.device)
+        processes.from_main(lambda: check_run(config))
+        preparation = early or Preparation(config, self.device)
         self.config = config = preparation.config  # with the range of the photos
         self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
         check_data(config, self.data, self.console)

@@ -39,7 +39,8 @@ def test_flags_of_hydra_take_such_paths(run_module):
     settings = ["iterations=7", "data=folder", "data.root=fotos mit ü (1)"]
     finished = run_module("depthg.train", "--cfg", "job", *settings)
     assert finished.returncode == 0
-    assert "iterations: 7" in finished.stdout and "root: fotos mit ü (1)" in finished.stdout
+    assert "iterations: 7" in finished.stdout and "experiment: photos" in finished.stdout
+    assert "root: fotos mit ü (1)" in finished.stdout
 
 
 @pytest.mark.parametrize(

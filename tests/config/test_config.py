@@ -155,7 +155,7 @@ def test_command_line_wins_over_what_a_preset_sets_for_one_mode():
 def test_presets_open_with_their_command_and_the_number_of_the_paper(name):
     lines = (resources.files("depthg.config.conf") / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[1].startswith("# python -m depthg.train") and (name in lines[1] or name == "demo")
-    if name not in ("demo", "camvid"):
+    if name not in ("demo", "camvid", "photos"):
         table, numbers = paper_row(name)
         assert re.search(rf"Tables? .*{table}", lines[2]), name
         for number in filter(None, numbers):
@@ -227,6 +227,15 @@ def test_errors_name_the_key_and_the_fix(override, message):
 def test_impossible_combinations(overrides, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(overrides)
+
+
+def test_a_folder_of_photos_has_its_own_preset():
+    plain = load_config(["data=folder"])
+    assert plain.experiment == "photos" and plain == load_config(["experiment=photos"])
+    assert load_config(["data=folder", "experiment=demo"]).experiment == "demo"
+    assert load_config(["data=folder", "experiment=demo"]).data.name == "folder"
+    assert load_config(["data=folder", "data=camvid"]).experiment == load_config([]).experiment == "demo"
+    assert load_config(["data=folder", "mode=released"]).loss.depth.relation == "unit"
 
 
 def test_clusters_of_a_folder():

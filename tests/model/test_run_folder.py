@@ -27,6 +27,40 @@ def test_names():
         assert run_path(Config(name=name, resume="x")) == Path("x")
 
 
+def test_photos_are_named_after_their_folder(tmp_path, monkeypatch):
+    def name(root):
+        return run_name(load_config(["data=folder", f"data.root={root}"]))
+
+    assert name("/data/holiday") == name("/data/holiday/") == "photos-holiday-paper-seed0"
+    assert name("/a/my photos (1)&ü") == "photos-my_photos_1_ü-paper-seed0"
+    assert name("/") == "photos-folder-paper-seed0" and name("/" + "x" * 200) == f"photos-{'x' * 60}-paper-seed0"
+    monkeypatch.chdir(tmp_path)
+    assert name(".") == f"photos-{tmp_path.name}-paper-seed0"
+
+
+def test_a_run_on_other_photos_is_not_offered_for_resuming(tmp_path):
+    def config(folder):
+        return load_config(["data=folder", f"data.root={tmp_path / folder}", f"runs_dir={tmp_path / 'runs'}"])
+
+    create_run(config("a/photos"))
+    with pytest.raises(FileExistsError, match=rf"holds a run on {tmp_path}/a/photos; give this one another name="):
+        check_run(config("b/photos"))
+    with pytest.raises(FileExistsError, match=r"continue with resume="):
+        check_run(config("a/photos"))
+
+
+def test_paths_are_stored_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val.txt").touch()
+    paths = ["data.root=photos", "data.labels=maps", "data.classes=classes.txt", "data.list_val=val.txt"]
+    config = load_config(["data=folder", *paths, "data.list_train=below-root.txt", "depth.root=~/depth", "name=a"])
+    data = load_config([f"resume={create_run(config)}"]).data
+    assert (data.root, data.labels) == (str(tmp_path / "photos"), str(tmp_path / "maps"))
+    assert (data.classes, data.list_val) == (str(tmp_path / "classes.txt"), str(tmp_path / "val.txt"))
+    assert data.list_train == "below-root.txt", "it lies below the photos"
+    assert load_config(["resume=runs/a"]).depth.root == str(Path.home() / "depth")
+
+
 def test_settings_survive_the_round_trip(config):
     run = create_run(config)
     assert yaml.safe_load((run / "config.yaml").read_text())["loss"]["depth"]["weight"] == 0.2
