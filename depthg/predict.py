@@ -22,8 +22,9 @@ from depthg.storage.whole_files import write_text
 __all__ = ["Segmentation", "Segmenter", "main"]
 
 SUMMARY = f"""Segments photos of any size with a trained run. DIR/ids holds one PNG per photo whose pixel values are
-cluster ids (with a palette), DIR/overlay the photo under their colours, DIR/{LEGEND} what the ids mean (class names
-where the run was scored with labels), their colours and their share of the pixels."""
+cluster ids (with a palette; 16-bit grey for more than 256 clusters), DIR/overlay the photo under their colours,
+DIR/{LEGEND} what the ids mean (class names where the run was scored with labels), their colours and their share of
+the pixels."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,8 +70,6 @@ def run(options: argparse.Namespace) -> int:
         options.run, checkpoint=options.checkpoint, device=options.device, window=options.window,
         batch=options.batch, flip=options.flip, weights=options.weights, max_pixels=options.max_pixels,
     )  # fmt: skip
-    if segmenter.run.n_clusters > 256:
-        raise ValueError(f"{segmenter.run.n_clusters} clusters do not fit the 256 colours of a PNG palette")
     crf = wanted(options.crf)
     names: list[str | Path] = [LEGEND, *(file.relative_to(options.out) for target in targets for file in target.files)]
     output_folder(options.out, names, options.overwrite)

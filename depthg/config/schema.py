@@ -321,7 +321,7 @@ class Config:
     )
     log_every: int = option(10, "iterations between two lines of metrics.jsonl", low=1)
     n_classes: int | None = option(
-        None, "number of clusters; default: that of the data set's classes, 8 without labels", low=2
+        None, "number of clusters; default: that of the data set's classes, 8 without labels", low=2, high=1000
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: str = option(

@@ -22,6 +22,7 @@ from depthg.storage.whole_files import write_whole
 
 LEGEND = "legend.json"
 RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times faster than the default, files a quarter larger
+PALETTE = 256  # colours that a PNG can hold; the ids of more clusters are 16-bit grey without colours
 OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
 
 
@@ -73,7 +74,8 @@ def write_outputs(
     segmenter: Segmenter, target: Target, photo: NetworkPhoto, ids: np.ndarray, probabilities: np.ndarray | None
 ) -> None:
     """Writes the files of one photo, each atomically."""
-    image = with_palette(ids, segmenter.colours)
+    wide = segmenter.run.n_clusters > PALETTE
+    image = Image.fromarray(ids.astype(np.uint16)) if wide else with_palette(ids, segmenter.colours)
     write_whole(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
     if target.overlay is not None:
         kind = OVERLAYS[target.overlay.suffix[1:]]
@@ -93,9 +95,17 @@ def with_palette(ids: np.ndarray, colours: np.ndarray) -> Image.Image:  # [H, W]
     return image
 
 
+def pixels_of(ids: np.ndarray, n: int) -> np.ndarray:  # [H, W] below n -> int [n]
+    """Pixels of every id."""
+    if n > PALETTE:
+        return np.bincount(ids.ravel(), minlength=n)
+    return np.array(Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()[:n])
+
+
 def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:  # uint8 [H, W, 3]
     """Mean of the photo and the colours of its clusters."""
-    drawn = np.array(with_palette(ids, colours >> 1).convert("RGB"))
+    half = colours >> 1
+    drawn = half[ids] if len(colours) > PALETTE else np.array(with_palette(ids, half).convert("RGB"))
     drawn += image >> 1
     return drawn
 
@@ -127,8 +137,7 @@ def predict_files(
         ids = segmenter.refined(photo, maps) if crf else segmenter.ids(photo, maps)
         probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
         write_outputs(segmenter, target, photo, ids, probabilities)
-        pixels = Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()
-        return target, np.array(pixels[: segmenter.run.n_clusters])
+        return target, pixels_of(ids, segmenter.run.n_clusters)
 
     for found in segmenter.stream(by_photo, finish):
         if isinstance(found, DataError):
@@ -141,13 +150,17 @@ def predict_files(
 
 def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, failed: Sequence[str], **options) -> dict:
     """The content of ``legend.json``: name and colour of each id, and its share of pixels, in total and per photo."""
-    run, assigned = segmenter.run, segmenter.run.assignment
-    classes = [None] * run.n_clusters if assigned is None else [int(c) if c >= 0 else None for c in assigned]
+    run, assigned, named = segmenter.run, segmenter.run.assignment, segmenter.run.naming
+    classes = [None] * run.n_clusters if named is None else [int(c) if c >= 0 else None for c in named]
+    matched = [False] * run.n_clusters if assigned is None else (assigned >= 0).tolist()
     total = _shares(sum(counts.values(), np.zeros(run.n_clusters, np.int64)))
     ids = [
-        {"id": i, "name": name, "class": c, "colour": "#" + bytes(colour).hex(), "share": total[i]}
+        {
+            "id": i, "name": name, "class": c, "matched": matched[i], "colour": "#" + bytes(colour).hex(),
+            "share": total[i],
+        }
         for i, (name, c, colour) in enumerate(zip(segmenter.names, classes, segmenter.colours, strict=True))
-    ]
+    ]  # fmt: skip
     photos = [
         {
             "photo": show(target.photo), "files": [file.relative_to(out).as_posix() for file in target.files],

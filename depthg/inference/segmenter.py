@@ -118,8 +118,8 @@ class Segmenter:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Name of every cluster: its class, or ``cluster N``."""
-        assigned = self.run.assignment if self.run.assignment is not None else [-1] * self.run.n_clusters
+        """Name of every cluster: its class, its most frequent class where none was left for it, or ``cluster N``."""
+        assigned = self.run.naming if self.run.naming is not None else [-1] * self.run.n_clusters
         return tuple(self.run.class_names[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
 
     @cached_property

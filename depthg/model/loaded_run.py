@@ -82,6 +82,25 @@ class LoadedRun:
         return self._matching[0]
 
     @cached_property
+    def naming(self) -> np.ndarray | None:  # int64 [n_clusters], -1 = no class
+        """``assignment``, where clusters without a class take their most frequent class; None without a matching.
+
+        A cluster without a labelled pixel, and those of runs that store no frequencies, stay without a class.
+        """
+        if self.assignment is None:
+            return None
+        try:
+            stored = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+            frequent = np.array(stored["most_frequent"]["cluster"], np.int64)
+            whole = stored["assignment"]["cluster"] == self.assignment.tolist()
+            valid = frequent.shape == self.assignment.shape and -1 <= frequent.min() <= frequent.max() < len(
+                self.classes
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.assignment
+        return np.where(self.assignment < 0, frequent, self.assignment) if whole and valid else self.assignment
+
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in ``assignment``: from the checkpoint or, if it names none, from the scored data."""
         return self._matching[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from depthg.evaluation.metrics import matched_confusion
+from depthg.evaluation.metrics import match_many_to_one, matched_confusion
 from depthg.evaluation.protocol import protocol
 from depthg.evaluation.training_scores import TrainingScores
 from depthg.model.checkpoints import load_modules, read_checkpoint
@@ -37,6 +37,7 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
         matched = matched_confusion(counts["cluster"], assignments["cluster"])
         metrics["confusion"] = matched.tolist()
         metrics["assignment"] = {name: found.tolist() for name, found in assignments.items()}
+        metrics["most_frequent"] = {"cluster": match_many_to_one(counts["cluster"]).tolist()}
         save_figure(confusion_figure(matched, data.dataset.classes), trainer.run / "confusion.png")
     metrics["classes"] = list(data.dataset.classes)
     metrics["palette"] = data.dataset.palette.tolist()

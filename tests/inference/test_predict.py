@@ -277,7 +277,7 @@ def test_clusters_without_a_matching_are_numbered(run, photos, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("clusters", [256, 257])
-def test_most_clusters_of_a_palette(run, photos, tmp_path, capsys, clusters):
+def test_most_clusters_of_a_palette(run, photos, tmp_path, clusters):
     """A run with as many clusters as a palette has colours, and one more."""
     shutil.copytree(run, tmp_path / "copy")
     folder = tmp_path / "copy" / "checkpoints" / "last"
@@ -286,11 +286,15 @@ def test_most_clusters_of_a_palette(run, photos, tmp_path, capsys, clusters):
     save_file(tensors, folder / "checkpoint.safetensors", metadata={"depthg": json.dumps(header)})
     settings = yaml.safe_load((tmp_path / "copy" / "config.yaml").read_text())
     (tmp_path / "copy" / "config.yaml").write_text(yaml.safe_dump({**settings, "n_classes": clusters}))
-    status = call(tmp_path / "copy", photos / "a.jpg", "--out", tmp_path / "o")
-    assert status == (clusters > 256) and (status == 0 or "256 colours" in capsys.readouterr().err)
-    if not status:
-        ids = np.array(Image.open(tmp_path / "o" / "ids" / "a.png"))
-        assert (ids == Segmenter.load(tmp_path / "copy").predict(photos / "a.jpg").ids).all() and ids.max() > 128
+    assert call(tmp_path / "copy", photos / "a.jpg", "--out", tmp_path / "o", "--overlay", "png") == 0
+    image = Image.open(tmp_path / "o" / "ids" / "a.png")
+    assert image.mode == ("P" if clusters == 256 else "I;16")
+    ids, segmenter = np.array(image), Segmenter.load(tmp_path / "copy")
+    assert (ids == segmenter.predict(photos / "a.jpg").ids).all() and ids.max() > 128
+    shares = [row["share"] for row in read(tmp_path / "o")["ids"]]
+    np.testing.assert_allclose(shares, np.bincount(ids.ravel(), minlength=clusters) / ids.size, atol=1e-6)
+    expected = overlay(np.asarray(Image.open(photos / "a.jpg")), ids, segmenter.colours)
+    assert (np.asarray(Image.open(tmp_path / "o" / "overlay" / "a.png")) == expected).all()
 
 
 def test_a_full_disk_leaves_whole_files_only(run, photos, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from depthg.data.transforms import to_float
 from depthg.features.preparation import Preparation
+from depthg.inference.segmenter import Segmenter
 from depthg.model.checkpoints import FILE
 from depthg.model.codes import codes_of
 from depthg.model.loaded_run import load_run
@@ -126,3 +127,23 @@ def test_only_places_may_be_given_anew(run, tmp_path):
         load_run(run, overrides=["head.dim=3"])
     with pytest.raises(ValueError, match=r"unknown key 'data\.rot'"):
         load_run(run, overrides=["data.rot=x"])
+
+
+def test_clusters_without_a_class_take_the_name_of_their_most_frequent_one(shared_run, tmp_path):
+    copy = shutil.copytree(shared_run, tmp_path / "run")
+    stored = json.loads((copy / "metrics.json").read_text())
+    assert load_run(copy).naming.tolist() == stored["assignment"]["cluster"], "every cluster has a class"
+    frequent = stored["most_frequent"]["cluster"]
+    assert len(frequent) == 11 and {0, 3} <= set(frequent) <= {-1, 0, 1, 3}, "sky, road and pole are in the labels"
+    stored["assignment"]["cluster"][:2] = [-1, -1]
+    stored["most_frequent"]["cluster"][:2] = [3, -1]
+    (copy / "metrics.json").write_text(json.dumps(stored))
+    run = load_run(copy)
+    assert run.assignment[:2].tolist() == [-1, -1] and run.naming[:2].tolist() == [3, -1]
+    assert run.naming[2:].tolist() == run.assignment[2:].tolist()
+    names, colours = Segmenter(run).names, Segmenter(run).colours
+    assert names[:2] == ("road", "cluster 1")
+    assert colours[0].tolist() not in colours[1:].tolist(), "a colour that no class has"
+    for damaged in ([99, 0], "x"):
+        (copy / "metrics.json").write_text(json.dumps({**stored, "most_frequent": {"cluster": damaged}}))
+        assert load_run(copy).naming.tolist() == run.assignment.tolist()
