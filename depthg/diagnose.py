@@ -11,7 +11,7 @@ from pathlib import Path
 from depthg.config.composing import load_config
 from depthg.model.loaded_run import load_run
 from depthg.model.run_folder import run_name
-from depthg.reporting.diagnosis import FILES, cluster_sentence, diagnose, print_diagnosis, suggestions
+from depthg.reporting.diagnosis import FILES, advice, cluster_sentence, diagnose, print_diagnosis, suggestions
 from depthg.reporting.diagnosis_page import write_page
 from depthg.runtime import command
 from depthg.storage.outputs import output_folder
@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> None:
     )
     folder = output_folder(options.out or default, FILES, options.overwrite)
     found, counts = diagnose(config, trained, options.most_clusters)
-    write_page(folder, found, counts, suggestions(found), cluster_sentence(found["clusters"]), HISTOGRAM_RANGE)
+    sentence = cluster_sentence(found["clusters"])
+    write_page(folder, found, counts, suggestions(found), sentence, HISTOGRAM_RANGE, advice(found))
     write_text(folder / "diagnosis.json", json.dumps(found, indent=1, allow_nan=False))
     console = command.console()
     print_diagnosis(found, console)

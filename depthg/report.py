@@ -7,25 +7,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from depthg.reporting.comparison import write_comparison
+from depthg.reporting.comparison import result_lines, write_comparison
 from depthg.reporting.report import write_report
 from depthg.runtime import command
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the report or comparison of the command line and prints its path."""
-    runs = options.run
+    """Writes the report or comparison of the command line; prints the result of a comparison, and the path."""
+    runs, lines = options.run, []
     if len(runs) > 2:
         raise ValueError(f"one run, or two to compare; got {len(runs)}")
     try:
         if len(runs) == 2:
             path = write_comparison(runs[0], runs[1], options.out, options.overwrite, not options.no_pictures)
+            lines = result_lines(*runs)
         else:
             path = write_report(runs[0], options.out, options.overwrite)
     except (AttributeError, KeyError, IndexError) as error:  # JSON of other types than this package writes
         files = " or ".join(f"{run}/metrics.json" for run in runs)
         raise ValueError(f"{files} is damaged: a value is of an unexpected kind ({error}); restore it") from error
-    print(path)
+    print(*lines, path, sep="\n")
     return 0
 
 

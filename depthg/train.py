@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.console import Console
 
 from depthg.config import Config
 from depthg.config.command import run_command
 from depthg.evaluation.protocol import print_metrics
 from depthg.evaluation.training_scores import TrainingScores
-from depthg.model.run_folder import RunLock, run_path
+from depthg.model.run_folder import RunLock, absolute, run_path
 from depthg.reporting.finish import finish
 from depthg.runtime import processes
 from depthg.runtime.stopping import terminate_as_interrupt
@@ -30,6 +32,7 @@ def train(config: Config) -> dict:
             metrics = finish(trainer, scores)
             if processes.is_main():
                 print_metrics(metrics, trainer.run, trainer.console)
+                trainer.console.print(f"next: {next_step(trainer)}", highlight=False, soft_wrap=True)
             return metrics
         except KeyboardInterrupt:
             if trainer is None:
@@ -43,6 +46,13 @@ def train(config: Config) -> dict:
                     trainer.log.close()
             finally:
                 lock.drop()
+
+
+def next_step(trainer: Trainer) -> str:
+    """The command that segments photos with the run: those of training, where they are somebody's own."""
+    data = trainer.config.data
+    photos = shlex.quote(absolute(data.root)) if data.name == "folder" and data.root else "PHOTOS"
+    return f"python -m depthg.predict {shlex.quote(str(trainer.run))} {photos} --out DIR --crf"
 
 
 def main() -> None:

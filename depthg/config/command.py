@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import hydra
@@ -16,6 +16,11 @@ from rich.table import Table
 from depthg.config.composing import check_overrides, group_choices, load_config, quote_text, to_config, with_preset
 from depthg.config.schema import GROUPS, Config, options
 from depthg.runtime import command as runtime
+
+COMMON = (  # keys that most people need, first in the help
+    "data.root", "n_classes", "name", "overwrite", "iterations", "batch_size", "seed", "data.size", "depth.source",
+    "device",
+)  # fmt: skip
 
 
 def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts: Sequence[str] = ()) -> None:
@@ -31,6 +36,15 @@ def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts:
         console.print(f"  {group}={'|'.join(group_choices(group))}", highlight=False)
     console.print("\n  --multirun with key=a,b,c sweeps; --cfg job prints the composed settings as YAML")
     console.print("  --help with presets (--help experiment=camvid) shows their values\n")
+    if not parts:
+        console.print("[bold]Keys to know[/bold]")
+        console.print(_key_table({key: values[key] for key in COMMON}))
+        console.print("\n[bold]All keys[/bold]")
+    console.print(_key_table(values))
+
+
+def _key_table(values: Mapping[str, tuple]) -> Table:
+    """Keys with their values and meanings; ``values`` as :func:`depthg.config.schema.options` returns them."""
     table = Table("key", "value", "meaning", box=None, pad_edge=False)
     for key, (item, value) in values.items():
         text, choices = (
@@ -40,7 +54,7 @@ def print_help(command: str, summary: str, overrides: Sequence[str] = (), parts:
         if choices and not all(choice in text for choice in choices):
             text += f" ({' | '.join(choices)})"
         table.add_row(key, "none" if value is None else escape(str(value)), escape(text))
-    console.print(table)
+    return table
 
 
 def run_command(task: Callable[[Config], object], command: str, summary: str, parts: Sequence[str] = ()) -> None:

@@ -218,25 +218,35 @@ def print_evaluations(found: Sequence[Evaluation], console: Console) -> None:
     for evaluation in found:
         for name, result in evaluation.results.items():
             values = [_with_interval(result, kind) for kind in ("accuracy", "miou")]
-            size = evaluation.protocol["resolution"]
-            size = size if isinstance(size, str) else f"{size[0]} x {size[1]}"
-            table.add_row(size, evaluation.variant.name.replace("-", " + "), _read_out_name(name, result), *values)
+            table.add_row(*_about(evaluation), _read_out_name(name, result), *values)
         table.add_section()
     if table.row_count:
         console.print(table)
     if len(found) == 1 and found[0].results:
         console.print(_class_table(found[0]))
-    for evaluation in found:
-        for name, shares in evaluation.shares.items():
-            listed = ", ".join(f"{number}: {share:.1f}" for number, share in enumerate(shares))
-            console.print(
-                f"{READ_OUTS[name].head}, percent of pixels by cluster: {listed}".replace("\n", " "), highlight=False
-            )
+    if any(evaluation.shares for evaluation in found):
+        console.print(_share_table(found))
     parts = [protocol_parts(evaluation.protocol) for evaluation in found]
     common = [part for part in parts[0] if all(part in others for others in parts)]  # the rest is in the rows
     console.print(f"protocol: {'; '.join(common)}", highlight=False)
     if not table.row_count:
-        console.print("no labels: clusters alone, nothing is scored")
+        console.print("no labels: clusters alone, nothing is scored (shares of k-means: in the files)")
+
+
+def _about(evaluation: Evaluation) -> tuple[str, str]:
+    """Frames and test time in words."""
+    size = evaluation.protocol["resolution"]
+    size = size if isinstance(size, str) else f"{size[0]} x {size[1]}"
+    return size, evaluation.variant.name.replace("-", " + ")
+
+
+def _share_table(found: Sequence[Evaluation]) -> Table:
+    """Shares of the clusters, a row per evaluation."""
+    table = Table("frames", "test time", "cluster: percent", title="clusters, percent of pixels by cluster")
+    for evaluation in found:
+        shares = enumerate(evaluation.shares.get("cluster", ()))
+        table.add_row(*_about(evaluation), ", ".join(f"{number}: {share:.1f}" for number, share in shares))
+    return table
 
 
 def _with_interval(result: Mapping, kind: str) -> str:

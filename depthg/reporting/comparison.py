@@ -66,14 +66,28 @@ def write_comparison(
         FileExistsError: the file exists.
         ValueError: a run without scores, or runs on other data, splits or classes.
     """
-    a, b = (read_side(path) for path in (first, second))
-    check_same_data(a, b)
+    a, b = ordered_sides(first, second)
     out = out or first.resolve().parent / f"{first.resolve().name}-{second.resolve().name}.html"
     output_folder(out.parent, (out.name,), overwrite)
-    if a.guided and not b.guided:
-        a, b = b, a
     write_text(out, render("comparison.html", comparison_content(a, b, pictures)))
     return out
+
+
+def ordered_sides(first: Path, second: Path) -> tuple[Side, Side]:
+    """Both runs, the change last: the second, or the only one with depth."""
+    a, b = (read_side(path) for path in (first, second))
+    check_same_data(a, b)
+    return (b, a) if a.guided and not b.guided else (a, b)
+
+
+def result_lines(first: Path, second: Path) -> list[str]:
+    """Accuracy and mIoU of the clusters of both runs, a line each."""
+    a, b = name_sides(*ordered_sides(first, second))
+    return [
+        f"{name}: {percent(before)} % {a.label}, {percent(after)} % {b.label} ({signed(after - before)})"
+        for name, before, after in _both(a, b, HEADLINE)
+        if name.startswith("Cluster")
+    ]
 
 
 def comparison_content(a: Side, b: Side, pictures: bool) -> dict[str, Any]:

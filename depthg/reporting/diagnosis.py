@@ -30,6 +30,7 @@ from depthg.training.step import HISTOGRAM_BINS, HISTOGRAM_RANGE, SHIFT_BATCHES,
 PAIRS = ("self", "neighbour", "negative")
 SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
 CLUSTER_ROWS, CLUSTER_IMAGES = 6000, 500
+SHIFT_TOLERANCE = 0.05  # shifts that differ less from the suggested ones need no change
 FILES = ("diagnosis.html", "diagnosis.png", "diagnosis.json")
 
 
@@ -180,6 +181,7 @@ def print_diagnosis(found: dict, console: Console) -> None:
                       f"positive {d['positive_share']:.1%}")  # fmt: skip
     console.print(cluster_sentence(found["clusters"]), soft_wrap=True)
     console.print("to use: loss.shifts=auto, or " + " ".join(suggestions(found)), highlight=False, soft_wrap=True)
+    console.print(f"advice: {advice(found)}", highlight=False, soft_wrap=True)
 
 
 def cluster_sentence(clusters: dict) -> str:
@@ -191,3 +193,19 @@ def cluster_sentence(clusters: dict) -> str:
         f"the photos agree upon (prediction strength of {clusters['of']} at least {clusters['threshold']}), and rare "
         f"classes are beyond that"
     )
+
+
+def advice(found: dict) -> str:
+    """What to do with the numbers: how many clusters to start with, and which settings to change.
+
+    The agreed number is a lower bound: on the 8 classes of the demo it is 3 from features and 6 from codes, on the 11
+    of CamVid 4 from features. So the range goes from it (codes) or twice it (features) to about twice that.
+    """
+    agreed, of_codes = found["clusters"]["suggested"], found["clusters"]["of"] == "codes"
+    low = 8 if agreed is None else max(2, agreed if of_codes else 2 * agreed)
+    high, now = 2 * low - 1, found["n_classes"]
+    changes = [] if now and low <= now <= high else [f"n_classes={low}"]
+    if any(abs(found["F"][kind]["shift"] - found["F"][kind]["suggested_shift"]) > SHIFT_TOLERANCE for kind in PAIRS):
+        changes.append("loss.shifts=auto")
+    todo = f"set {' and '.join(changes)}" if changes else "nothing to change"
+    return f"start with {low} to {high} clusters; {todo}"

@@ -29,6 +29,7 @@ def write_page(
     settings: Sequence[str],
     clusters: str,
     limits: tuple[float, float],
+    advice: str,
 ) -> None:
     """Write ``diagnosis.html`` and ``diagnosis.png`` into ``folder``, each whole or not at all.
 
@@ -38,6 +39,7 @@ def write_page(
         settings: the suggested shifts as ``key=value``.
         clusters: a sentence about the number of clusters.
         limits: ends of the histograms.
+        advice: what to do, in words.
     """
     arrays = {part: np.asarray(values) for part, values in counts.items()}
     titles = {part: TITLES.get(part, "Number of clusters") for part in (*arrays, "clusters")}
@@ -48,6 +50,7 @@ def write_page(
     content = {
         "title": f"Diagnosis of {found['run'] or found['data']}", "subtitle": [part for part in about if part],
         "settings": settings, "quantiles": list(found["quantiles"]), "clusters": clusters[0].upper() + clusters[1:],
+        "advice": advice[0].upper() + advice[1:],
         "plots": [
             drawing(title, diagnosis_figure, found, arrays, limits, [part], note=NOTES[part])
             for part, title in titles.items()

@@ -7,7 +7,7 @@ from importlib import resources
 import pytest
 from omegaconf import OmegaConf
 
-from depthg.config.command import print_help
+from depthg.config.command import COMMON, print_help
 from depthg.config.composing import check_overrides, group_choices, load_config
 from depthg.config.schema import PLACES, Config, differing, flatten, options
 from depthg.paper.tables import paper_tables
@@ -257,6 +257,9 @@ def test_help_lists_every_key_and_preset(capsys):
     print_help("depthg.train", "Summary.", ["experiment=camvid"])
     text = capsys.readouterr().out
     assert all(key in text for key in options())
+    common, _, rest = text.partition("All keys")
+    assert re.findall(r"^([a-z_.]+) ", common.partition("Keys to know")[2], re.M) == ["key", *COMMON]
+    assert len(COMMON) == 10 and all(f"\n{key} " in rest for key in options())
     assert "experiment=camvid|cityscapes_vitb8|" in text and "python -m depthg.train" in text
     assert "[320, 320]" in text, "values are those of the preset"
 

@@ -1,6 +1,7 @@
 """``python -m depthg.evaluate``: numbers of the training come back, every option acts, nothing is overwritten."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -272,6 +273,12 @@ def test_photos_without_labels_give_clusters_alone_and_say_so(trained, tmp_path,
         and "clusters, percent of pixels by cluster" in printed
     )
     assert not any(text in printed for text in ("hungarian", "many to one", "labelled pixel"))
+    assert main([str(tmp_path / "bare"), "--all", "--no-crf", "--overwrite", "--resolution", "full"]) == 0
+    rows = [
+        line.split("│")[1:4] for line in capsys.readouterr().out.splitlines() if re.search(r"│ 0: [\d.]+, 1: ", line)
+    ]
+    sizes = [[cell.strip() for cell in row[:2]] for row in rows]
+    assert sizes == [["64 x 64", "plain"], ["64 x 64", "flip"], ["photo size", "plain"], ["photo size", "flip"]]
     found = json.loads((tmp_path / "bare/evaluations/folder-val-64x64-plain-last.json").read_text())
     assert found["results"] == {} and min(found["shares"]["cluster"]) >= 0
     assert len(found["shares"]["cluster"]) == 5 and sum(found["shares"]["cluster"]) == pytest.approx(100, abs=0.01)

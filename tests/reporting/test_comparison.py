@@ -119,12 +119,18 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys):
 
 
 def test_nothing_is_overwritten_unasked(tmp_path, capsys):
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", (63.5, 39.0))
     (tmp_path / "a-b.html").write_text("mine")
     assert main([str(a), str(b), "--no-pictures"]) == 1
     assert "a-b.html exists; pass --overwrite" in capsys.readouterr().err
     assert (tmp_path / "a-b.html").read_text() == "mine"
+    capsys.readouterr()
     assert main([str(a), str(b), "--no-pictures", "--overwrite"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [
+        "Cluster accuracy: 60.0 % a, 63.5 % b (+3.5)", "Cluster mIoU: 40.0 % a, 39.0 % b (\u22121.0)"
+    ]  # fmt: skip
+    assert printed[2:] == [str(tmp_path / "a-b.html")]
     assert "Comparison" in (tmp_path / "a-b.html").read_text()
 
 

@@ -15,7 +15,7 @@ from depthg.diagnose import main
 from depthg.evaluation.cluster_count import ClusterCount
 from depthg.features.preparation import Preparation
 from depthg.kernels.reference import correlation, depth_relation
-from depthg.reporting.diagnosis import PAIRS, depth_pairs, diagnose, feature_pairs, histogram_statistics
+from depthg.reporting.diagnosis import PAIRS, advice, depth_pairs, diagnose, feature_pairs, histogram_statistics
 from depthg.reporting.pair_figures import diagnosis_figure, shown_range
 from depthg.storage.outputs import output_folder
 from depthg.train import train
@@ -121,6 +121,7 @@ def test_a_run_gives_its_shifts_codes_and_a_page(drawn_figures, root, run, capsy
     assert set(found["S"]) == set(PAIRS) and found["clusters"]["of"] == "codes"
     assert found["clusters"]["k"] == [2, 3, 4] and found["D"]["relation"] == "product"
     page = (run / "diagnosis" / "diagnosis.html").read_text()
+    assert f"advice: {advice(found)}\n" in printed and advice(found).removeprefix("start") in page
     assert page.count("<img src=") == 4 and "default-src 'none'" in page and "https://" not in page
     for kind in PAIRS:
         assert f"loss.{kind}.shift={found['F'][kind]['suggested_shift']:g}" in printed
@@ -172,6 +173,21 @@ def test_figure_holds_the_histogram_and_the_suggested_count():
     areas = [patch.get_data() for patch in f.patches if patch.get_label() != "_nolegend_"]
     assert sum(np.diff(areas[1].edges) * areas[1].values) == pytest.approx(1)
     assert "product" in d.get_title("left") and [t.get_text() for t in k.texts] == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("agreed", "of", "n_classes", "shift", "expected"),
+    [
+        (4, "features", 12, 0.12, "start with 8 to 15 clusters; nothing to change"),
+        (4, "features", None, 0.12, "start with 8 to 15 clusters; set n_classes=8"),
+        (6, "codes", 11, 0.12, "start with 6 to 11 clusters; nothing to change"),
+        (6, "codes", 12, 0.2, "start with 6 to 11 clusters; set n_classes=6 and loss.shifts=auto"),
+        (None, "codes", 8, 0.2, "start with 8 to 15 clusters; set loss.shifts=auto"),
+    ],
+)
+def test_advice_in_words(agreed, of, n_classes, shift, expected):
+    pairs = {kind: {"shift": shift, "suggested_shift": 0.1} for kind in PAIRS}
+    assert advice({"clusters": {"suggested": agreed, "of": of}, "n_classes": n_classes, "F": pairs}) == expected
 
 
 def test_no_agreed_number_is_said(root, capsys, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 
@@ -252,11 +253,12 @@ def test_the_restart_follows_the_iterations_and_a_late_schedule_is_named(root, t
     assert "iterations=12 ends before val.every=13, checkpoint.every=100" in capsys.readouterr().out
 
 
-def test_photos_without_labels_give_clusters_and_pictures(drawn_figures, root, tmp_path):
+def test_photos_without_labels_give_clusters_and_pictures(drawn_figures, root, tmp_path, capsys):
     for number, size in enumerate([(80, 64), (64, 120), (300, 200)]):
         Image.effect_noise(size, 60).convert("RGB").save(root / "train" / f"new {number}é.jpg")
     config = settings(root, "name=a", "data=folder", f"data.root={root / 'train'}", "depth.source=none", "n_classes=4")
-    metrics = train(config)
+    metrics, run, photos = train(config), tmp_path / "runs" / "a", shlex.quote(str(root / "train"))
+    assert f"\nnext: python -m depthg.predict {run} {photos} --out DIR --crf\n" in capsys.readouterr().out
     assert not any(key in metrics for key in KEYS) and metrics["classes"] == []
     assert "NaN" not in (tmp_path / "runs" / "a" / "metrics.jsonl").read_text()
     assert (tmp_path / "runs" / "a" / "panels" / "00.png").is_file()
