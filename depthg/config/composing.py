@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from depthg.config.schema import GROUPS, Config, nearest, options, validate
 from depthg.storage.safe_text import check_no_references, parse_yaml
 
+SIZES = ("data.size", "data.eval_size")
 RESUME_KEYS = ("resume", "device", "cache.dir", "data.workers", "data.max_pixels", "iterations")
 
 
@@ -35,6 +36,7 @@ def preset(group: str, name: str) -> dict:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ValueError for an unknown key or preset, naming the nearest valid one."""
     keys = [*options(), *GROUPS]
+    check_spelling(overrides, keys)
     given = []
     for before, override in zip(["", *overrides], overrides, strict=False):
         if override.startswith("-") or (before.startswith("-") and "=" not in override):  # --cfg job
@@ -58,6 +60,25 @@ def check_overrides(overrides: Sequence[str]) -> None:
     extra = [key for key in given if key not in RESUME_KEYS]
     if "resume" in given and extra:
         raise ValueError(f"resume continues with the run's own settings; drop {', '.join(extra)}")
+
+
+def check_spelling(overrides: Sequence[str], keys: Sequence[str]) -> None:
+    """Raises ValueError for habits of other programs: ``--key value``, spaces around ``=``, one number for a size."""
+    for number, override in enumerate(overrides):
+        key, equals, value = override.partition("=")
+        after = overrides[number + 1] if number + 1 < len(overrides) else ""
+        name = key.lstrip("-").replace("-", "_")
+        if key.startswith("-") and name in keys:
+            raise ValueError(
+                f"{override!r}: settings have no dashes and no space; write {name}={value or after or 'VALUE'}"
+            )
+        plain = after and not after.startswith("-") and after.partition("=")[0] not in keys
+        if key in keys and plain and not value and (equals or after.startswith("=")):
+            wanted = after.lstrip("=") or next(iter(overrides[number + 2 :]), "VALUE")
+            raise ValueError(f"{override!r} {after!r}: no spaces around =; write {key}={wanted}")
+        if key in SIZES and re.fullmatch(r"\d+(\s*[x,]\s*\d+)?", value):
+            sides = (re.findall(r"\d+", value) * 2)[:2]
+            raise ValueError(f"{override} is no height and width; write '{key}=[{','.join(sides)}]'")
 
 
 def with_preset(overrides: Sequence[str]) -> list[str]:
@@ -130,6 +151,17 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             raise ValueError(f"cannot use {' '.join(overrides)}: {reason}") from error
 
 
+def _near_runs(run: Path) -> str:
+    """The run that may be meant by a folder that does not exist, or those beside it."""
+    folders = dict.fromkeys((run.parent, Path("runs")))
+    found = [file.parent for folder in folders for file in sorted(folder.glob("*/config.yaml"))]
+    same = [path for path in found if path.name == run.name]
+    if same:
+        return f"; did you mean {same[0]}?"
+    meant = nearest(run.name, [path.name for path in found])
+    return meant or (f"; runs: {', '.join(map(str, found[:5]))}" if found else "")
+
+
 def stored_settings(run: Path) -> dict:
     """Reads the settings in a run folder's ``config.yaml`` without running code.
 
@@ -142,7 +174,8 @@ def stored_settings(run: Path) -> dict:
         stored = check_no_references(parse_yaml(path.read_text(encoding="utf-8")))
         to_config(stored)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{run} is not a run folder: it has no config.yaml") from error
+        missing = "it has no config.yaml" if run.exists() else f"it does not exist{_near_runs(run)}"
+        raise FileNotFoundError(f"{run} is not a run folder: {missing}") from error
     except (UnicodeDecodeError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     data = stored.get("data")

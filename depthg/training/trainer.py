@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from depthg.config.composing import stored_settings
 from depthg.config.schema import Config
 from depthg.features.preparation import Preparation
 from depthg.features.prepared import Prepared
 from depthg.model.checkpoints import FILE, load_modules, load_optimizers, read_checkpoint, save_checkpoint
 from depthg.model.clustering import cosine_kmeans
 from depthg.model.codes import training_codes
-from depthg.model.run_folder import MetricLog, RunLock, check_run, create_run
+from depthg.model.run_folder import MetricLog, RunLock, check_run, create_run, run_path
 from depthg.runtime import processes
 from depthg.runtime.device import pick_device, to_device
 from depthg.runtime.progress import training_bar
@@ -55,6 +56,7 @@ class Trainer:
         self.config = config = preparation.config  # with the range of the photos
         self.data, self.weights_hash = preparation.run(), preparation.backbone.weights_hash
         check_data(config, self.data, self.console)
+        stored = stored_settings(run_path(config))["iterations"] if config.resume else config.iterations
         if lock is not None:
             processes.from_main(lambda: bool(lock.take()))
         self.run = processes.from_main(lambda: create_run(config))
@@ -68,7 +70,10 @@ class Trainer:
         self.guard = FiniteGuard(self.run, config.train.on_nan, self.console)
         self.iteration, self.best = 0, -1.0
         self.seconds = {"prepare": time.perf_counter() - started, "train": 0.0, "evaluate": 0.0}
-        if not (config.resume and self.restore()) and config.loss.shifts == "auto":
+        resumed = config.resume and self.restore()
+        if note := resume_note(config, stored, self.iteration):
+            self.console.print(note, highlight=False, soft_wrap=True)
+        if not resumed and config.loss.shifts == "auto":
             self.step.shifts = self.step.auto_shifts()
         self.log = MetricLog(self.run, self.iteration) if processes.is_main() else None
 
@@ -210,6 +215,23 @@ class Trainer:
 def adam(module: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
     """The optimiser of a module; on a GPU the fused version, which can skip a step by itself (see ``FiniteGuard``)."""
     return torch.optim.Adam(module.parameters(), lr=rate, fused=True if device.type == "cuda" else None)
+
+
+def resume_note(config: Config, stored: int, iteration: int) -> str:
+    """What a run that is resumed does otherwise than before; empty for a new one and where nothing has changed.
+
+    Args:
+        stored: the ``iterations`` that it had.
+        iteration: where it goes on.
+    """
+    if not config.resume or (config.iterations == stored and iteration < stored):
+        return ""
+    changed = f"iterations={config.iterations} instead of {stored}; " if config.iterations != stored else ""
+    if iteration >= config.iterations:
+        return f"resume: {changed}iteration {iteration} is reached already, nothing is trained"
+    restart = restart_iteration(config.probe.reinit, config.iterations)
+    after = f", cluster probe restarted at {restart}" if restart > iteration else ""
+    return f"resume: {changed}goes on at iteration {iteration}{after}"
 
 
 def check_shares(config: Config) -> None:

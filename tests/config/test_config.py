@@ -230,6 +230,49 @@ def test_impossible_combinations(overrides, message):
         load_config(overrides)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.size=448"], "data.size=448 is no height and width; write 'data.size=[448,448]'"),
+        (["data.eval_size=320x448"], "write 'data.eval_size=[320,448]'"),
+        (["--data", "folder"], "'--data': settings have no dashes and no space; write data=folder"),
+        (["--data.root=x"], "write data.root=x"),
+        (["--batch-size", "4"], "write batch_size=4"),
+        (["data.root", "=", "x"], "'data.root' '=': no spaces around =; write data.root=x"),
+        (["data.root", "=x"], "write data.root=x"),
+        (["data.root=", "x"], "write data.root=x"),
+    ],
+)
+def test_habits_of_other_programs_are_answered_with_the_right_form(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and message in error and error.count("\n") == 1
+
+
+def test_right_forms_pass():
+    check_overrides(["data.size=[448,448]", "name=", "seed=1", "data.root=x", "--multirun"])
+    check_overrides(["--multirun", "data.size=[64,64],[96,96]", "seed=0,1"])
+    check_overrides(["--cfg", "job", "data=folder"])
+
+
+def test_a_run_that_does_not_exist_names_those_that_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^runs/mine is not a run folder: it does not exist$"):
+        load_config(["resume=runs/mine"])
+    for name in ("mine", "street"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    for given, hint in {
+        "runs/mina": "did you mean 'mine'?",
+        "mine": "did you mean runs/mine?",
+        "runs/zzz": "mine, runs/",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=re.escape(hint)):
+            load_config([f"resume={given}"])
+
+
 def test_a_folder_of_photos_has_its_own_preset():
     plain = load_config(["data=folder"])
     assert plain.experiment == "photos" and plain == load_config(["experiment=photos"])

@@ -17,7 +17,7 @@ from depthg.model.checkpoints import read_checkpoint
 from depthg.model.run_folder import read_log
 from depthg.runtime.stopping import StopRequest
 from depthg.train import main, train
-from depthg.training.trainer import Trainer
+from depthg.training.trainer import Trainer, resume_note
 
 KEYS = [
     f"{name}.{score}"
@@ -243,6 +243,18 @@ def test_reinit_moves_the_centroids_to_kmeans_of_the_codes(root, tmp_path):
     assert not any(key.startswith("optimizer.cluster.") for key in a), "the old centroids' momentum is forgotten"
     lengths = a["model.cluster.centroids"].norm(dim=1)
     torch.testing.assert_close(lengths, lengths.mean().expand_as(lengths))
+
+
+def test_a_resumed_run_says_what_has_changed(root, tmp_path, capsys):
+    train(settings(root, "name=a", "probe.reinit=0.5", "iterations=6"))
+    capsys.readouterr()
+    train(load_config([f"resume={tmp_path / 'runs' / 'a'}"]))
+    assert "resume: iteration 6 is reached already, nothing is trained" in capsys.readouterr().out
+    found = train(load_config([f"resume={tmp_path / 'runs' / 'a'}", "iterations=14"]))
+    printed = capsys.readouterr().out
+    assert "resume: iterations=14 instead of 6; goes on at iteration 6, cluster probe restarted at 7\n" in printed
+    assert found["protocol"]["probe_reinit"] == 7
+    assert resume_note(load_config([]), 500, 0) == ""
 
 
 def test_the_restart_follows_the_iterations_and_a_late_schedule_is_named(root, tmp_path, capsys):
