@@ -24,7 +24,16 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device={name}: PyTorch sees no GPU here; use device=cpu")
     if device.type == "cuda" and announced("WORLD_SIZE", 1) > 1:
         return _own_gpu(name, device)
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: the last GPU here is cuda:{torch.cuda.device_count() - 1}")
+    if device.type not in ("cpu", "cuda") and not _available(device.type):
+        raise ValueError(f"device={name}: PyTorch has no such device here; use device=cpu")
     return device
+
+
+def _available(kind: str) -> bool:
+    """True for Apple's (mps) and Intel's (xpu) GPUs where PyTorch can use one; False for anything else."""
+    return {"mps": torch.backends.mps, "xpu": torch.xpu}[kind].is_available() if kind in ("mps", "xpu") else False
 
 
 def _own_gpu(name: str, device: torch.device) -> torch.device:
