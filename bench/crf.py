@@ -6,8 +6,8 @@ feature resolution to ids at full size.
 
 Ids are compared before anything is timed: those of all ways must agree at 99.95% of the pixels (the unary terms of
 processes with one thread round differently), and the marginals of `dense_crf` within 2e-3 with those of pydensecrf2, a
-package for developers; else nothing is timed. `floor`: for pydensecrf2 one worker's time divided by the number of cores;
-for `dense_crf` the bytes that splatting, blurring, slicing and the softmax must read and write once each, over the
+package for developers; else nothing is timed. `floor`: for pydensecrf2 one worker's time divided by the number of
+cores; for `dense_crf` the bytes that splatting, blurring, slicing and the softmax must read and write once each, over the
 bandwidth of a large copy in this run.
 """
 
