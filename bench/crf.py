@@ -7,8 +7,8 @@ feature resolution to ids at full size.
 Ids are compared before anything is timed: those of all ways must agree at 99.95% of the pixels (the unary terms of
 processes with one thread round differently), and the marginals of `dense_crf` within 2e-3 with those of pydensecrf2, a
 package for developers; else nothing is timed. `floor`: for pydensecrf2 one worker's time divided by the number of
-cores; for `dense_crf` the bytes that splatting, blurring, slicing and the softmax must read and write once each, over the
-bandwidth of a large copy in this run.
+cores; for `dense_crf` the bytes that splatting, blurring, slicing and the softmax read and write, over the bandwidth of
+a large copy in this run. What stays in a cache from one of these to the next can make it faster than that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEAST_EQUAL, MOST_APART = 0.9995, 2e-3  # of ids and of marginals, against pyden
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Milliseconds per image; ``speedup`` over, and ``equal``: share of ids equal to those of, the first row."""
+    """Milliseconds per image; ``speedup``: over the first row; ``equal``: share of ids equal to the first row's."""
 
     classes: int
     implementation: str
@@ -127,7 +127,7 @@ def check(found: dict[str, list[dict[str, np.ndarray]]], jobs: list) -> dict[str
 
 
 def floor_ms(jobs: list, bandwidth: float) -> float:
-    """Milliseconds of the least traffic: every number of a lattice and of a block of channels read or written once."""
+    """Milliseconds of the traffic: each step reads and writes every number of its lattice and channels once."""
     total = 0
     for image, maps in jobs:
         settings, pixels = CrfSettings(), image.shape[0] * image.shape[1]

@@ -115,6 +115,7 @@ class Filters {
       for (int j = 0; !kept[k] && j < memory_.lattices[k].corners; ++j) tasks.push_back({k, j});
     }
     for_tasks(threads_, tasks.size(), [&](int64_t n, int) { list_chains(memory_.lattices[tasks[n].kernel], tasks[n].direction); });
+    for (int k = 0; height * width > kSharedPixels && k < count_; ++k) memory_.lattices[k].forget_keys();
     for (int k = 0; k < count_; ++k) {
       if (!kept[k]) normalise(k, height * width);
       memory_.lattices[k].ready = true;
@@ -242,13 +243,13 @@ struct Image {
   std::vector<int16_t*> ids;
   int channels = 0, padded = 0;
 
-  Image(const CrfImages& s, int64_t image, int threads) {
+  Image(const CrfImages& s, int64_t image, const CrfTerm* begin, const CrfTerm* end, int threads) {
     const int64_t pixels = s.height * s.width;
-    for (const CrfTerm& term : s.terms) {
-      for (int64_t c = 0; c < term.classes; ++c) unary.push_back(term.unary + (image * term.classes + c) * pixels);
-      marginals.push_back(term.marginals ? term.marginals + image * term.classes * pixels : nullptr);
-      ids.push_back(term.ids ? term.ids + image * pixels : nullptr);
-      channels += static_cast<int>(term.classes);
+    for (const CrfTerm* term = begin; term < end; ++term) {
+      for (int64_t c = 0; c < term->classes; ++c) unary.push_back(term->unary + (image * term->classes + c) * pixels);
+      marginals.push_back(term->marginals ? term->marginals + image * term->classes * pixels : nullptr);
+      ids.push_back(term->ids ? term->ids + image * pixels : nullptr);
+      channels += static_cast<int>(term->classes);
       ends.push_back(channels);
     }
     // Blocks of 16 channels cost less per channel, unless threads would have none.
@@ -257,13 +258,14 @@ struct Image {
   }
 };
 
-void run_image(const CrfImages& s, int64_t number, CrfMemory::Parts& memory, int threads) {
+// Some terms of an image, on lattices that are there or made now.
+void run_terms(const CrfImages& s, int64_t number, const CrfTerm* begin, const CrfTerm* end, Filters& filters,
+               CrfMemory::Parts& memory, int threads) {
   const int64_t pixels = s.height * s.width;
-  Image image(s, number, threads);
-  Filters filters(memory, s.kernels, threads);
+  Image image(s, number, begin, end, threads);
   const bool filtered = s.iterations > 0 && !s.kernels.empty();
   if (filtered) {
-    filters.prepare(s.rgb + number * pixels * 3, s.height, s.width, image.widths);
+    if (begin == s.terms.data()) filters.prepare(s.rgb + number * pixels * 3, s.height, s.width, image.widths);
     float* at = memory.blocks.reserve(pixels * image.padded);
     for (const int width : image.widths) {
       image.blocks.push_back(at);
@@ -288,6 +290,14 @@ void run_image(const CrfImages& s, int64_t number, CrfMemory::Parts& memory, int
     channels.last = t + 1 == s.iterations;
     update_all();
   }
+}
+
+// Large images take their terms one after another, to hold the channels of one.
+void run_image(const CrfImages& s, int64_t number, CrfMemory::Parts& memory, int threads) {
+  Filters filters(memory, s.kernels, threads);
+  const CrfTerm *const first = s.terms.data(), *const last = first + s.terms.size();
+  if (s.height * s.width <= kSharedPixels) return run_terms(s, number, first, last, filters, memory, threads);
+  for (const CrfTerm* term = first; term < last; ++term) run_terms(s, number, term, term + 1, filters, memory, threads);
 }
 
 }  // namespace

@@ -43,6 +43,10 @@ struct Lattice {
   Buffer<uint64_t> keys;  // [vertices]
 
   int64_t bytes() const;
+  void forget_keys() {  // they are not needed once chains are listed
+    slots.release();
+    keys.release();
+  }
 };
 
 constexpr int64_t kCut = 1024;  // vertices of a task

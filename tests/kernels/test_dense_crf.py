@@ -160,6 +160,35 @@ def test_threads_do_not_change_a_bit(size, threads):
 
 
 @needs_extension
+@pytest.mark.parametrize("size, classes", [((30, 41), (17,)), ((514, 517), (3, 9))])
+def test_vertices_that_gather_and_large_images_have_the_same_bits(size, classes, threads):
+    """More than two threads on one block gather at vertices; large images take one term after another."""
+    image, terms = photo(*size), [unary_term(n, *size, n) for n in classes]
+    found = []
+    for count in (1, 2, 5, 1, 5):  # the lattice of places is used again, with lists and without
+        threads(count)
+        found.append(dense_crf(terms, image, CrfSettings(iterations=2)))
+    for other in found[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert np.array_equal(found[0][-1], dense_crf(terms[-1], image, CrfSettings(iterations=2)))
+
+
+@needs_extension
+def test_counts_of_a_lattice():
+    image = photo(12, 14)
+    for kernel_settings, kernels in ((GAUSSIAN, (3.0, 1.0, 0.0)), (BILATERAL, (4.0, 67.0, 3.0))):
+        ((_, lattice),) = lattices(image, kernel_settings)
+        steps = [[1 - (lattice.d + 1) * (i == j) for i in range(lattice.d + 1)] for j in range(lattice.d + 1)]
+        chained = sum(
+            any(tuple(x + sign * y for x, y in zip(key, step, strict=True)) in lattice.ids for sign in (1, -1))
+            for key in lattice.ids
+            for step in steps
+        )
+        found = _extension.native.dense_crf_counts(12, 14, image.ctypes.data, kernels)
+        assert list(found) == [len(lattice.ids), chained]
+
+
+@needs_extension
 def test_terms_together_and_alone_have_the_same_bits():
     image, terms = photo(33, 40), [unary_term(n, 33, 40, n) for n in (3, 20, 1, 8)]
     for term, found in zip(terms, dense_crf(terms, image), strict=True):
