@@ -8,10 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from depthg.kernels import (
+    CrfSettings,
     LossSettings,
     correlation,
     correlation_histogram,
     correlation_loss,
+    dense_crf,
     depth_correlation_loss,
     depthg_loss,
     farthest_point_sample,
@@ -181,6 +183,32 @@ def test_sample_points(data):
     maps, points = data.draw(tensors(n, c, h, w)), data.draw(tensors(n, p, 2))
     index = data.draw(st.one_of(st.none(), tensors(n, integer=(0, max(n, 1)))))
     check(sample_points, maps, points, index=index, align_corners=data.draw(FLAGS))
+
+
+@MANY
+@given(st.data())
+def test_dense_crf(data):
+    """The lattice approximates the definition, so shapes and refusals are compared, and that marginals are some."""
+    b, h, w = (data.draw(SIDES) for _ in range(3))
+    batch = data.draw(st.sampled_from([(), (b,)]))
+    image = data.draw(tensors(*batch, h, w, 3, integer=(0, 256)))
+    image = image.to(torch.uint8) if not data.draw(RARELY) else image
+    terms = [
+        data.draw(tensors(*batch, data.draw(st.integers(1, 20)), h, w)) for _ in range(data.draw(st.integers(1, 3)))
+    ]
+    sigma = st.one_of(st.floats(0.5, 100), REALS)
+    options = CrfSettings(
+        data.draw(st.one_of(st.integers(0, 3), st.sampled_from([-1, 2.5, None]))), data.draw(sigma), data.draw(REALS),
+        data.draw(sigma), data.draw(sigma), data.draw(REALS),
+    )  # fmt: skip
+    ids = data.draw(FLAGS)
+    fast, slow = (outcome(dense_crf, terms, image, options, ids=ids, impl=impl) for impl in ("auto", "eager"))
+    if isinstance(fast, Exception) or isinstance(slow, Exception):
+        assert type(fast) is type(slow) and str(fast) == str(slow)
+        return
+    assert [x.shape for x in fast] == [x.shape for x in slow]
+    for found in fast if not ids else []:
+        torch.testing.assert_close(found.sum(-3), torch.ones_like(found.sum(-3)), atol=1e-4, rtol=0)
 
 
 def test_the_comparison_sees_a_difference():
