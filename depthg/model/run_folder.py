@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -127,7 +128,9 @@ def create_run(config: Config) -> Path:
 def with_absolute_paths(config: Config) -> Config:
     """The settings with absolute paths of photos, labels and depth, so that they hold in every working directory."""
     data, depth = config.data, config.depth
-    paths = {key: absolute(value) for key in ("root", "labels", "classes") if (value := getattr(data, key))}
+    paths: dict[str, Any] = {
+        key: absolute(value) for key in ("root", "labels", "classes") if (value := getattr(data, key))
+    }
     for key in ("list_train", "list_val"):
         value = getattr(data, key)
         if value and Path(value).expanduser().is_file():  # else it lies below the photos
