@@ -26,7 +26,8 @@ from pydensecrf_pool import CrfPool, crf_ids, refine
 from depthg.data import Views
 from depthg.data.folder import Folder
 from depthg.data.scenes import SceneDataset
-from depthg.inference.crf import LEAST_PROBABILITY, probe_log_probabilities
+from depthg.inference.crf import LEAST_PROBABILITY, crf_ids_of_images, probe_log_probabilities
+from depthg.inference.crf import crf_ids as own_ids
 from depthg.kernels import CrfSettings, dense_crf
 from depthg.kernels._extension import native
 from depthg.runtime.worker_pool import available_cores
@@ -92,18 +93,6 @@ def unary_terms(image: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.
     return {name: -np.maximum(term, least) for name, term in terms.items()}
 
 
-def ours(image: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    terms = unary_terms(image, maps)
-    return dict(zip(terms, dense_crf(list(terms.values()), image, ids=True), strict=True))
-
-
-def ours_batched(jobs: list) -> list[dict[str, np.ndarray]]:
-    terms = [unary_terms(*job) for job in jobs]
-    stacked = [np.stack([term[name] for term in terms]) for name in terms[0]]
-    found = dense_crf(stacked, np.stack([image for image, _ in jobs]), ids=True)
-    return [dict(zip(terms[0], ids, strict=True)) for ids in zip(*found, strict=True)]
-
-
 def check(found: dict[str, list[dict[str, np.ndarray]]], jobs: list) -> dict[str, float]:
     """Share of ids that equal those of the first row; ends the run where it or the marginals are not close enough."""
     equal = {
@@ -156,8 +145,8 @@ def measure(classes: int, images: list[np.ndarray], budget_s: float, bandwidth: 
             SHARED: lambda: [crf_ids(*job) for job in jobs],
             "1 worker process, one lattice": lambda: in_pool(one, jobs),
             f"{cores} worker processes, one lattice": lambda: in_pool(many, jobs),
-            OURS: lambda: [ours(*job) for job in jobs],
-            BATCH: lambda: ours_batched(jobs),
+            OURS: lambda: [own_ids(*job) for job in jobs],
+            BATCH: lambda: crf_ids_of_images(jobs),
         }
         equal = check({name: call() for name, call in calls.items()}, jobs)
         terms = [list(unary_terms(*job).values()) for job in jobs]

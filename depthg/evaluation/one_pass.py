@@ -177,7 +177,7 @@ class EvaluationPass:
             for name, read in probes.items():
                 maps |= read.maps(name, own, grid)
             jobs.append((crf_image(frame.image, self.run.config.val.crf_image), maps))
-        found = crf_ids_of_images(jobs, processes.own_cores() or torch.get_num_threads())
+        found = crf_ids_of_images(jobs, processes.own_cores())
         for name in probes:
             ids = torch.from_numpy(np.stack([ids[name] for ids in found]).astype(np.int64))
             self._count(frames, variant, name, to_device(ids, self.run.device), label)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from depthg.kernels import CrfSettings, dense_crf
+from depthg.kernels import dense_crf
 from depthg.kernels.checks import no_cpp
 
 ALPHA = 2.0  # the cluster probe's softmax: log-softmax of 2 cos (protocol, section 4)
@@ -109,26 +108,27 @@ def _column_weights(cells: int, width: int) -> np.ndarray:  # float32 [w, W]
     return weights
 
 
-def crf_ids(
-    image: np.ndarray,  # uint8 [H, W, 3]
-    maps: Maps,
-    settings: CrfSettings = CrfSettings(),  # noqa: B008 (frozen)
-) -> dict[str, np.ndarray]:  # int16 [H, W]
-    """Most probable class of every pixel after the CRF, per probe; ``maps`` as in :func:`probe_log_probabilities`.
+def crf_ids(image: np.ndarray, maps: Maps) -> dict[str, np.ndarray]:  # uint8 [H, W, 3] -> int16 [H, W]
+    """Most probable class of every pixel after the CRF, per probe; ``maps`` as in :func:`probe_log_probabilities`."""
+    return crf_ids_of_images([(image, maps)])[0]
 
-    All probes are filtered together. A class has a probability of at least ``LEAST_PROBABILITY`` before.
+
+def crf_ids_of_images(
+    jobs: Sequence[tuple[np.ndarray, Maps]], threads: int | None = None
+) -> list[dict[str, np.ndarray]]:
+    """:func:`crf_ids` of images of one size with the same probes, filtered together, which is faster.
+
+    A class has a probability of at least ``LEAST_PROBABILITY`` before. ``threads``: None for those of torch.
     """
-    terms = probe_log_probabilities(maps, image.shape[:2])
-    least = np.float32(np.log(LEAST_PROBABILITY))
-    unary = [np.negative(np.maximum(term, least, out=term), out=term) for term in terms.values()]
-    return dict(zip(terms, dense_crf(unary, image, settings, ids=True), strict=True))
-
-
-def crf_ids_of_images(jobs: Sequence[tuple[np.ndarray, Maps]], threads: int) -> list[dict[str, np.ndarray]]:
-    """:func:`crf_ids` of several images and their maps, side by side, on ``threads`` threads in all."""
-    before, workers = torch.get_num_threads(), max(1, min(threads, len(jobs)))
+    least, before = np.float32(np.log(LEAST_PROBABILITY)), torch.get_num_threads()
+    terms = [probe_log_probabilities(maps, image.shape[:2]) for image, maps in jobs]
+    unary = [np.stack([-np.maximum(term[name], least) for term in terms]) for name in terms[0]]
+    images = np.stack([image for image, _ in jobs])
     try:
-        with ThreadPoolExecutor(workers, "crf", torch.set_num_threads, (max(1, threads // workers),)) as pool:
-            return list(pool.map(lambda job: crf_ids(*job), jobs))
+        if threads not in (None, before):
+            torch.set_num_threads(threads)
+        found = dense_crf(unary, images, ids=True)
     finally:
-        torch.set_num_threads(before)  # the pool's threads also set the default for later threads
+        if threads not in (None, before):
+            torch.set_num_threads(before)
+    return [dict(zip(terms[0], ids, strict=True)) for ids in zip(*found, strict=True)]
