@@ -157,7 +157,7 @@ def confusion_figure(
     style_axes(ax, theme, None)
     ax.grid(visible=False)
     edges_x, edges_y = np.arange(counts.shape[1] + 1), np.arange(n + 1)
-    ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
+    ramp = LinearSegmentedColormap.from_list("share", list(theme.ramp))  # matplotlib 3.8: a pair is colour and alpha
     ax.pcolormesh(edges_x, edges_y, share, cmap=ramp, vmin=0, vmax=100, edgecolors=theme.grid, linewidth=0.4)
     dark_end = theme.ramp[1] == PRINT.ramp[1]
     for (i, j), value in np.ndenumerate(share):
