@@ -1,5 +1,6 @@
 """The pins, and .ci/wheels.py, which asks whether each has a wheel: here it asks a folder of small wheels."""
 
+import re
 import runpy
 import zipfile
 from pathlib import Path
@@ -85,3 +86,17 @@ def test_each_package_has_one_pin_on_each_python(python):
     missing = {wanted.name for _, wanted in lines} - set(used)
     assert len(used) == len(set(used)) > 25
     assert missing == ({"pydensecrf2"} if python in ("3.13", "3.14") else set())
+
+
+def test_the_oldest_versions_are_those_that_the_metadata_allows():
+    """.ci/oldest.txt pins each lower bound of pyproject.toml, which is how a bound is tried."""
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.")[0].partition("[project]")[2]
+    bounds = re.findall(r'"([\w-]+)>=([\d.]+)[";]', metadata)
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "oldest.txt").read_text("utf-8"), re.MULTILINE))
+    assert {name for name, _ in bounds} == set(pins) and len(pins) > 20
+    wrong = [
+        (name, bound, pins[name])
+        for name, bound in bounds
+        if f"{bound}.0.0".split(".")[:3] != f"{pins[name]}.0".split(".")[:3]
+    ]
+    assert not wrong
