@@ -53,8 +53,9 @@ def test_a_step_announces_the_next_one(made, monkeypatch):
     step.ahead.wait()
     batch = draw_batch(config, data, 5)
     assert np.array_equal(told[0], np.concatenate([batch.anchors, batch.neighbours, batch.others]))
-    assert [array is part for (array, _), part in zip(arrays, (data.depth, data.normals, data.labels), strict=True)]
-    assert np.array_equal(arrays[2][1], batch.anchors)
+    parts = (data.depth, data.depth_grids, data.normals, data.labels)
+    assert all(array is part for (array, _), part in zip(arrays, parts, strict=True))
+    assert np.array_equal(arrays[3][1], batch.anchors)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice about files")
