@@ -35,8 +35,8 @@ class DataConfig:
         None, "cocostuff27, potsdam3, voc2012, folder: text file with a photo per line (default: the usual list)"
     )
     list_val: str | None = option(None, "the same for the validation photos")
-    labels: str | None = option(None, "folder: label maps of ids (PNG) under the photos' names, for some or all photos")
-    classes: str | None = option(None, "folder with labels: text file of classes, '[id] name [#rrggbb]' per line")
+    labels: str | None = option(None, "folder: label maps of ids or colours (PNG) under the photos' names")
+    classes: str | None = option(None, "folder with labels: text file, '[id] name [#rrggbb]' per line, or labelmap.txt")
     class_map: str | None = option(
         None, "evaluate only: text file 'class of the run -> class of the labels' per line, for labels of other classes"
     )

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from rich.progress import track
 
+from depthg.data.colour_masks import MaskColours
 from depthg.data.files import DataError, image_size, missing_pixels, read_image, read_label, show
 from depthg.data.reading import DEFAULT, Reading
 from depthg.runtime.worker_pool import available_cores
@@ -69,6 +70,7 @@ class FileSplit:
         skipped: what was left out before, a line per photo.
         fov: horizontal field of view of the camera in degrees, None when unknown.
         reading: how the photo files are read.
+        colours: classes of label maps in colour.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class FileSplit:
         skipped: Sequence[str] = (),
         fov: float | None = None,
         reading: Reading = DEFAULT,
+        colours: MaskColours | None = None,
     ):
         self.images = list(images)
         self.labels = None if labels is None else list(labels)
@@ -91,6 +94,7 @@ class FileSplit:
         self.skipped = list(skipped)
         self.fov = fov
         self.reading = reading
+        self.colours = colours
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,7 +125,7 @@ class FileSplit:
 
     def read_label(self, path: Path) -> np.ndarray:  # int64 [H, W]
         """Classes of a label map."""
-        return read_label(path, self.table, self.reading)
+        return read_label(path, self.table, self.reading, self.colours)
 
     def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
         return None
@@ -140,6 +144,7 @@ class Subset:
         relative = getattr(split, "relative", split.names)
         self.relative = [relative[index] for index in self.indices]
         self.table = getattr(split, "table", None)
+        self.colours = getattr(split, "colours", None)
         self.reading = getattr(split, "reading", DEFAULT)
         self.skipped = list(skipped)
 

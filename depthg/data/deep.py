@@ -34,7 +34,7 @@ def is_deep(image: Image.Image) -> bool:
     if image.mode == "F" or image.mode.startswith("I"):
         return True
     if image.format == "PNG":
-        return bool(image.tile) and ";16" in str(image.tile[0][3])
+        return ";16" in _raw_mode(image)
     return image.format == "TIFF" and max(_tag(image, _BITS, (8,))) > 8
 
 
@@ -55,6 +55,12 @@ def partly_read(image: Image.Image) -> bool:
     return image.format == "TIFF" and len(image.getbands()) < min(3, bands_of(image)[0])
 
 
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file of an image that is not decoded yet, for instance RGB;16B."""
+    tiles = vars(image).get("tile")
+    return str(tiles[0][3]) if tiles else ""
+
+
 def _tag(image: Image.Image, number: int, default: tuple) -> tuple:
     tags = getattr(image, "tag_v2", {})
     value = tags.get(number, default)
@@ -67,7 +73,7 @@ def values_of(image: Image.Image, path: str | Path, reading: Reading) -> Values:
         bands, alpha = bands_of(image)
         if bands + alpha > len(image.getbands()) or (bands > 1 and is_deep(image)):
             return tiff_values(path, reading.max_pixels)
-    if image.format == "PNG" and image.mode in ("RGB", "RGBA") and ";16B" in str(image.tile[0][3]):
+    if image.format == "PNG" and image.mode in ("RGB", "RGBA") and ";16B" in _raw_mode(image):
         array = _sixteen_bits(image, path)
     else:
         image.load()
@@ -81,9 +87,9 @@ def values_of(image: Image.Image, path: str | Path, reading: Reading) -> Values:
 
 def _sixteen_bits(image: Image.Image, path: str | Path) -> np.ndarray:  # uint16 [H, W, 3 or 4]
     """16-bit colours of a PNG: Pillow gives the upper byte of each value, and the lower one if told the other order."""
-    tile = image.tile[0]
+    tile = vars(image)["tile"][0]
     with Image.open(path) as again:
-        again.tile = [type(tile)(*tile[:3], str(tile[3]).replace(";16B", ";16L"))]
+        vars(again)["tile"] = [type(tile)(*tile[:3], str(tile[3]).replace(";16B", ";16L"))]
         again.load()
         lower = np.array(again)
     image.load()
@@ -128,15 +134,15 @@ def picked(values: Values, bands: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
 def holes_of(values: Values, bands: tuple[int, ...]) -> np.ndarray | None:  # bool [H, W]
     """Pixels without data in one of the bands that are shown, None if there are none."""
     missing = no_data(picked(values, bands)[0], values.flag)
-    return None if missing is None else missing.any(-1)
+    return None if missing is None else np.any(missing, axis=-1)
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:  # uint8, same shape
     """`255 (v - low) / (high - low)`, rounded and cut off to 0..255; NaN becomes 0."""
     out = np.empty(values.shape, np.uint8)
-    dtype = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    dtype = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     step = max(1, _ROWS // max(1, values[0].size))
     for start in range(0, len(values), step):  # a large photo in floating point would take four times its memory
-        part = (values[start : start + step].astype(dtype) - dtype(low)) * dtype(255 / (high - low))
+        part = (values[start : start + step].astype(dtype) - dtype.type(low)) * dtype.type(255 / (high - low))
         out[start : start + step] = np.rint(np.clip(np.nan_to_num(part, posinf=255, neginf=0), 0, 255))
     return out

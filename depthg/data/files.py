@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from depthg.data.colour_masks import MaskColours
 from depthg.data.deep import bands_of, holes_of, is_deep, photo_array, to_rgb, values_of
 from depthg.data.errors import DataError, show
 from depthg.data.kinds import HEIF_HINT, HEIF_READ, HEIF_SUFFIXES, IMAGE_SUFFIXES, register, suffix_of
@@ -280,13 +281,32 @@ def label_table(classes: Mapping[int, int]) -> np.ndarray:  # int64 [largest id 
     return table
 
 
-def read_label(path: str | Path, table: np.ndarray, reading: Reading = DEFAULT) -> np.ndarray:  # int64 [H, W]
-    """Read a label map of ids (PNG in mode 'L' or 'P', the palette is ignored) and map them by `label_table`.
+def read_label(
+    path: str | Path, table: np.ndarray, reading: Reading = DEFAULT, colours: MaskColours | None = None
+) -> np.ndarray:  # int64 [H, W]
+    """Read a label map and map its ids by `label_table`, or its colours by `colours`.
+
+    Ids lie in one channel (PNG in mode 'L' or 'P', the palette is ignored) or are the same in three. An image in
+    colours counts as ids if its channels are equal and not all of its greys are known colours. Transparent pixels of
+    images in colours, and of 'LA', are void.
 
     Raises:
-        DataError: the file is unreadable, holds colours instead of ids, is compressed with loss, or has unknown ids.
+        DataError: the file is unreadable, holds colours that are not in `colours`, is compressed with loss, or has
+            unknown ids.
     """
-    return map_ids(_decode(path, _label_ids, reading), table, path)
+    stored, opaque = _decode(path, lambda image: _label_pixels(image, colours), reading, load=False)
+    shown = stored if opaque is None else stored[opaque]
+    if stored.ndim == 2:
+        label = map_ids(shown, table, path)
+    elif not (_equal_channels(shown) and (colours is None or not colours.all_known(shown))):
+        label = colours.labels_of(shown, path)
+    else:
+        label = map_ids(shown[..., 0], table, path)
+    if opaque is None:
+        return label
+    whole = np.full(opaque.shape, -1, np.int64)
+    whole[opaque] = label
+    return whole
 
 
 def map_ids(ids: np.ndarray, table: np.ndarray, path: str | Path) -> np.ndarray:  # int64, same shape
@@ -310,16 +330,32 @@ def map_ids(ids: np.ndarray, table: np.ndarray, path: str | Path) -> np.ndarray:
     return classes
 
 
-def _label_ids(image: Image.Image) -> np.ndarray:
-    if image.format in ("JPEG", "MPO"):
-        raise DataError("label maps must be stored without loss, this one is a JPEG; export the ids as PNG")
-    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+def _label_pixels(image: Image.Image, colours: MaskColours | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ids [H, W] or colours [H, W, 3] of an opened label map, and where it is not transparent (None: everywhere)."""
+    if image.format in ("JPEG", "MPO", "AVIF", "HEIF"):
+        kind = "JPEG" if image.format == "MPO" else image.format
+        raise DataError(f"label maps must be stored without loss, this one is a {kind}; export the ids as PNG")
+    deep = is_deep(image)
+    image.load()
+    if image.mode == "P" and colours is not None and colours.palettes:
+        image = image.convert("RGB")
+    if image.mode in ("L", "P", "1") or image.mode.startswith("I"):
+        ids = np.array(image)
+        return (ids.astype(np.uint8) if ids.dtype == bool else ids), None
+    pixels = np.array(image) if image.mode in ("LA", "RGB", "RGBA") and not deep else None
+    opaque = pixels[..., -1] > 0 if pixels is not None and image.mode.endswith("A") else None
+    if pixels is not None and image.mode == "LA":
+        return pixels[..., 0], opaque
+    if pixels is None or (colours is None and not _equal_channels(pixels if opaque is None else pixels[opaque])):
         raise DataError(
             f"label maps must hold one id per pixel (PNG in mode 'L' or 'P'), this one has mode '{image.mode}'; "
-            f"convert its colours to ids first"
+            f"convert its colours to ids first, or write them as #rrggbb into the class file of data=folder"
         )
-    ids = np.array(image)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
+    return pixels[..., :3], opaque
+
+
+def _equal_channels(rgb: np.ndarray) -> bool:  # [..., 3]
+    return bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all())
 
 
 def _ranges(ids: np.ndarray) -> str:

@@ -22,7 +22,7 @@ photos, in subfolders if you like ({" ".join(IMAGE_SUFFIXES)})
 """
 N_VAL = 60
 Files = FileSplit | Subset
-EXPECTED_LABELS = "label maps of ids (.png) under the photos' relative paths"
+EXPECTED_LABELS = "label maps of ids or colours (.png) under the photos' relative paths"
 
 
 class Folder(Dataset):
@@ -37,8 +37,8 @@ class Folder(Dataset):
         root: the folder.
         n_val: largest number of photos in `val`, unless a list names them; None: 60, no limit without `held_out`.
         on_error: "raise", or "skip" to leave out (and report) photos that cannot be read and label maps without photo.
-        labels: folder of label maps of ids, under the photos' relative paths.
-        classes: text file that names the ids, see `classes.read_classes`; needed with `labels`.
+        labels: folder of label maps of ids or colours, under the photos' relative paths.
+        classes: text file that names the ids and colours, see `classes.read_classes`; needed with `labels`.
         list_train, list_val: text files with a photo per line, relative to `root`.
         held_out: keep photos out of `train` for scoring; needs labels to have an effect.
         reading: how the photo files are read.
@@ -124,7 +124,9 @@ def _photos(
     if alone:
         report_skipped(alone, len(images))
     labels = [maps.get(key) for key in photos]
-    files = FileSplit(images, root=root, labels=labels, table=known.table, skipped=alone, reading=reading)
+    files = FileSplit(
+        images, root=root, labels=labels, table=known.table, skipped=alone, reading=reading, colours=known.colours
+    )
     split = drop_unreadable(files, on_error)
     with_map = {show(path.relative_to(root).as_posix()) for path, label in zip(images, labels, strict=True) if label}
     return split, [index for index, relative in enumerate(split.relative) if show(relative) in with_map]

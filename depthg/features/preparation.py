@@ -103,6 +103,8 @@ class Preparation(Caches):
             **self.describe(views), "classes": list(self.dataset.classes),
             "table": None if table is None else table.tolist(),
         }  # fmt: skip
+        colours = getattr(views.split, "colours", None)
+        settings |= {} if colours is None else {"colours": colours.key}
         name = "labels, evaluation" if views is self.evaluation_views else "labels, training"
         return CachePlan(name, "labels", settings, {"labels": ((len(views), *views.size), np.int16)})
 

@@ -88,7 +88,7 @@ def test_missing_members(root):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colours_in_place_of_ids(root, mode):
-    Image.new(mode, CITY_SHAPE[::-1]).save(root / LABEL)
+    Image.new(mode, CITY_SHAPE[::-1], (1, 2, 3)).save(root / LABEL)
     with pytest.raises(DataError, match=rf"labelIds\.png.*mode '{mode}'.*convert its colours"):
         Cityscapes(root).train.label(1)
 

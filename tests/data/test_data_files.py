@@ -329,11 +329,27 @@ def test_many_unknown_ids_are_cut_short(tmp_path):
         read_label(path, TABLE)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK"])
 def test_colour_labels_are_refused(tmp_path, mode):
-    path = save(tmp_path / "label.png", RGB, mode=mode)
-    with pytest.raises(DataError, match=rf"label\.png.*mode '{mode}'.*convert its colours to ids"):
+    path = save(tmp_path / f"label.{'tif' if mode == 'CMYK' else 'png'}", RGB, mode=mode)
+    with pytest.raises(DataError, match=rf"label\.\w+.*mode '{mode}'.*convert its colours to ids"):
         read_label(path, TABLE)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_ids_in_equal_channels(tmp_path, mode):
+    channels = 1 if mode == "LA" else 3
+    opaque = np.full((*IDS.shape, 1), 255, np.uint8)
+    pixels = np.concatenate([IDS[..., None]] * channels + [opaque] * mode.endswith("A"), -1)
+    assert read_label(save(tmp_path / "label.png", pixels), TABLE).tolist() == CLASSES
+    if mode.endswith("A"):
+        pixels[0, :, -1] = 0
+        pixels[0, :, 0] = 77  # no id, but transparent
+        got = read_label(save(tmp_path / "label.png", pixels), TABLE).tolist()
+        assert got == [[-1, -1, -1], CLASSES[1]]
+    pixels[1, 0, :channels] = 77
+    with pytest.raises(DataError, match=r"label\.png has the label ids 77"):
+        read_label(save(tmp_path / "label.png", pixels), TABLE)
 
 
 def test_jpeg_labels_are_refused(tmp_path):

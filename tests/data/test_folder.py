@@ -11,9 +11,9 @@ from depthg.data.files import DataError
 from depthg.data.folder import Folder, spread
 
 
-def write(path, shape=(20, 30), mode="RGB", value=100):
+def write(path, shape=(20, 30), mode="RGB", value=100, blue=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", shape[::-1], (value, value, value)).convert(mode).save(path)
+    Image.new("RGB", shape[::-1], (value, value, value if blue is None else blue)).convert(mode).save(path)
     return path
 
 
@@ -277,11 +277,11 @@ def test_label_maps_that_fit_badly(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "value", "message"), [("RGB", 1, "mode 'RGB'"), ("L", 7, r"label ids 7, but .* 0\.\.2, 255")]
+    ("mode", "value", "message"), [("RGB", 1, "the colours #010109"), ("L", 7, r"label ids 7, but .* 0\.\.2, 255")]
 )
 def test_bad_label_maps_are_named_or_skipped(tmp_path, mode, value, message):
     options = labelled(tmp_path)
-    write(tmp_path / "labels" / "01.png", mode=mode, value=value)
+    write(tmp_path / "labels" / "01.png", mode=mode, value=value, blue=9 if mode == "RGB" else None)
     with pytest.raises(DataError, match=rf"labels/01\.png.*{message}"):
         load_dataset("folder", **options).train.label(0)
     with pytest.warns(UserWarning, match="skipped 1 of 8 photos"):
