@@ -57,6 +57,12 @@ class DataConfig:
     bands: list[int] = option(
         [], "folder: bands that are shown as red, green and blue, or one as grey, e.g. 3,2,1; empty: the first three"
     )
+    map_order: str = option(
+        "auto",
+        "folder: label and depth maps of photos that EXIF turns lie upright, as the photos are shown, or as stored "
+        "(auto: told by the size, else upright with a warning)",
+        choices=("auto", "upright", "stored"),
+    )
     size: list[int] = option([224, 224], "training height and width; photos are scaled to cover it and cropped")
     eval_size: list[int] = option([224, 224], "evaluation height and width in pixels")
     crop: str = option("none", "train on whole photos or on five half-size crops each", choices=("none", "five"))

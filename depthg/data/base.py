@@ -14,7 +14,8 @@ import numpy as np
 from rich.progress import track
 
 from depthg.data.colour_masks import MaskColours
-from depthg.data.files import DataError, image_size, missing_pixels, read_image, read_label, show
+from depthg.data.files import DataError, image_header, missing_pixels, read_image, read_label, show
+from depthg.data.map_order import in_photo_order
 from depthg.data.reading import DEFAULT, Reading
 from depthg.runtime.worker_pool import available_cores
 
@@ -93,6 +94,7 @@ class FileSplit:
         self.names = unique_names(self.relative) if names is None else list(names)
         self.skipped = list(skipped)
         self.fov = fov
+        self.warned: set[str] = set()
         self.reading = reading
         self.colours = colours
 
@@ -104,15 +106,20 @@ class FileSplit:
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the photo, from the file's header."""
-        return image_size(self.images[index], self.reading)
+        return self.size_and_turn(index)[0]
+
+    def size_and_turn(self, index: int) -> tuple[tuple[int, int], int]:
+        """The size, and the EXIF orientation by which the photo was turned upright (1: not at all)."""
+        return image_header(self.images[index], self.reading)
 
     def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
         if self.labels is None:
             return None
-        path, size = self.labels[index], self.size(index)
+        path, (size, turn) = self.labels[index], self.size_and_turn(index)
         if path is None:
             return np.full(size, -1, np.int64)
         label = self.read_label(path)
+        label = in_photo_order(label, size, turn, self.reading.map_order, "label maps", self.warned)
         if label.shape != size:
             raise DataError(
                 f"the label map {show(path)} is {label.shape[0]} x {label.shape[1]} (height x width), "
@@ -158,6 +165,10 @@ class Subset:
         """(height, width) of the photo."""
         return photo_size(self.split, self.indices[index])
 
+    def size_and_turn(self, index: int) -> tuple[tuple[int, int], int]:
+        """The size, and the EXIF orientation by which the photo was turned upright."""
+        return photo_size_and_turn(self.split, self.indices[index])
+
     def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
         return self.split.label(self.indices[index])
 
@@ -171,6 +182,11 @@ class Subset:
 def photo_size(split: Split, index: int) -> tuple[int, int]:
     """(height, width) of a photo, without decoding it where the split knows a shorter way."""
     return split.size(index) if hasattr(split, "size") else split.image(index).shape[:2]
+
+
+def photo_size_and_turn(split: Split, index: int) -> tuple[tuple[int, int], int]:
+    """(height, width) of a photo, and the EXIF orientation by which it was turned (1 where the split tells none)."""
+    return split.size_and_turn(index) if hasattr(split, "size_and_turn") else (photo_size(split, index), 1)
 
 
 def drop_unreadable(split: AnySplit, on_error: str) -> AnySplit | Subset:

@@ -13,14 +13,14 @@ from depthg.data.colour_masks import MaskColours
 from depthg.data.deep import bands_of, holes_of, is_deep, photo_array, to_rgb, values_of
 from depthg.data.errors import DataError, show
 from depthg.data.kinds import HEIF_HINT, HEIF_READ, HEIF_SUFFIXES, IMAGE_SUFFIXES, register, suffix_of
-from depthg.data.pixels import orientation, rgb_array
+from depthg.data.pixels import orientation, rgb_array, stored_orientation
 from depthg.data.reading import DEFAULT, Reading
-from depthg.data.tiff import TIFF_SUFFIXES, Values, tiff_layout, tiff_size, tiff_values
+from depthg.data.tiff import TIFF_SUFFIXES, Values, tiff_header, tiff_layout, tiff_values
 
 __all__ = [
-    "IMAGE_SUFFIXES", "DataError", "cache_root", "file_stamp", "image_size", "label_table", "list_files", "map_ids",
-    "missing_pixels", "read_image", "read_label", "read_layout", "read_values", "rgb_array", "show", "stored_values",
-    "tree_error", "without_setting",
+    "IMAGE_SUFFIXES", "DataError", "cache_root", "file_stamp", "image_header", "image_size", "label_table",
+    "list_files", "map_ids", "missing_pixels", "read_image", "read_label", "read_layout", "read_values", "rgb_array",
+    "show", "stored_values", "tree_error", "without_setting",
 ]  # fmt: skip
 
 _SKIP = ", or pass data.on_error=skip to leave such photos out"
@@ -152,14 +152,24 @@ def image_size(path: str | Path, reading: Reading = DEFAULT) -> tuple[int, int]:
     Raises:
         DataError: as `read_image`.
     """
+    return image_header(path, reading)[0]
 
-    def size(image: Image.Image) -> tuple[int, int]:
+
+def image_header(path: str | Path, reading: Reading = DEFAULT) -> tuple[tuple[int, int], int]:
+    """The size as `image_size` gives it, and the EXIF orientation by which `read_image` has turned the stored pixels.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+
+    def header(image: Image.Image) -> tuple[tuple[int, int], int]:
+        turn = stored_orientation(image)
         if image.format == "TIFF":
             image.load()  # Pillow's versions differ in the size told before
         width, height = image.size
-        return (width, height) if orientation(image) >= 5 else (height, width)
+        return ((width, height) if orientation(image) >= 5 else (height, width)), turn
 
-    return _decode(path, size, reading, load=False, other=lambda limit: tiff_size(path, limit))
+    return _decode(path, header, reading, load=False, other=lambda limit: tiff_header(path, limit))
 
 
 def read_layout(path: str | Path, reading: Reading = DEFAULT) -> tuple[bool, int, bool]:

@@ -116,8 +116,8 @@ class Hdf5Split(FileSplit):
     def image(self, index: int) -> np.ndarray:  # uint8 [H, W, 3]
         return np.ascontiguousarray(self._read("images", index).transpose(2, 1, 0))
 
-    def size(self, index: int) -> tuple[int, int]:
-        return self._read("images", index, shape_only=True)[:0:-1]
+    def size_and_turn(self, index: int) -> tuple[tuple[int, int], int]:
+        return self._read("images", index, shape_only=True)[:0:-1], 1
 
     def label(self, index: int) -> np.ndarray:  # int64 [H, W]
         return map_ids(np.ascontiguousarray(self._read("labels", index).T), self.table, self.path)

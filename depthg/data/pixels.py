@@ -85,6 +85,14 @@ def orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
+def stored_orientation(image: Image.Image) -> int:
+    """EXIF orientation of the stored pixels of an image that is not decoded yet."""
+    if image.format != "TIFF":
+        return orientation(image)
+    value = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG, 1)
+    return value if value in _UPRIGHT else 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     turn = _UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)

@@ -72,8 +72,8 @@ class TileSplit(FileSplit):
             )
         return np.ascontiguousarray(values[..., :3])
 
-    def size(self, index: int) -> tuple[int, int]:
-        return self.image(index).shape[:2]
+    def size_and_turn(self, index: int) -> tuple[tuple[int, int], int]:
+        return self.image(index).shape[:2], 1
 
     def read_label(self, path: Path) -> np.ndarray:  # int64 [H, W]
         values = read_mat(path, "gt")

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 MAX_PIXELS = 120_000_000  # a phone's 12,000 x 9,000 fits; decoding takes up to 6 bytes per pixel
+MAP_ORDERS = ("auto", "upright", "stored")
 _PILLOW_LIMIT = 1024**3 // 12  # Pillow's own, unless the program that imports this has set another
 
 
@@ -23,23 +24,28 @@ class Reading:
             in `PIL.Image.MAX_IMAGE_PIXELS` holds too.
         range: values of deeper files that become 0 and 255: "LOW,HIGH", or "type" for 0..65535 of integers and [0, 1]
             or [0, 255] of floats; "auto": a range that `ranges.resolved` has not set yet, and read as "type".
+        map_order: how label and depth maps of photos that EXIF turns lie: "upright", as the photos are shown, "stored",
+            as their pixels are stored, or "auto", told by the size where it differs and else upright, with a warning.
         bands: numbers, from 1, of the bands that become red, green and blue, or one that becomes grey; empty: 1, 2, 3.
     """
 
     max_pixels: int = MAX_PIXELS
     range: str = "auto"
     bands: tuple[int, ...] = ()
+    map_order: str = "auto"
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
             raise ValueError(f"data.max_pixels={self.max_pixels} must be at least 1")
         check_range(self.range)
         check_bands(self.bands)
+        if self.map_order not in MAP_ORDERS:
+            raise ValueError(f"data.map_order={self.map_order!r} is not one of {', '.join(MAP_ORDERS)}")
 
     @classmethod
     def of(cls, data: Any) -> Reading:
         """The reading of the settings `data`, a `config.schema.DataConfig`."""
-        return cls(max_pixels=data.max_pixels, range=data.range, bands=tuple(data.bands))
+        return cls(max_pixels=data.max_pixels, range=data.range, bands=tuple(data.bands), map_order=data.map_order)
 
     @cached_property
     def limits(self) -> tuple[float, float] | None:
@@ -50,7 +56,8 @@ class Reading:
     def key(self) -> list[str]:
         """What a cache key must know, empty for the usual reading: max_pixels changes no photo."""
         limits = [] if self.limits is None else [f"range {self.limits[0]!r} {self.limits[1]!r}"]
-        return limits + ([f"bands {self.bands}"] if self.bands else [])
+        order = [] if self.map_order == "auto" else [f"maps {self.map_order}"]
+        return limits + ([f"bands {self.bands}"] if self.bands else []) + order
 
     def pixel_limit(self) -> int:
         """The largest number of pixels; also raises Pillow's own limit to it, which Pillow knows per process alone."""

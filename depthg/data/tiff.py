@@ -75,11 +75,11 @@ def _has_alpha(page: Any) -> bool:
     return bool(page.extrasamples) and int(page.extrasamples[-1]) in _ALPHA
 
 
-def tiff_size(path: str | Path, limit: int) -> tuple[int, int]:
-    """(height, width) of a TIFF file, upright. Raises as :func:`tiff_values`."""
+def tiff_header(path: str | Path, limit: int) -> tuple[tuple[int, int], int]:
+    """As `files.image_header`. Raises as :func:`tiff_values`."""
     with _page(path, limit) as page:
-        height, width = page.imagelength, page.imagewidth
-        return (width, height) if page.tags.valueof(_ORIENTATION, default=1) >= 5 else (height, width)
+        height, width, turn = page.imagelength, page.imagewidth, page.tags.valueof(_ORIENTATION, default=1)
+        return ((width, height) if turn >= 5 else (height, width)), turn
 
 
 def flag_of(text: object) -> float | None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from depthg.data.base import Split, photo_size
+from depthg.data.base import MIN_SIDE, Split, photo_size, photo_size_and_turn
 from depthg.data.files import DataError, cache_root, file_stamp, read_values, show
+from depthg.data.map_order import in_photo_order
 from depthg.data.reading import DEFAULT, Reading
+from depthg.data.transforms import Window, resize_area, resize_nearest
 from depthg.depth.units import UNIT_FILE, read_unit
 
 DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
@@ -82,6 +85,7 @@ class FolderDepth(DepthSource):
         self.name = f"depth.root={show(self.root)}"
         if metres_per_unit is None and (self.root / UNIT_FILE).is_file():
             self.metric, self.metres_per_unit = read_unit(self.root)
+        self._warned: set[str] = set()
         self._counted: tuple[Split, Counter] | None = None
 
     def describe(self, split: Split) -> dict:
@@ -89,8 +93,11 @@ class FolderDepth(DepthSource):
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         path = self.path(split, index)
-        depth = self._read(path, getattr(split, "reading", DEFAULT))
-        size = photo_size(split, index)
+        reading = getattr(split, "reading", DEFAULT)
+        depth = self._read(path, reading)
+        size, turn = photo_size_and_turn(split, index)
+        depth = in_photo_order(depth, size, turn, reading.map_order, "depth maps", self._warned)
+        depth = self._resized(depth, size)
         if depth.shape != size:
             raise DataError(
                 f"the depth map {show(path)} is {' x '.join(map(str, depth.shape))} (height x width), the photo "
@@ -121,6 +128,24 @@ class FolderDepth(DepthSource):
             f"the photo {show(photo)} has no depth map: there is neither {show(self.root / stem)} nor "
             f"{show(self.root / os.path.basename(stem))} with one of {', '.join(DEPTH_SUFFIXES)}"
         )
+
+    def _resized(self, depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """A map with the photo's aspect at the photo's size; others as they are.
+
+        The nearest pixel, since means over an edge are depths where nothing is; of larger maps without sky, area means.
+        """
+        if depth.shape == size or min(depth.shape) < MIN_SIDE or not same_aspect(depth.shape, size):
+            return depth
+        whole = Window(crop=(0, 0, *depth.shape), box=(0, 0, *depth.shape))
+        area = depth.shape[0] > size[0] and bool(np.isfinite(depth).all())
+        if "size" not in self._warned:
+            self._warned.add("size")
+            warnings.warn(
+                f"{self.name}: maps are resized to their photos, e.g. from {depth.shape[0]} x {depth.shape[1]} to "
+                f"{size[0]} x {size[1]} ({'area means' if area else 'nearest pixel'})",
+                stacklevel=3,
+            )
+        return resize_area(depth[None], whole, size)[0] if area else resize_nearest(depth, whole, size)
 
     def _read(self, path: Path, reading: Reading) -> np.ndarray:  # float32 [H, W]
         values = _load_npy(path) if path.suffix == ".npy" else read_values(path, reading)
@@ -221,6 +246,13 @@ def depth_source(
     near = difflib.get_close_matches(source, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"depth.source={source!r} is not one of {', '.join(known)}{hint}")
+
+
+def same_aspect(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether two sizes have one aspect, up to rounding of the smaller one to whole pixels, and differ clearly."""
+    small, large = sorted((first, second))
+    scale = max(large[0] / small[0], large[1] / small[1])
+    return scale > 1.05 and all(abs(big / scale - side) < 1 for big, side in zip(large, small, strict=True))
 
 
 def _load_npy(path: Path) -> np.ndarray:

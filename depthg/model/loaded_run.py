@@ -27,7 +27,7 @@ CHECKPOINTS = ("last", "best")
 # Locations, and how data are read and scored. All other settings of a run are fixed.
 MOVABLE = (
     "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
-    "data.max_pixels", "data.range", "data.bands",
+    "data.max_pixels", "data.range", "data.bands", "data.map_order",
     "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.class_map", "data.list_train",
     "data.list_val", "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.crf_image",
     "val.kmeans_samples",

@@ -1,6 +1,7 @@
 """Depth sources: the data set's own, folders of files in every format, and the flat-road prior."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -276,3 +277,52 @@ def test_focal_pixels():
     assert focal_pixels(100, 90) == pytest.approx(50)
     with pytest.raises(ValueError):
         focal_pixels(100, math.nan)
+
+
+class Photos:
+    """A split of photos of one size."""
+
+    names = relative = ("a.png",)
+
+    def __init__(self, size):
+        self._size = size
+
+    def __len__(self):
+        return 1
+
+    def size(self, index):
+        return self._size
+
+
+@pytest.mark.parametrize(
+    ("photo", "shape"), [((1440, 1920), (192, 256)), ((480, 641), (240, 320)), ((13, 20), (26, 40))]
+)
+def test_maps_of_the_photo_s_aspect_are_resized(tmp_path, photo, shape):
+    values = np.random.default_rng(0).uniform(1, 9, shape).astype(np.float32)
+    values[: shape[0] // 4] = np.inf
+    np.save(tmp_path / "a.npy", values)
+    source = FolderDepth(tmp_path)
+    with pytest.warns(UserWarning, match=rf"from {shape[0]} x {shape[1]} to {photo[0]} x {photo[1]} \(nearest"):
+        depth = source(Photos(photo), 0)
+    rows, columns = (((np.arange(n) + 0.5) * small / n).astype(int) for n, small in zip(photo, shape, strict=True))
+    assert depth.dtype == np.float32 and (depth == values[rows[:, None], columns]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source(Photos(photo), 0)  # said once
+
+
+def test_larger_maps_without_sky_become_area_means(tmp_path):
+    values = np.random.default_rng(0).uniform(1, 9, (40, 60)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    with pytest.warns(UserWarning, match=r"40 x 60 to 20 x 30 \(area means\)"):
+        depth = FolderDepth(tmp_path)(Photos((20, 30)), 0)
+    np.testing.assert_allclose(depth, values.reshape(20, 2, 30, 2).mean((1, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("photo", "shape"), [((20, 30), (20, 31)), ((20, 30), (30, 20)), ((200, 300), (2, 3)), ((90, 160), (30, 40))]
+)
+def test_maps_of_another_aspect_are_refused(tmp_path, photo, shape):
+    np.save(tmp_path / "a.npy", np.ones(shape, np.float32))
+    with pytest.raises(DataError, match=rf"is {shape[0]} x {shape[1]} .* is {photo[0]} x {photo[1]}"):
+        FolderDepth(tmp_path)(Photos(photo), 0)
