@@ -40,6 +40,9 @@ class DataConfig:
     class_map: str | None = option(
         None, "evaluate only: text file 'class of the run -> class of the labels' per line, for labels of other classes"
     )
+    unlabelled: str | None = option(
+        None, "cityscapes: folder of further photos that train without labels, e.g. leftImg8bit_sequence"
+    )
     on_error: str = option("raise", "unreadable photo: stop, or skip, count and report it", choices=("raise", "skip"))
     workers: int = option(
         0, "processes that decode photos for training and its preparation (0: threads of this one)", low=0, high=256

@@ -21,6 +21,7 @@ __all__ = [
 COUNTS = ("n_train", "n_val", "n_test", "size")
 LISTS = ("list_train", "list_val")
 FILES = (*LISTS, "labels", "classes")
+FURTHER = ("unlabelled",)
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +40,7 @@ def load_dataset(
     seed: int = 0,
     held_out: bool = True,
     reading: Reading = DEFAULT,
+    train_needed: bool = True,
     **given: int | str | Path | None,
 ) -> Dataset:
     """Open a data set by name.
@@ -52,9 +54,11 @@ def load_dataset(
         seed: seed of scenes.
         held_out: False: folder scores all its labelled photos; other data sets have their own splits.
         reading: how folder reads photo files; the other data sets have one kind of photo each.
+        train_needed: False: a data set without training photos is opened too, for an evaluation; `train` is then
+            empty (camvid, cityscapes, cocostuff27, potsdam3, voc2012).
         given: n_train, n_val, n_test and size (pixels) of scenes, n_val of folder; a data set leaves alone those that
             its files decide. list_train and list_val: text files with a photo per line, for data sets that have
-            lists. labels and classes of folder. None stands for not given.
+            lists. labels and classes of folder, unlabelled of cityscapes. None stands for not given.
 
     Raises:
         ValueError: unknown name or policy, a missing `root`, or a file or setting that the data set has no use for.
@@ -68,12 +72,13 @@ def load_dataset(
         raise ValueError(f"data={name!r} is no known data set ({', '.join(DATASETS)}){hint}")
     check_on_error(on_error)
     _check_reading(name, reading)
-    unknown = [key for key in given if key not in (*COUNTS, *FILES)]
+    unknown = [key for key in given if key not in (*COUNTS, *FILES, *FURTHER)]
     if unknown:
-        known = ", ".join((*COUNTS, *FILES))
+        known = ", ".join((*COUNTS, *FILES, *FURTHER))
         raise TypeError(f"load_dataset has no argument {unknown[0]!r}; beside the named ones it takes {known}")
     counts: dict[str, Any] = {key: value for key, value in given.items() if key in COUNTS and value is not None}
-    files: dict[str, Any] = {key: value for key, value in given.items() if key in FILES and value not in (None, "")}
+    paths = (*FILES, *FURTHER)
+    files: dict[str, Any] = {key: value for key, value in given.items() if key in paths and value not in (None, "")}
     if name == "scenes":
         _check_files(name, files, ())
         return _scenes(cache_dir, seed, counts)
@@ -81,7 +86,8 @@ def load_dataset(
     check_root(name, root)
     _check_files(name, files, takes)
     open_it: Callable[..., Dataset] = getattr(import_module(f"depthg.data.{module}"), kind)
-    own = {"n_val": counts.get("n_val"), "held_out": held_out, "reading": reading} if name == "folder" else {}
+    own: dict[str, Any] = {"train_needed": train_needed} if name not in ("folder", "nyuv2") else {}
+    own |= {"n_val": counts.get("n_val"), "held_out": held_out, "reading": reading} if name == "folder" else {}
     return open_it(root, on_error=on_error, **files, **own)
 
 
@@ -114,7 +120,7 @@ def _check_files(name: str, files: Mapping[str, str | Path], takes: tuple[str, .
 DATASETS: dict[str, tuple[str, str, str, tuple[str, ...]] | None] = {
     "scenes": None,
     "camvid": ("camvid", "CamVid", "the folder that holds train, trainannot, val and valannot", ()),
-    "cityscapes": ("cityscapes", "Cityscapes", "the folder that holds leftImg8bit and gtFine", ()),
+    "cityscapes": ("cityscapes", "Cityscapes", "the folder that holds leftImg8bit and gtFine", FURTHER),
     "cocostuff27": ("cocostuff27", "CocoStuff27", "the folder that holds train2017, val2017 and the label maps", LISTS),
     "potsdam3": ("potsdam3", "Potsdam3", "the folder that holds imgs, gt and labelled_train.txt", LISTS),
     "nyuv2": ("nyuv2", "NyuV2", "the folder that holds nyu_depth_v2_labeled.mat and splits.mat", ()),

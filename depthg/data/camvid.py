@@ -6,7 +6,7 @@ import numpy as np
 
 from depthg.data.base import Dataset, Split
 from depthg.data.files import label_table, tree_error
-from depthg.data.pairing import by_stem, find_files, make_split, pair_files
+from depthg.data.pairing import by_stem, find_files, make_split, no_photos, pair_files, training_split
 
 CLASSES = {  # in label order, with the colours of the data set
     "sky": (128, 128, 128),
@@ -22,6 +22,7 @@ CLASSES = {  # in label order, with the colours of the data set
     "bicyclist": (0, 128, 192),
 }
 VOID_ID = 11
+TABLE = label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1})
 EXPECTED = """
 train/       photos (.png, .jpg, ...)
 trainannot/  a PNG of label ids 0..11 (11 = void) per photo, same stem
@@ -36,19 +37,20 @@ class CamVid(Dataset):
     Args:
         root: the folder that holds train, trainannot, val and valannot; never written to.
         on_error: "raise", or "skip" to leave out (and report) photos that cannot be used.
+        train_needed: False: a tree without training photos is opened too; `train` is then empty.
 
     Raises:
         FileNotFoundError: a folder is missing or empty.
         DataError: a photo without label map, or the other way round.
     """
 
-    def __init__(self, root: str | Path, on_error: str = "raise"):
-        root = Path(root).expanduser()
+    def __init__(self, root: str | Path, on_error: str = "raise", train_needed: bool = True):
+        root, none = Path(root).expanduser(), no_photos(Path(root).expanduser(), TABLE)
         super().__init__(
             name="camvid",
             classes=tuple(CLASSES),
             palette=np.array(list(CLASSES.values()), np.uint8),
-            train=_split(root, "train", on_error),
+            train=training_split(lambda: _split(root, "train", on_error), none, train_needed),
             val=_split(root, "val", on_error),
         )
 
@@ -64,5 +66,4 @@ def _split(root: Path, part: str, on_error: str) -> Split:
     )
     if not pairs:
         raise tree_error(f"no photo of {root / part} has a label map in {root / part}annot", root, EXPECTED)
-    table = label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1})
-    return make_split(pairs, alone, root=root, table=table, on_error=on_error)
+    return make_split(pairs, alone, root=root, table=TABLE, on_error=on_error)

@@ -12,9 +12,11 @@ from depthg.data.pairing import (
     find_files,
     find_list,
     make_split,
+    no_photos,
     pair_files,
     pair_listed,
     read_list,
+    training_split,
 )
 
 CLASSES = {  # in label order, with the ids of stuffthingmaps that each takes
@@ -68,6 +70,7 @@ class CocoStuff27(Dataset):
     Args:
         root: the folder that holds photos and label maps; never written to.
         on_error: "raise", or "skip" to leave out (and report) photos that cannot be used.
+        train_needed: False: a tree without training photos is opened too; `train` is then empty.
         list_train, list_val: text files with an image id per line; those in `root`/curated when None.
 
     Raises:
@@ -81,9 +84,11 @@ class CocoStuff27(Dataset):
         on_error: str = "raise",
         list_train: str | Path | None = None,
         list_val: str | Path | None = None,
+        train_needed: bool = True,
     ):
         root = Path(root).expanduser()
-        train, train_note = _split(root, "train", list_train, on_error)
+        none = no_photos(root, coarse_table()), "train: none"
+        train, train_note = training_split(lambda: _split(root, "train", list_train, on_error), none, train_needed)
         val, val_note = _split(root, "val", list_val, on_error)
         super().__init__(
             name="cocostuff27",

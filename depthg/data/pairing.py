@@ -6,6 +6,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from depthg.data.files import DataError, list_files, show, tree_error
 from depthg.data.kinds import IMAGE_SUFFIXES, is_photo
 from depthg.data.text_lists import read_lines, spellings
 
+T = TypeVar("T")
 Pairs = list[tuple[Path, Path | None]]  # photo, label map
 
 
@@ -67,6 +69,25 @@ def make_split(
     names = list(map(name, images))
     split = kind(images, root=root, names=names, labels=labels, table=table, skipped=alone, fov=fov)
     return drop_unreadable(split, on_error)
+
+
+def training_split(open_it: Callable[[], T], none: T, needed: bool) -> T:
+    """`open_it()`, or `none` where the training photos are not there and not `needed`, as for an evaluation.
+
+    Raises:
+        FileNotFoundError: they are needed and not there.
+    """
+    try:
+        return open_it()
+    except FileNotFoundError:
+        if needed:
+            raise
+        return none
+
+
+def no_photos(root: Path, table: np.ndarray) -> Split:
+    """A split without photos."""
+    return FileSplit([], root=root, names=[], labels=[], table=table)
 
 
 def by_stem(files: Sequence[Path], key: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:

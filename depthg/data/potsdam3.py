@@ -7,7 +7,17 @@ import numpy as np
 from depthg.data.base import Dataset, FileSplit, Split
 from depthg.data.files import DataError, label_table, map_ids, show, tree_error
 from depthg.data.matlab import read_mat
-from depthg.data.pairing import by_stem, count_note, find_files, find_list, make_split, pair_listed, read_list
+from depthg.data.pairing import (
+    by_stem,
+    count_note,
+    find_files,
+    find_list,
+    make_split,
+    no_photos,
+    pair_listed,
+    read_list,
+    training_split,
+)
 
 CLASSES = {  # in label order: ids, and the colour of the first id in the original label maps
     "roads and cars": ((0, 4), (255, 255, 255)),
@@ -33,6 +43,7 @@ class Potsdam3(Dataset):
     Args:
         root: the folder that holds imgs, gt and the lists; never written to.
         on_error: "raise", or "skip" to leave out (and report) tiles that cannot be used.
+        train_needed: False: a tree without training photos is opened too; `train` is then empty.
         list_train, list_val: other lists of tiles.
 
     Raises:
@@ -46,9 +57,11 @@ class Potsdam3(Dataset):
         on_error: str = "raise",
         list_train: str | Path | None = None,
         list_val: str | Path | None = None,
+        train_needed: bool = True,
     ):
         root = Path(root).expanduser()
-        train, train_note = _split(root, "train", list_train, on_error)
+        none = no_photos(root, _table()), "train: none"
+        train, train_note = training_split(lambda: _split(root, "train", list_train, on_error), none, train_needed)
         val, val_note = _split(root, "val", list_val, on_error)
         super().__init__(
             name="potsdam3",
@@ -101,7 +114,10 @@ def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tu
         on_error=on_error,
         labelled=not source.name.startswith(UNLABELLED),
     )
-    ids = {label_id: label for label, (own, _) in enumerate(CLASSES.values()) for label_id in own}
-    table = label_table(ids | {VOID_ID: -1})
-    split = make_split(pairs, alone, root=root, table=table, on_error=on_error, kind=TileSplit)
+    split = make_split(pairs, alone, root=root, table=_table(), on_error=on_error, kind=TileSplit)
     return split, count_note(part, source.name, len(entries), count, len(split))
+
+
+def _table() -> np.ndarray:
+    ids = {label_id: label for label, (own, _) in enumerate(CLASSES.values()) for label_id in own}
+    return label_table(ids | {VOID_ID: -1})

@@ -6,7 +6,17 @@ import numpy as np
 
 from depthg.data.base import Dataset, Split
 from depthg.data.files import label_table, list_files, tree_error
-from depthg.data.pairing import by_stem, count_note, find_files, find_list, make_split, pair_listed, read_list
+from depthg.data.pairing import (
+    by_stem,
+    count_note,
+    find_files,
+    find_list,
+    make_split,
+    no_photos,
+    pair_listed,
+    read_list,
+    training_split,
+)
 
 CLASSES = {  # in label order, with the colours of the data set
     "background": (0, 0, 0),
@@ -49,6 +59,7 @@ class Voc2012(Dataset):
     Args:
         root: the folder VOC2012, or one around it; never written to.
         on_error: "raise", or "skip" to leave out (and report) photos that cannot be used.
+        train_needed: False: a tree without training photos is opened too; `train` is then empty.
         list_train, list_val: other lists of photos than those in ImageSets/Segmentation.
 
     Raises:
@@ -62,11 +73,13 @@ class Voc2012(Dataset):
         on_error: str = "raise",
         list_train: str | Path | None = None,
         list_val: str | Path | None = None,
+        train_needed: bool = True,
     ):
         root = Path(root).expanduser()
         inside = [folder for folder in (root / "VOC2012", root / "VOCdevkit/VOC2012") if folder.is_dir()]
         root = inside[0] if inside and not (root / "JPEGImages").is_dir() else root
-        train, train_note = _split(root, "train", list_train, on_error)
+        none = no_photos(root, _table()), "train: none"
+        train, train_note = training_split(lambda: _split(root, "train", list_train, on_error), none, train_needed)
         val, val_note = _split(root, "val", list_val, on_error)
         super().__init__(
             name="voc2012",
@@ -98,6 +111,9 @@ def _split(root: Path, part: str, given: str | Path | None, on_error: str) -> tu
         label_path=lambda key: root / "SegmentationClass" / f"{key}.png",
         on_error=on_error,
     )
-    table = label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1})
-    split = make_split(pairs, alone, root=root, table=table, on_error=on_error)
+    split = make_split(pairs, alone, root=root, table=_table(), on_error=on_error)
     return split, count_note(part, source.name, len(entries), COUNTS[part], len(split))
+
+
+def _table() -> np.ndarray:
+    return label_table({label: label for label in range(len(CLASSES))} | {VOID_ID: -1})

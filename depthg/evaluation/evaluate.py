@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Sequence
 from itertools import product
@@ -90,15 +91,15 @@ def evaluate(run: LoadedRun, request: Request = Request()) -> list[Evaluation]:
     _check_resolutions(resolutions, run.backbone)
     if any(variant.crf for variant in request.variants):
         check_available()
-    preparation = Preparation(config, run.device)
+    preparation = Preparation(config, run.device, train_needed=False)
     preparation.backbone = run.backbone
-    split = _split(preparation, request.split)
+    split, kmeans = _split(preparation, request.split), _kmeans(preparation, request)
     classes, class_map = _classes(run, preparation)
     read_outs = {name: read for name, read in probe_read_outs(run).items() if name == "cluster" or classes}
     read_outs |= processes.from_main(
         lambda: {
             name: read.to("cpu")
-            for name, read in kmeans_read_outs(run, preparation, request.clusters, baselines=request.kmeans).items()
+            for name, read in kmeans_read_outs(run, preparation, request.clusters, baselines=kmeans).items()
         }
     )
     read_outs = {name: read.to(run.device) for name, read in read_outs.items()}
@@ -174,7 +175,26 @@ def _split(preparation: Preparation, name: str) -> Split:
     split = getattr(preparation.dataset, name, None)
     if split is None:
         raise ValueError(f"data={preparation.dataset.name} has no split {name!r}; use val or train")
+    if not len(split):
+        root = preparation.config.data.root
+        raise ValueError(f"data={preparation.dataset.name} has no photos for --split {name} below {root}")
     return split
+
+
+def _kmeans(preparation: Preparation, request: Request) -> bool:
+    """Whether the k-means baselines can be fitted, which takes training photos.
+
+    Raises:
+        ValueError: there are none, and a number of clusters is requested.
+    """
+    if len(preparation.dataset.train):
+        return request.kmeans
+    missing = f"data={preparation.dataset.name} has no training photos below {preparation.config.data.root}"
+    if request.clusters is not None:
+        raise ValueError(f"{missing}: k-means with clusters={request.clusters} needs some")
+    if request.kmeans:
+        warnings.warn(f"{missing}: the k-means baselines are left out", stacklevel=3)
+    return False
 
 
 def _classes(run: LoadedRun, preparation: Preparation) -> tuple[tuple[str, ...], np.ndarray | None]:

@@ -17,7 +17,7 @@ from depthg.data import load_dataset
 from depthg.data.base import Split
 from depthg.data.files import cache_root
 from depthg.data.loading import Loader, fingerprint
-from depthg.data.reading import Reading
+from depthg.data.reading import DEFAULT, Reading
 from depthg.data.transforms import Views, to_float
 from depthg.features.summary import CacheUse
 from depthg.features.transform import Maps
@@ -50,6 +50,9 @@ class CachePlan:
 class Caches:
     """The data set, views, backbone and caches of one configuration.
 
+    Args:
+        train_needed: False: a data set without training photos will do.
+
     Attributes:
         config: the settings, with the range of these photos for ``data.range=auto``.
         uses: caches made or found so far.
@@ -60,7 +63,7 @@ class Caches:
         ValueError: ``cache.dir`` is inside ``data.root``, or the data set lacks the split ``data.eval_split``.
     """
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, train_needed: bool = True):
         self.config, self.device = config, device
         self.root = cache_root(config.cache.dir)
         data = config.data
@@ -68,16 +71,19 @@ class Caches:
             raise ValueError(
                 f"cache.dir={self.root} lies inside data.root={data.root}, where nothing is written; move it"
             )
+        own = data.name == "folder" or train_needed  # else a run's settings, and another data set to evaluate it on
+        reading = Reading.of(data) if own else DEFAULT
         with main_first():  # the main process renders scenes; the others find them
             self.dataset = load_dataset(
                 data.name, root=data.root, on_error=data.on_error, cache_dir=self.root, seed=data.scene_seed,
                 n_train=data.n_train, n_val=data.n_val, n_test=data.n_test,
                 list_train=data.list_train, list_val=data.list_val, labels=data.labels, classes=data.classes,
-                held_out=data.held_out, reading=Reading.of(data),
+                unlabelled=data.unlabelled, train_needed=train_needed,
+                held_out=data.held_out, reading=reading,
             )  # fmt: skip
-        reading = getattr(self.dataset.train, "reading", None)
-        if reading is not None and reading.range != data.range:  # auto: the range of these photos belongs to the run
-            self.config = dataclasses.replace(config, data=dataclasses.replace(data, range=reading.range))
+        found = getattr(self.dataset.train, "reading", DEFAULT).range
+        if own and data.range == "auto" != found:  # the range of these photos belongs to the run
+            self.config = dataclasses.replace(config, data=dataclasses.replace(data, range=found))
         self.evaluation_split = getattr(self.dataset, data.eval_split, None)
         if self.evaluation_split is None:
             raise ValueError(f"data={data.name} has no split {data.eval_split!r}; use data.eval_split=val")

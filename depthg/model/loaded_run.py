@@ -29,8 +29,8 @@ MOVABLE = (
     "device", "cache.dir", "backbone.weights", "backbone.batch_size", "depth.root", "data.workers",
     "data.max_pixels", "data.range", "data.bands", "data.map_order",
     "data.name", "data.root", "data.on_error", "data.labels", "data.classes", "data.class_map", "data.list_train",
-    "data.list_val", "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count", "val.crf_image",
-    "val.kmeans_samples",
+    "data.list_val", "data.unlabelled", "data.n_val", "data.n_test", "data.held_out", "val.matching", "val.count",
+    "val.crf_image", "val.kmeans_samples",
 )  # fmt: skip
 
 

@@ -105,3 +105,41 @@ def test_corrupt_members_are_named_or_skipped(root):
     with pytest.warns(UserWarning, match="skipped 3 of 6 photos"):
         data = Cityscapes(root, on_error="skip")
     assert len(data.train) == 3 and len(data.train.skipped) == 3 and data.train.fov_deg(0) is not None
+
+
+def sequences(root, folder):
+    """Two frames beside every labelled photo of training, and the labelled ones again."""
+    for path in sorted((root / "leftImg8bit" / "train").rglob("*.png")):
+        for step in (0, 100, 200):
+            city, sequence, number, _ = path.name.split("_")
+            target = folder / "train" / city / f"{city}_{sequence}_{int(number) + step:06}_leftImg8bit.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photo(step, CITY_SHAPE)).save(target)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_frames_without_labels_train_too(root, tmp_path, inside):
+    folder = root / "leftImg8bit_sequence" if inside else tmp_path / "elsewhere"
+    sequences(root, folder)
+    given = "leftImg8bit_sequence" if inside else folder
+    plain, data = load_dataset("cityscapes", root=root), load_dataset("cityscapes", root=root, unlabelled=given)
+    assert len(plain.train) == 6 and len(data.train) == 18 and data.val.names == plain.val.names
+    assert data.train.names[:6] == plain.train.names and len(set(data.train.names)) == 18
+    assert all((data.train.label(n) == plain.train.label(n)).all() for n in range(6))
+    assert all((data.train.image(n) == plain.train.image(n)).all() for n in range(6)), "labelled photos come once"
+    assert all((data.train.label(n) == -1).all() and data.train.fov_deg(n) for n in range(6, 18))
+    assert data.note.startswith(f"train: leftImg8bit and {folder.name}, 18 photos, 6 with labels; val: leftImg8bit, 3")
+
+
+def test_photos_without_labels_beside_the_others(root):
+    (root / LABEL).unlink()
+    data = Cityscapes(root, unlabelled="leftImg8bit")
+    assert (
+        len(data.train) == 6
+        and (data.train.label(5) == -1).all()
+        and (data.train.image(5) == photo(1, CITY_SHAPE)).all()
+    )
+    with pytest.raises(FileNotFoundError, match=r"no folder \S*gone/train"):
+        Cityscapes(root, unlabelled="gone")
+    with pytest.raises(ValueError, match=r"data=camvid has no use for data\.unlabelled \(only cityscapes\)"):
+        load_dataset("camvid", root=root, unlabelled="leftImg8bit")
