@@ -59,7 +59,7 @@ def test_id_out_of_range(tmp_path):
 
 def test_colour_label(tmp_path):
     root = write_tree(tmp_path)
-    Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(root / "valannot" / "v.png")
+    Image.new("RGB", SHAPE[::-1], (128, 64, 128)).save(root / "valannot" / "v.png")
     with pytest.raises(DataError, match=r"valannot/v\.png.*mode 'RGB'"):
         CamVid(root).val.label(0)
 

@@ -132,7 +132,7 @@ def test_missing_folder_shows_the_tree(tmp_path, path):
 def test_corrupt_members_are_skipped(tmp_path):
     root = write_cocostuff27(tmp_path)
     (root / "train2017" / f"{names('train')[0]}.jpg").write_bytes(b"")
-    Image.new("RGB", COCO_SHAPE[::-1]).save(root / "annotations" / "train2017" / f"{names('train')[1]}.png")
+    Image.new("RGB", COCO_SHAPE[::-1], (0, 0, 9)).save(root / "annotations" / "train2017" / f"{names('train')[1]}.png")
     with pytest.raises(DataError, match="mode 'RGB'"):
         CocoStuff27(root).train.label(1)
     with pytest.warns(UserWarning, match="skipped 2 of 6 photos"):
