@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from depthg.data.decoding import SKIP
 from depthg.data.errors import DataError, show
-
-SKIP = ", or pass data.on_error=skip to leave such photos out"
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Folders, photos and label maps read safely: every failure names the file and says what to do about it."""
 
-import errno
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from depthg.data.colour_masks import MaskColours
+from depthg.data.decoding import SKIP, decode, without_setting
 from depthg.data.deep import bands_of, holes_of, is_deep, photo_array, to_rgb, values_of
 from depthg.data.errors import DataError, show
-from depthg.data.kinds import HEIF_HINT, HEIF_READ, HEIF_SUFFIXES, IMAGE_SUFFIXES, register, suffix_of
+from depthg.data.kinds import IMAGE_SUFFIXES, suffix_of
 from depthg.data.pixels import orientation, rgb_array, stored_orientation
 from depthg.data.reading import DEFAULT, Reading
 from depthg.data.tiff import TIFF_SUFFIXES, Values, tiff_header, tiff_layout, tiff_values
@@ -23,15 +22,7 @@ __all__ = [
     "show", "stored_values", "tree_error", "without_setting",
 ]  # fmt: skip
 
-_SKIP = ", or pass data.on_error=skip to leave such photos out"
-_MORE = ", or pass data.max_pixels=N"
-_FIX = "replace or remove the file" + _SKIP
 _INVALID = -2  # entry of a label table for an id that the data set does not have
-
-
-def without_setting(error: DataError, larger: str = "") -> str:
-    """The message without its advice about data settings, for commands that have none; `larger` allows more pixels."""
-    return str(error).replace(_SKIP, "").replace(_MORE, larger and f", or pass {larger}")
 
 
 # ---- folders
@@ -137,7 +128,7 @@ def read_image(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray:  # u
     Raises:
         DataError: the file is missing, empty, truncated, too large, or no image, or lacks a band of `reading`.
     """
-    return _decode(
+    return decode(
         path,
         lambda image: photo_array(image, path, reading),
         reading,
@@ -169,7 +160,7 @@ def image_header(path: str | Path, reading: Reading = DEFAULT) -> tuple[tuple[in
         width, height = image.size
         return ((width, height) if orientation(image) >= 5 else (height, width)), turn
 
-    return _decode(path, header, reading, load=False, other=lambda limit: tiff_header(path, limit))
+    return decode(path, header, reading, load=False, other=lambda limit: tiff_header(path, limit))
 
 
 def read_layout(path: str | Path, reading: Reading = DEFAULT) -> tuple[bool, int, bool]:
@@ -182,7 +173,7 @@ def read_layout(path: str | Path, reading: Reading = DEFAULT) -> tuple[bool, int
     def layout(image: Image.Image) -> tuple[bool, int, bool]:
         return (is_deep(image), *bands_of(image))
 
-    return _decode(path, layout, reading, load=False, other=lambda limit: tiff_layout(path, limit))
+    return decode(path, layout, reading, load=False, other=lambda limit: tiff_layout(path, limit))
 
 
 def stored_values(path: str | Path, reading: Reading = DEFAULT) -> Values:
@@ -191,7 +182,7 @@ def stored_values(path: str | Path, reading: Reading = DEFAULT) -> Values:
     Raises:
         DataError: as `read_image`.
     """
-    return _decode(
+    return decode(
         path, lambda image: values_of(image, path, reading), reading, load=False, other=lambda n: tiff_values(path, n)
     )
 
@@ -213,71 +204,13 @@ def read_values(path: str | Path, reading: Reading = DEFAULT) -> np.ndarray:  # 
     Raises:
         DataError: as `read_image`, or the image holds colours.
     """
-    return _decode(path, _values, reading)
+    return decode(path, _values, reading)
 
 
 def _values(image: Image.Image) -> np.ndarray:
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
         raise DataError(f"expected one grey channel of values, found mode '{image.mode}'; colours do not hold values")
     return np.array(image)
-
-
-def _decode(path: str | Path, convert: Callable, reading: Reading, load: bool = True, other: Callable | None = None):
-    """`convert(image)` of an opened file; whatever Pillow raises on a bad file becomes a DataError.
-
-    `other(limit)` is the result for a TIFF that Pillow does not know.
-    """
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for ever
-            kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
-            raise OSError(errno.EINVAL, f"it is {kind}")
-        register(path)
-        limit = reading.pixel_limit()
-        with _opened(path, other is not None) as image:
-            if image is None:
-                return other(limit)
-            width, height = image.size
-            if width * height > limit:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            if load:
-                image.load()
-            return convert(image)
-    except DataError as error:
-        raise DataError(f"{show(path)}: {error}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{show(path)} is larger than the limit of {limit} pixels ({error}): scale it down{_MORE}; {_FIX}"
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # on damaged files Pillow raises almost anything, from SyntaxError to struct.error
-        raise DataError(f"cannot read {show(path)}: {_reason(path, error)}; {_FIX}") from error
-
-
-def _opened(path: str | Path, maybe: bool) -> AbstractContextManager[Image.Image | None]:
-    """The file, opened by Pillow; with `maybe`, None for a TIFF that Pillow does not know."""
-    try:
-        return Image.open(path)
-    except Image.UnidentifiedImageError:
-        if not maybe or suffix_of(path) not in TIFF_SUFFIXES or os.path.getsize(path) < 8:
-            raise
-        return nullcontext()
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    if os.path.islink(path) and not os.path.exists(path):
-        return f"it is a broken link to {show(os.readlink(path))}"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "it is empty (0 bytes)"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, Image.UnidentifiedImageError):
-        if suffix_of(path) in HEIF_SUFFIXES and not HEIF_READ:
-            return f"Pillow does not read this format; {HEIF_HINT}"
-        return f"it is no image of a format that Pillow reads ({', '.join(IMAGE_SUFFIXES)})"
-    return f"it is truncated or damaged ({type(error).__name__}: {error})"
 
 
 # ---- label maps
@@ -304,7 +237,7 @@ def read_label(
         DataError: the file is unreadable, holds colours that are not in `colours`, is compressed with loss, or has
             unknown ids.
     """
-    stored, opaque = _decode(path, lambda image: _label_pixels(image, colours), reading, load=False)
+    stored, opaque = decode(path, lambda image: _label_pixels(image, colours), reading, load=False)
     shown = stored if opaque is None else stored[opaque]
     if stored.ndim == 2:
         label = map_ids(shown, table, path)
@@ -335,7 +268,7 @@ def map_ids(ids: np.ndarray, table: np.ndarray, path: str | Path) -> np.ndarray:
         known = np.flatnonzero(table != _INVALID)
         raise DataError(
             f"{show(path)} has the label ids {listed}, but the data set has only ids {_ranges(known)}: "
-            f"correct the label map{_SKIP}"
+            f"correct the label map{SKIP}"
         )
     return classes
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthg.data import files, kinds
+from depthg.data import decoding, kinds
 from depthg.data.files import DataError, image_size, read_image
 from depthg.data.kinds import IMAGE_SUFFIXES, is_photo, not_used, suffix_of
 from depthg.data.photos import find_photos
@@ -53,7 +53,7 @@ def test_damaged_files_of_these_kinds_are_named(tmp_path):
 
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "HEIF_READ", False)
+    monkeypatch.setattr(decoding, "HEIF_READ", False)
     monkeypatch.setattr(kinds, "HEIF_READ", False)
 
     def unknown(path):
