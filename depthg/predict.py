@@ -6,14 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from depthg.data.files import show
 from depthg.data.photos import find_photos
+from depthg.inference.clear_crops import ClearCrops
 from depthg.inference.crf import wanted
-from depthg.inference.photo_files import LEGEND, OVERLAYS, legend, plan, predict_files
+from depthg.inference.photo_files import LEGEND, OVERLAYS, legend, plan, predict_files, segmented
 from depthg.inference.segmenter import RESIZE, Segmentation, Segmenter, window_of
 from depthg.model.loaded_run import CHECKPOINTS
+from depthg.reporting.gallery import INDEX, write_gallery
 from depthg.runtime import command
 from depthg.runtime.progress import ProgressBar
 from depthg.storage.outputs import named_folder, output_folder
@@ -23,8 +24,8 @@ __all__ = ["Segmentation", "Segmenter", "main"]
 
 SUMMARY = f"""Segments photos of any size with a trained run. DIR/ids holds one PNG per photo whose pixel values are
 cluster ids (with a palette; 16-bit grey for more than 256 clusters), DIR/overlay the photo under their colours,
-DIR/{LEGEND} what the ids mean (class names where the run was scored with labels), their colours and their share of
-the pixels."""
+DIR/{INDEX} a page with every cluster's clearest crops, DIR/{LEGEND} what the ids mean (class names where the run was
+scored with labels), their colours and their share of the pixels."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,15 +46,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--crf", action=both, help="refine edges by a dense CRF (default if compiled; slower)")
     parser.add_argument("--probabilities", action="store_true", help="DIR/probabilities: float16 [clusters, H, W]")
     parser.add_argument("--overlay", choices=tuple(OVERLAYS), default="jpg", help="format of overlays (%(default)s)")
+    parser.add_argument("--plain", action="store_true", help="overlays without outlines, names and legend")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help="weights of the run (%(default)s)")
     parser.add_argument("--weights", metavar="PATH", help="path of the backbone's weights, if it has changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="windows per forward pass (%(default)s)")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger photos (the run's data.max_pixels)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
-    options = parser.parse_args(arguments)
-    options.out = options.out.expanduser()
-    return options
+    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,17 +71,18 @@ def run(options: argparse.Namespace) -> int:
         batch=options.batch, flip=options.flip, weights=options.weights, max_pixels=options.max_pixels,
     )  # fmt: skip
     crf = wanted(options.crf)
-    names: list[str | Path] = [LEGEND, *(file.relative_to(options.out) for target in targets for file in target.files)]
-    output_folder(options.out, names, options.overwrite)
+    files = (file.relative_to(options.out) for target in targets for file in target.files)
+    output_folder(options.out, (LEGEND, INDEX, *files), options.overwrite)
+    crops = ClearCrops(segmenter.colours)
     with ProgressBar("predicting", len(targets)) as bar:
-        counts, failed = predict_files(segmenter, targets, crf, bar.advance)
+        counts, failed = predict_files(segmenter, targets, crf, bar.advance, plain=options.plain, crops=crops)
     failed = problems + failed
     text = legend(segmenter, counts, options.out, failed, window=options.window, flip=options.flip, crf=crf)
+    index = write_gallery(options.out, text, crops.all)
     write_text(options.out / LEGEND, json.dumps(text, indent=1))
     print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
-    named = "" if text["named"] else " (named by number: no matching to classes is stored for this checkpoint)"
-    print(f"{len(counts)} of {len(targets)} photos segmented into {segmenter.run.n_clusters} clusters{named}")
-    print(f"ids: {show(options.out / 'ids')}, legend: {show(options.out / LEGEND)}")
+    print(segmented(text, len(targets)))
+    print(f"ids: {show(options.out / 'ids')}, legend: {show(options.out / LEGEND)}, to look at: {show(index)}")
     return len(failed)
 
 

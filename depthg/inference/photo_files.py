@@ -16,13 +16,14 @@ from PIL import Image
 from depthg.data.base import unique_names
 from depthg.data.files import DataError, show, without_setting
 from depthg.data.ranges import resolved
+from depthg.inference.clear_crops import ClearCrops
+from depthg.inference.overlays import PALETTE, labelled_overlay, overlay, pixels_of, with_palette
 from depthg.inference.segmenter import Maps, Segmenter
 from depthg.inference.windows import NetworkPhoto
 from depthg.storage.whole_files import write_whole
 
 LEGEND = "legend.json"
 RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times faster than the default, files a quarter larger
-PALETTE = 256  # colours that a PNG can hold; the ids of more clusters are 16-bit grey without colours
 OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
 
 
@@ -71,15 +72,23 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilit
 
 
 def write_outputs(
-    segmenter: Segmenter, target: Target, photo: NetworkPhoto, ids: np.ndarray, probabilities: np.ndarray | None
+    segmenter: Segmenter,
+    target: Target,
+    photo: NetworkPhoto,
+    ids: np.ndarray,
+    probabilities: np.ndarray | None,
+    plain: bool = False,
 ) -> None:
-    """Writes the files of one photo, each atomically."""
-    wide = segmenter.run.n_clusters > PALETTE
+    """Writes the files of one photo, each atomically; ``plain``: an overlay without outlines, names and legend."""
+    wide = segmenter.run.n_clusters > PALETTE  # then they are grey, without colours
     image = Image.fromarray(ids.astype(np.uint16)) if wide else with_palette(ids, segmenter.colours)
     write_whole(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
     if target.overlay is not None:
         kind = OVERLAYS[target.overlay.suffix[1:]]
-        drawn = Image.fromarray(overlay(photo.image, ids, segmenter.colours))
+        if plain:
+            drawn = Image.fromarray(overlay(photo.image, ids, segmenter.colours))
+        else:
+            drawn = labelled_overlay(photo.image, ids, segmenter.colours, segmenter.names)
         write_whole(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90), flush=False)
     if target.probabilities is not None:
         half, names = probabilities.astype(np.float16), np.array(segmenter.names)
@@ -88,37 +97,27 @@ def write_outputs(
         )
 
 
-def with_palette(ids: np.ndarray, colours: np.ndarray) -> Image.Image:  # [H, W] below 256, uint8 [n, 3]
-    """A palette image (Pillow) of the ids in their colours."""
-    image = Image.fromarray(ids.astype(np.uint8, copy=False))
-    image.putpalette(colours.tobytes())
-    return image
-
-
-def pixels_of(ids: np.ndarray, n: int) -> np.ndarray:  # [H, W] below n -> int [n]
-    """Pixels of every id."""
-    if n > PALETTE:
-        return np.bincount(ids.ravel(), minlength=n)
-    return np.array(Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()[:n])
-
-
-def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:  # uint8 [H, W, 3]
-    """Mean of the photo and the colours of its clusters."""
-    half = colours >> 1
-    drawn = half[ids] if len(colours) > PALETTE else np.array(with_palette(ids, half).convert("RGB"))
-    drawn += image >> 1
-    return drawn
-
-
 def _save_npz(path: Path, **arrays: Any) -> None:
     with open(path, "wb") as file:  # given a path, numpy.savez would add a suffix
         np.savez(file, **arrays)
 
 
 def predict_files(
-    segmenter: Segmenter, targets: Sequence[Target], crf: bool = False, advance: Callable[[], None] = lambda: None
+    segmenter: Segmenter,
+    targets: Sequence[Target],
+    crf: bool = False,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    plain: bool = False,
+    crops: ClearCrops | None = None,
 ) -> tuple[dict[Target, np.ndarray], list[str]]:
     """Segments photos and writes their files. A run of 8-bit photos alone has no range: deeper ones then get their own.
+
+    Args:
+        crf: refine by the dense CRF.
+        advance: called after each photo.
+        plain: overlays without outlines, names and legend.
+        crops: collects the clearest crops of every cluster.
 
     Returns:
         Pixels per cluster of every photo, and an error line for each photo that cannot be read.
@@ -136,7 +135,9 @@ def predict_files(
         target = by_photo[photo.source]
         ids = segmenter.refined(photo, maps) if crf else segmenter.ids(photo, maps)
         probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
-        write_outputs(segmenter, target, photo, ids, probabilities)
+        write_outputs(segmenter, target, photo, ids, probabilities, plain)
+        if crops is not None:
+            crops.offer(target.name, maps.scores, lambda: (photo.image, ids))
         return target, pixels_of(ids, segmenter.run.n_clusters)
 
     for found in segmenter.stream(by_photo, finish):
@@ -172,6 +173,12 @@ def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, fa
         "run": show(run.path), "checkpoint": run.checkpoint, "iteration": run.header.get("iteration"), **options,
         "named": assigned is not None, "ids": ids, "photos": photos, "failed": list(failed),
     }  # fmt: skip
+
+
+def segmented(legend: dict, total: int) -> str:
+    """What was done, in a line; ``total``: photos that were asked for."""
+    named = "" if legend["named"] else " (named by number: no matching to classes is stored for this checkpoint)"
+    return f"{len(legend['photos'])} of {total} photos segmented into {len(legend['ids'])} clusters{named}"
 
 
 def _shares(pixels: np.ndarray) -> list[float]:

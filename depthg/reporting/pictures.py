@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from depthg.data.colours import class_palette, depth_colours, depth_scale
+from depthg.inference.overlays import font
 from depthg.storage.whole_files import write_whole
 
 VOID, NO_CLASS = -1, -2  # ids that belong to no class: not labelled; a cluster left without a class
@@ -97,7 +97,7 @@ def panel_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, field in enumerate(fields):
         centre = MARGIN + i * (tile + GAP) + tile / 2
-        draw.text((centre, head - TITLE / 2), words[field], INK, _font(min(TITLE, tile // 7)), anchor="ms")
+        draw.text((centre, head - TITLE / 2), words[field], INK, font(min(TITLE, tile // 7)), anchor="ms")
     y = head
     for row in rows:
         sheet.paste(row, (MARGIN, y))
@@ -156,12 +156,12 @@ def _row(example: Example, fields: list[str], key: Key, scale, tile: int) -> Ima
     row = Image.new("RGB", (len(fields) * (tile + GAP) - GAP, top + size[1]), PAPER)
     draw = ImageDraw.Draw(row)
     if example.name:
-        draw.text((0, top - 7), _shorten(example.name, row.width), FAINT, _font(TEXT), anchor="ls")
+        draw.text((0, top - 7), _shorten(example.name, row.width), FAINT, font(TEXT), anchor="ls")
     for i, field in enumerate(fields):
         left = i * (tile + GAP) + (tile - size[0]) // 2
         values = getattr(example, field)
         if values is None:
-            draw.text((i * (tile + GAP) + tile / 2, top + size[1] / 2), "none", FAINT, _font(TEXT), anchor="mm")
+            draw.text((i * (tile + GAP) + tile / 2, top + size[1] / 2), "none", FAINT, font(TEXT), anchor="mm")
             continue
         row.paste(_tile(field, values, key, scale, size), (left, top))
     return row
@@ -205,11 +205,11 @@ def _legend(entries: list[tuple[str, int]], key: Key, scale, width: int) -> Imag
         ramp = np.geomspace(near, far, 8 * side) if metric else np.linspace(near, far, 8 * side)
         texts = (f"depth: near {near:.2g} m", f"far {far:.2g} m") if metric else ("depth: near", "far")
         items.insert(0, (texts[0], depth_colours(np.tile(ramp, (side, 1)), scale), texts[1]))
-    font, space, placed, x, y = _font(TEXT), round(0.4 * side), [], MARGIN, 4
+    letters, space, placed, x, y = font(TEXT), round(0.4 * side), [], MARGIN, 4
     for before, swatch, after in items:
         after = _shorten(after, width - 2 * MARGIN - swatch.shape[1] - 2 * space)
-        start = font.getlength(before) + space if before else 0
-        length = start + swatch.shape[1] + space + font.getlength(after)
+        start = letters.getlength(before) + space if before else 0
+        length = start + swatch.shape[1] + space + letters.getlength(after)
         if x > MARGIN and x + length > width - MARGIN:
             x, y = MARGIN, y + round(1.7 * side)
         placed.append((x, y, before, start, swatch, after))
@@ -220,24 +220,16 @@ def _legend(entries: list[tuple[str, int]], key: Key, scale, width: int) -> Imag
         left = round(x + start)
         legend.paste(Image.fromarray(swatch), (left, y))
         draw.rectangle((left, y, left + swatch.shape[1] - 1, y + side - 1), outline=FAINT)
-        draw.text((x, y + side / 2), before, INK, font, anchor="lm")
-        draw.text((left + swatch.shape[1] + space, y + side / 2), after, INK, font, anchor="lm")
+        draw.text((x, y + side / 2), before, INK, letters, anchor="lm")
+        draw.text((left + swatch.shape[1] + space, y + side / 2), after, INK, letters, anchor="lm")
     return legend
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it, so that no system font is needed."""
-    import matplotlib
-
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _shorten(text: str, width: float) -> str:
     """``text`` cut in the middle until it fits."""
     cut = len(text)
     short = text
-    while cut > 2 and _font(TEXT).getlength(short) > width:
+    while cut > 2 and font(TEXT).getlength(short) > width:
         cut -= 1
         short = f"{text[: cut // 2]}…{text[len(text) - (cut - cut // 2) :]}"
     return short

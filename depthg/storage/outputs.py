@@ -34,7 +34,7 @@ def output_folder(path: Path, names: Iterable[str | Path] = (), overwrite: bool 
 
 
 def named_folder(text: str) -> Path:
-    """A folder's name; an empty one is most likely a variable that is not set."""
+    """A folder's name, ~ expanded; an empty one is most likely a variable that is not set."""
     if not text:
         raise ValueError("the folder has no name")
-    return Path(text)
+    return Path(text).expanduser()

@@ -1,11 +1,16 @@
 """The command: files, folders and patterns in; ids, overlays, probabilities and a legend out; nothing is lost."""
 
+import base64
 import errno
+import html
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import time
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from depthg import predict
-from depthg.inference.photo_files import overlay
+from depthg.inference.overlays import labelled_overlay, overlay
 from depthg.inference.segmenter import Segmenter
 from depthg.model.checkpoints import read_checkpoint
 from depthg.predict import main
@@ -56,7 +61,11 @@ def test_a_folder_becomes_ids_overlays_and_a_legend(run, photos, tmp_path, capsy
     out, before = tmp_path / "out", {path: path.stat().st_mtime_ns for path in photos.rglob("*")}
     assert call(run, photos, "--out", out) == 0
     names = ["a", "b", "sub_c"]
-    expected = [f"ids/{name}.png" for name in names] + ["legend.json"] + [f"overlay/{name}.jpg" for name in names]
+    expected = (
+        [f"ids/{name}.png" for name in names]
+        + ["index.html", "legend.json"]
+        + [f"overlay/{name}.jpg" for name in names]
+    )
     assert tree(out) == expected
     assert {path: path.stat().st_mtime_ns for path in photos.rglob("*")} == before
     segmenter, legend = Segmenter.load(run), read(out)
@@ -77,7 +86,8 @@ def test_a_folder_becomes_ids_overlays_and_a_legend(run, photos, tmp_path, capsy
         total, pixels = total + counts, pixels + ids.size
         drawn = np.asarray(Image.open(out / "overlay" / f"{name}.jpg")).astype(float)
         mean = (np.asarray(photo.convert("RGB")).astype(float) + segmenter.colours[ids]) / 2
-        assert drawn.shape == (*ids.shape, 3) and np.abs(drawn - mean).mean() < 6
+        assert drawn.shape[0] > ids.shape[0] and drawn.shape[1:] == (ids.shape[1], 3), "a legend below"
+        assert np.median(np.abs(drawn[: ids.shape[0]] - mean)) < 6
     np.testing.assert_allclose([row["share"] for row in legend["ids"]], total / pixels, atol=1e-6)
     assert [row["colour"] for row in legend["ids"]] == [f"#{bytes(c).hex()}" for c in segmenter.colours]
     classes = segmenter.run.classes
@@ -87,7 +97,7 @@ def test_a_folder_becomes_ids_overlays_and_a_legend(run, photos, tmp_path, capsy
 def test_options(run, photos, tmp_path):
     out, photo = tmp_path / "out", photos / "a.jpg"
     assert call(run, photo, "--out", out, "--probabilities", "--overlay", "png", "--window", 64, "--batch", 2) == 0
-    assert tree(out) == ["ids/a.png", "legend.json", "overlay/a.png", "probabilities/a.npz"]
+    assert tree(out) == ["ids/a.png", "index.html", "legend.json", "overlay/a.png", "probabilities/a.npz"]
     segmenter, ids = Segmenter.load(run, window=64), np.array(Image.open(out / "ids" / "a.png"))
     assert (ids == segmenter.predict(photo).ids).mean() > 0.995
     with np.load(out / "probabilities" / "a.npz") as stored:
@@ -96,11 +106,17 @@ def test_options(run, photos, tmp_path):
         assert (stored["probabilities"].argmax(0) == ids).mean() > 0.9 and list(stored["names"]) == list(
             segmenter.names
         )
+    expected = labelled_overlay(np.asarray(Image.open(photo)), ids, segmenter.colours, segmenter.names)
+    assert (np.asarray(Image.open(out / "overlay" / "a.png")) == np.asarray(expected)).all()
+    assert call(run, photo, "--out", out, "--overwrite", "--plain", "--overlay", "png", "--window", 64) == 0
     expected = overlay(np.asarray(Image.open(photo)), ids, segmenter.colours)
     assert (np.asarray(Image.open(out / "overlay" / "a.png")) == expected).all()
     assert (read(out)["window"], read(out)["crf"]) == (64, False)
     assert call(run, photo, "--out", tmp_path / "plain", "--overlay", "none") == 0
-    assert tree(tmp_path / "plain") == ["ids/a.png", "legend.json"] and read(tmp_path / "plain")["window"] == "resize"
+    assert (
+        tree(tmp_path / "plain") == ["ids/a.png", "index.html", "legend.json"]
+        and read(tmp_path / "plain")["window"] == "resize"
+    )
     other = np.array(Image.open(tmp_path / "plain" / "ids" / "a.png"))
     assert (other != ids).any(), "windows see the photo at another scale"
 
@@ -130,6 +146,29 @@ def test_crf_is_the_default(run, photos, tmp_path):
     for entry in legend["photos"]:
         ids = np.array(Image.open(tmp_path / "out" / entry["files"][0]))
         assert (ids == segmenter.predict(entry["photo"], crf=True).ids).all()
+
+
+def test_the_page_shows_the_clearest_crops_and_links_to_the_files(run, photos, tmp_path):
+    out, strange = tmp_path / "out", photos / "a&b 50%#ü.png"
+    shutil.copy(photos / "b.png", strange)
+    (photos / "broken.jpg").write_text("x")
+    assert call(run, photos, "--out", out) == 1
+    page, legend = (out / "index.html").read_text(), read(out)
+    assert "default-src 'none'" in page and "<script" not in page and "https://" not in page
+    occurring = [row for row in legend["ids"] if row["share"]]
+    assert [*re.findall(r'background:(#[0-9a-f]{6})"', page)] == [
+        row["colour"] for row in sorted(occurring, key=lambda row: -row["share"])
+    ]
+    for row in occurring:
+        assert f"<b>{row['id']} {row['name']}</b> <span>{100 * row['share']:.1f} %</span>" in page
+    links = {unquote(html.unescape(link)) for link in re.findall(r'href="([^"]+)"', page)}
+    assert links == {file for photo in legend["photos"] for file in photo["files"] if "overlay" in file}
+    assert all((out / link).is_file() for link in links) and "broken.jpg" in page and "a&amp;b 50%#ü.png" in page
+    crops = [
+        Image.open(io.BytesIO(base64.b64decode(text)))
+        for text in re.findall(r'base64,([^"]+)" alt="[^"]*" title', page)
+    ]
+    assert len(crops) >= len(occurring) and {crop.size for crop in crops} == {(144, 144)}
 
 
 def test_flip(run, photos, tmp_path):
@@ -175,11 +214,11 @@ def test_options_that_mean_nothing_are_named(run, photos, tmp_path, capsys, opti
 
 
 def test_stops_and_full_disks_are_a_sentence(run, photos, tmp_path, capsys, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    def fill(*_):
+    def fill(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for work, status, message in ((stop, 130, "stopped; what is in"), (fill, 1, "error: [Errno 28] No space left")):
@@ -286,7 +325,7 @@ def test_most_clusters_of_a_palette(run, photos, tmp_path, clusters):
     save_file(tensors, folder / "checkpoint.safetensors", metadata={"depthg": json.dumps(header)})
     settings = yaml.safe_load((tmp_path / "copy" / "config.yaml").read_text())
     (tmp_path / "copy" / "config.yaml").write_text(yaml.safe_dump({**settings, "n_classes": clusters}))
-    assert call(tmp_path / "copy", photos / "a.jpg", "--out", tmp_path / "o", "--overlay", "png") == 0
+    assert call(tmp_path / "copy", photos / "a.jpg", "--out", tmp_path / "o", "--overlay", "png", "--plain") == 0
     image = Image.open(tmp_path / "o" / "ids" / "a.png")
     assert image.mode == ("P" if clusters == 256 else "I;16")
     ids, segmenter = np.array(image), Segmenter.load(tmp_path / "copy")
