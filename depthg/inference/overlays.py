@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from depthg.data.colours import class_palette
+
 PALETTE = 256  # colours that a PNG can hold
 PAPER, INK, FAINT = (255, 255, 255), (25, 28, 32), (98, 104, 112)
 PLACES_SIDE = 160  # regions are looked for on a map of at most this side
@@ -117,6 +119,21 @@ def _write_names(draw: ImageDraw.ImageDraw, ids: np.ndarray, names: Sequence[str
                 x = min(max(x, half), max(half, ids.shape[1] - half))
                 draw.text((x, y), text, PAPER, letters, "mm", stroke_width=border, stroke_fill=INK)
                 break
+
+
+def cluster_colours(assigned: np.ndarray | None, n: int, palette: np.ndarray) -> np.ndarray:
+    """Colour of every cluster, uint8 [n, 3]: that of its class, or one that no class has.
+
+    Args:
+        assigned: int [n], class of every cluster or -1; None: clusters by number.
+        n: number of clusters.
+        palette: uint8 [n_classes, 3].
+    """
+    if assigned is None:
+        return class_palette(n)
+    alone = np.cumsum(assigned < 0) - 1 + len(palette)
+    both = np.vstack([palette, class_palette(len(palette) + n)[len(palette) :]])
+    return both[np.where(assigned < 0, alone, assigned)]
 
 
 def short_name(number: int, name: str) -> str:

@@ -23,6 +23,7 @@ from depthg.data.reading import Reading
 from depthg.data.transforms import to_float
 from depthg.inference.crf import ALPHA, check_available, cosines, crf_ids, log_softmax
 from depthg.inference.crf_image import crf_image
+from depthg.inference.overlays import cluster_colours
 from depthg.inference.read_outs import predict_ids
 from depthg.inference.windows import NetworkPhoto, as_rgb, blend, cut, layout, scaled
 from depthg.kernels.upsampling import up_sampled_ids
@@ -125,14 +126,9 @@ class Segmenter:
     @cached_property
     def colours(self) -> np.ndarray:
         """Colour of every cluster, uint8 [n_clusters, 3]: that of its class, or one that no class has."""
-        n, assigned = len(self.run.class_names), self.run.assignment
-        if assigned is None:
-            return class_palette(self.run.n_clusters)
-        alone = np.cumsum(assigned < 0) - 1 + n
-        palette = np.array(class_palette(n + self.run.n_clusters))
         stored = self._stored_palette()
-        palette[:n] = palette[:n] if stored is None else stored
-        return palette[np.where(assigned < 0, alone, assigned)]
+        palette = class_palette(len(self.run.class_names)) if stored is None else stored
+        return cluster_colours(self.run.assignment, self.run.n_clusters, palette)
 
     def _stored_palette(self) -> np.ndarray | None:
         """The data set's colours from ``metrics.json``, or None."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
+
 from depthg.evaluation.metrics import match_many_to_one, matched_confusion
 from depthg.evaluation.protocol import protocol
 from depthg.evaluation.training_scores import TrainingScores
+from depthg.inference.overlays import cluster_colours
 from depthg.model.checkpoints import load_modules, read_checkpoint
 from depthg.model.run_folder import environment, peak_memory
+from depthg.reporting.cluster_crops import write_cluster_crops
 from depthg.reporting.figures import confusion_figure, save_figure
 from depthg.reporting.panels import write_panels
 from depthg.reporting.report import write_report
@@ -50,6 +54,7 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
     if config.val.panels:
         matching, count = assignments.get("cluster"), config.val.panels
         write_panels(trainer.run, data, scores.probes(), trainer.model.head, matching, count)
+        write_clusters(trainer, metrics, matching)
     trainer.seconds["evaluate"] += time.perf_counter() - started
     seconds = {**trainer.seconds, "total": sum(trainer.seconds.values())}
     metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
@@ -57,6 +62,17 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
     write_text(trainer.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     write_report(trainer.run)
     return metrics
+
+
+def write_clusters(trainer: Trainer, metrics: dict, matching: np.ndarray | None) -> None:
+    """Share and clearest crops of every cluster, under the name of its (else its most frequent) class."""
+    classes, model, dataset = metrics["classes"], trainer.model, trainer.data.dataset
+    n = len(model.cluster.centroids)
+    frequent = np.array(metrics["most_frequent"]["cluster"]) if matching is not None else np.full(n, -1)
+    naming = frequent if matching is None else np.where(matching < 0, frequent, matching)
+    names = [classes[c] if c >= 0 else f"cluster {number}" for number, c in enumerate(naming)]
+    colours = cluster_colours(matching, n, dataset.palette)
+    write_cluster_crops(trainer.run, trainer.data, model.head, model.cluster, names, colours)
 
 
 def skipped(split) -> list[str]:

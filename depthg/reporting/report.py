@@ -15,6 +15,7 @@ import numpy as np
 from depthg.config.schema import flatten
 from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.model.run_folder import SCORES_FILE
+from depthg.reporting.cluster_crops import read_cluster_rows
 from depthg.reporting.figures import PARTS, available_curves, confusion_figure, curves_figure, iou_figure
 from depthg.reporting.page import HEADLINE, SMALLEST, Drawing, Sheet, data_address, drawing, picture_width, render
 from depthg.reporting.run_files import protocol_words, read_image_scores, read_run
@@ -22,7 +23,7 @@ from depthg.reporting.values import MINUS, gibibytes, is_number, pairs, percent,
 from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
 
-KNOWN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "confusion.png", "panels")
+KNOWN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "confusion.png", "panels", "clusters")
 ABOUT = {
     "cluster": "learned without labels; one cluster for one class, matched over the whole split",
     "linear": "trained on labels: shows what the codes hold, not an unsupervised result",
@@ -67,19 +68,20 @@ def write_report(run: Path | str, out: Path | None = None, overwrite: bool = Fal
 def report_content(run: Path) -> dict[str, Any]:
     """What ``templates/report.html`` lays out."""
     config, metrics, records = read_run(run)
-    cards, note = score_cards(metrics), ""
+    cards, note, protocol, later = score_cards(metrics), "", protocol_words(metrics.get("protocol") or {}), {}
     if not cards:
         cards = progress_cards(config, records)
         if not metrics:
             note = "The run has not been evaluated yet (no metrics.json)."
         elif not metrics.get("classes"):
             note = "The data has no labels, so there are no scores; clusters are shown by number."
+            later, cards, protocol = {"cards": cards, "protocol": protocol}, [], []  # pictures and shares come first
     evaluations = metrics.get("evaluations")
     evaluations = evaluations if isinstance(evaluations, list) else []
     scored = [(text(entry.get("protocol")), score_rows(entry)) for entry in evaluations]
     return {
         "title": run.resolve().name, "subtitle": subtitle(config), "cards": cards, "note": note,
-        "protocol": protocol_words(metrics.get("protocol") or {}),
+        "protocol": protocol, "later": {"cards": [], "protocol": []} | later, "clusters": read_cluster_rows(run),
         "pictures": pictures(run / "panels"), "images": image_sentence(run / SCORES_FILE),
         "read_outs": score_rows(metrics, ABOUT),
         "evaluations": [(line, rows) for line, rows in scored if rows],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from depthg.model.run_folder import read_log
@@ -17,12 +17,16 @@ def read_run(run: Path) -> tuple[dict, dict, list[dict]]:
     Raises:
         ValueError: config.yaml or metrics.json is damaged.
     """
-    config = _mapping(run / "config.yaml", parse_yaml)
-    return config, _mapping(run / "metrics.json", parse_json), read_log(run / "metrics.jsonl")
+    config = read_mapping(run / "config.yaml", parse_yaml)
+    return config, read_mapping(run / "metrics.json", parse_json), read_log(run / "metrics.jsonl")
 
 
-def _mapping(path: Path, parse) -> dict:
-    """A parsed file that holds a mapping; empty without the file."""
+def read_mapping(path: Path, parse: Callable[[str], object] = parse_json) -> dict:
+    """A parsed file that holds a mapping; empty without the file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.is_file():
         return {}
     try:

@@ -185,6 +185,8 @@ def test_a_run_without_labels_has_no_scores_and_no_nan(drawn_figures, tmp_path):
     run = make_run(tmp_path / "run", metrics=metrics, config=config, records=records, panels=1)
     page = Page(write_report(run))
     assert "no labels" in page.text and "Clusters 8" in page.text and "Loss −0.200" in page.text  # noqa: RUF001
+    places = [page.text.index(part) for part in ("no labels", "Pictures", "Curves", "Iterations", "Loss", "Protocol")]
+    assert places == sorted(places), "pictures come first"
     assert "Scores" not in page.text and "Classes" not in page.text and "nan" not in page.text.lower()
 
 
