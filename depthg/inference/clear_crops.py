@@ -14,6 +14,7 @@ from depthg.inference.overlays import draw_outlines
 
 MOST, SIDE = 8, 144  # crops per cluster, and their side in pixels
 PART = 0.3  # side of a crop relative to the shorter side of the photo
+FADED = 140  # grey that is mixed into what is not of the cluster
 QUALITY = 82  # of JPEG
 
 
@@ -94,7 +95,7 @@ class ClearCrops:
 
 
 def crop_jpeg(image: np.ndarray, ids: np.ndarray, colours: np.ndarray, number: int, row: float, column: float) -> bytes:
-    """A square of the photo around a place, as JPEG, with an outline of the regions of one cluster in its colour."""
+    """A square of the photo around a place, as JPEG: outside one cluster it is faded, inside lies its outline."""
     height, width = ids.shape
     side = max(1, round(PART * min(height, width)))
     top, left = (round(min(max(p * n - side / 2, 0), n - side)) for p, n in ((row, height), (column, width)))
@@ -104,7 +105,7 @@ def crop_jpeg(image: np.ndarray, ids: np.ndarray, colours: np.ndarray, number: i
     inside = np.array(Image.fromarray(inside).resize((SIDE, SIDE), Image.Resampling.NEAREST))
     line = drawn.copy()
     draw_outlines(line, inside, np.stack([colours[number]] * 2), 3)
-    drawn = np.where(inside[..., None] > 0, line, drawn)
+    drawn = np.where(inside[..., None] > 0, line, drawn // 3 + FADED)
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, format="JPEG", quality=QUALITY)
     return buffer.getvalue()

@@ -81,7 +81,7 @@ class LoadedRun:
         """
         return self._matching[0]
 
-    @cached_property
+    @property
     def naming(self) -> np.ndarray | None:  # int64 [n_clusters], -1 = no class
         """``assignment``, where clusters without a class take their most frequent class; None without a matching.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +41,12 @@ def write_cluster_crops(
         with torch.no_grad():
             codes = codes_of(head, data.evaluation.features[np.array([view])], next(head.parameters()).device)
             scores = cluster(codes)[0].T.unflatten(1, data.evaluation.grid).cpu().numpy()
-        crops.offer(
-            data.evaluation_split.names[view], scores,
-            lambda view=view, ids=ids: (data.example(view).image.permute(1, 2, 0).numpy(), ids),
-        )  # fmt: skip
+        crops.offer(data.evaluation_split.names[view], scores, partial(_shown, data, view, ids))
     shares, listed = pixels / max(1, pixels.sum()), []
     for number, (name, found) in enumerate(zip(names, crops.all, strict=True)):
         files = [f"{number:03d}-{place}.jpg" for place in range(len(found))]
         for file, crop in zip(files, found, strict=True):
-            write_whole(run / FOLDER / file, lambda partial, crop=crop: partial.write_bytes(crop.jpeg))
+            write_whole(run / FOLDER / file, partial(_write, crop.jpeg))
         listed.append(
             {
                 "id": number, "name": name, "colour": "#" + bytes(colours[number]).hex(),
@@ -57,6 +55,15 @@ def write_cluster_crops(
             }
         )  # fmt: skip
     write_text(run / FOLDER / FILE, json.dumps({"images": len(views), "clusters": listed}, indent=1))
+
+
+def _shown(data: Prepared, view: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An evaluation image, uint8 [H, W, 3], and its ids."""
+    return data.example(view).image.permute(1, 2, 0).numpy(), ids
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def read_cluster_rows(run: Path) -> list[ClusterRow]:

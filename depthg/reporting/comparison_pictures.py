@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from depthg.features.preparation import Preparation
 from depthg.model.loaded_run import load_run
 from depthg.reporting.page import Sheet, data_address
 from depthg.reporting.panels import example, ranked_views, segment
-from depthg.reporting.pictures import panel_sheet
+from depthg.reporting.pictures import NARROW, panel_sheet
 from depthg.runtime.command import USER_ERRORS
 
 RANKS = {"best": "Gained most", "median": "Around the median change", "worst": "Lost most, or gained least"}
@@ -72,8 +75,14 @@ def _sheet(
         first, second = (reader.classes_of(view) for reader in readers)
         rows.append(example(data, view, first, second, f" · mIoU {before:.0f} to {after:.0f}"))
     titles = {field: label[0].upper() + label[1:] for field, label in zip(("clusters", "linear"), labels, strict=True)}
-    picture = panel_sheet(rows, classes=data.dataset.classes, palette=data.dataset.palette, titles=titles)
+    colours: dict[str, Any] = {"classes": data.dataset.classes, "palette": data.dataset.palette, "titles": titles}
+    picture = panel_sheet(rows, **colours)
+    narrow = panel_sheet([replace(row, depth=None) for row in rows], columns=NARROW, **colours)  # both side by side
+    alt = f"{title}: photo, label and both segmentations"
+    return Sheet(_png_address(picture), picture.width, alt, title, _png_address(narrow))
+
+
+def _png_address(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    alt = f"{title}: photo, label and both segmentations"
-    return Sheet(data_address(buffer.getvalue()), picture.width, alt, title)
+    return data_address(buffer.getvalue())

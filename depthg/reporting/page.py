@@ -15,6 +15,7 @@ from PIL import Image
 from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.reporting.figures import DARK, LIGHT, svg_bytes
 
+NARROW_FOLDER = "narrow"  # in the folder of the panels
 SMALLEST = 0.56  # scale below which a sheet scrolls: tiles of about 145 pixels
 HEADLINE = {  # scores in cards at the top, such as cluster.miou: "Cluster mIoU"
     f"{key}.{kind}": f"{READ_OUTS[key].title.removesuffix(' probe')} {title}"
@@ -49,12 +50,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A wide picture. It is never enlarged, and on a narrow screen it scrolls before its tiles get too small."""
+    """A wide picture. It is never enlarged.
+
+    On a narrow screen ``narrow``, the same with two tiles side by side, takes its place; without one it scrolls before
+    its tiles get too small.
+    """
 
     address: str
     width: int
     alt: str
     caption: str = ""
+    narrow: str = ""
 
     @property
     def smallest(self) -> int:

@@ -17,7 +17,8 @@ from depthg.inference.read_outs import predict_ids
 from depthg.model.codes import codes_of
 from depthg.model.heads import ClusterProbe
 from depthg.model.run_folder import SCORES_FILE
-from depthg.reporting.pictures import Example, panel_sheet, save_png
+from depthg.reporting.page import NARROW_FOLDER
+from depthg.reporting.pictures import NARROW, Example, panel_sheet, save_png
 from depthg.storage.whole_files import write_text
 
 ROWS_PER_SHEET = 4
@@ -119,6 +120,8 @@ def write_panels(
 ) -> None:
     """``panels/best.png``, ``median.png``, ``worst.png`` and ``images.csv``; without labels ``panels/00.png`` ...
 
+    ``panels/narrow`` holds the same sheets for phones, with two tiles side by side (where there are more).
+
     Args:
         run: the run folder.
         read_outs: ``(True, function of codes)`` per name: "cluster" and, with labels, "linear".
@@ -141,14 +144,21 @@ def write_panels(
         }
     for name, views in sheets.items():
         ids = [{key: maps[0] for key, maps in segment(data, head, read_outs, [view]).items()} for view in views]
-        sheet = panel_sheet(
-            [
-                example(data, view, found["cluster"], found.get("linear"), notes.get(view, ""))
-                for view, found in zip(views, ids, strict=True)
-            ],
-            classes=data.dataset.classes,
-            palette=data.dataset.palette if data.dataset.classes else None,
-            assignment=assignment,
-            n_clusters=len(cluster.centroids),
+        rows = [
+            example(data, view, found["cluster"], found.get("linear"), notes.get(view, ""))
+            for view, found in zip(views, ids, strict=True)
+        ]
+        wide, narrow = (
+            panel_sheet(
+                rows,
+                classes=data.dataset.classes,
+                palette=data.dataset.palette if data.dataset.classes else None,
+                assignment=assignment,
+                n_clusters=len(cluster.centroids),
+                columns=columns,
+            )
+            for columns in (None, NARROW)
         )
-        save_png(sheet, run / "panels" / f"{name}.png")
+        save_png(wide, run / "panels" / f"{name}.png")
+        if narrow.size != wide.size:
+            save_png(narrow, run / "panels" / NARROW_FOLDER / f"{name}.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ VOID, NO_CLASS = -1, -2  # ids that belong to no class: not labelled; a cluster 
 VOID_COLOUR, STRIPES = (0, 0, 0), ((255, 255, 255), (110, 110, 110))
 PAPER, INK, FAINT = (255, 255, 255), (25, 28, 32), (98, 104, 112)
 COLUMNS = {"image": "Image", "depth": "Depth", "label": "Label", "clusters": "Clusters", "linear": "Linear probe"}
+NARROW = 2  # tiles side by side on a phone
 MARGIN, GAP, TITLE, TEXT = 18, 8, 22, 19  # pixels
 
 
@@ -65,6 +66,7 @@ def panel_sheet(
     metric: bool | None = None,
     tile: int = 256,
     titles: Mapping[str, str] | None = None,
+    columns: int | None = None,
 ) -> Image.Image:
     """A row per example: image | depth | label | clusters | linear, with column titles and one legend below.
 
@@ -80,6 +82,8 @@ def panel_sheet(
             exceeds 1.
         tile: width of a tile in pixels.
         titles: other words above the columns, by field of :class:`Example`.
+        columns: tiles side by side, for narrow screens: each example takes several lines, and each tile has its title.
+            None: all tiles in one line.
 
     Raises:
         ValueError: no example, a map of the wrong shape, or ids without a colour.
@@ -89,15 +93,19 @@ def panel_sheet(
     key = _key(examples, tuple(classes), palette, assignment, n_clusters)
     fields = [field for field in COLUMNS if any(getattr(example, field) is not None for example in examples)]
     scale = depth_scale([e.depth for e in examples if e.depth is not None], metric)
-    rows, words = [_row(example, fields, key, scale, tile) for example in examples], COLUMNS | dict(titles or {})
-    width = 2 * MARGIN + len(fields) * (tile + GAP) - GAP
+    words, narrow = COLUMNS | dict(titles or {}), columns is not None and columns < len(fields)
+    lines = [fields[i : i + columns] for i in range(0, len(fields), columns)] if narrow else [fields]
+    if narrow:
+        rows = [_block(example, lines, words, key, scale, tile) for example in examples]
+    else:
+        rows = [_row(example, fields, key, scale, tile) for example in examples]
+    width = 2 * MARGIN + len(lines[0]) * (tile + GAP) - GAP
     legend = _legend(_entries(examples, key), key, scale, width)
-    head = MARGIN + round(1.6 * TITLE)
+    head = MARGIN if narrow else MARGIN + round(1.6 * TITLE)
     sheet = Image.new("RGB", (width, head + sum(r.height + GAP for r in rows) + GAP + legend.height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, field in enumerate(fields):
-        centre = MARGIN + i * (tile + GAP) + tile / 2
-        draw.text((centre, head - TITLE / 2), words[field], INK, font(min(TITLE, tile // 7)), anchor="ms")
+    if not narrow:
+        _titles(draw, [words[field] for field in fields], MARGIN, head, tile)
     y = head
     for row in rows:
         sheet.paste(row, (MARGIN, y))
@@ -165,6 +173,31 @@ def _row(example: Example, fields: list[str], key: Key, scale, tile: int) -> Ima
             continue
         row.paste(_tile(field, values, key, scale, size), (left, top))
     return row
+
+
+def _titles(draw: ImageDraw.ImageDraw, titles: Sequence[str], left: int, bottom: int, tile: int) -> None:
+    """Column titles, centred above their tiles."""
+    for i, title in enumerate(titles):
+        centre = left + i * (tile + GAP) + tile / 2
+        draw.text((centre, bottom - TITLE / 2), title, INK, font(min(TITLE, tile // 7)), anchor="ms")
+
+
+def _block(
+    example: Example, lines: Sequence[list[str]], words: Mapping[str, str], key: Key, scale, tile: int
+) -> Image.Image:
+    """The name of an example and several lines of tiles, each under its titles."""
+    title = round(1.5 * TITLE)
+    rows = [_row(replace(example, name=""), fields, key, scale, tile) for fields in lines]
+    top = round(1.5 * TEXT) if example.name else 0
+    block = Image.new("RGB", (rows[0].width, top + sum(title + row.height + GAP for row in rows)), PAPER)
+    draw, y = ImageDraw.Draw(block), top
+    if example.name:
+        draw.text((0, top - 7), _shorten(example.name, block.width), FAINT, font(TEXT), anchor="ls")
+    for fields, row in zip(lines, rows, strict=True):
+        _titles(draw, [words[field] for field in fields], 0, y + title, tile)
+        block.paste(row, (0, y + title))
+        y += title + row.height + GAP
+    return block
 
 
 def _tile(field: str, values: np.ndarray, key: Key, scale, size: tuple[int, int]) -> Image.Image:

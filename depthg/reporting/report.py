@@ -17,7 +17,17 @@ from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.model.run_folder import SCORES_FILE
 from depthg.reporting.cluster_crops import read_cluster_rows
 from depthg.reporting.figures import PARTS, available_curves, confusion_figure, curves_figure, iou_figure
-from depthg.reporting.page import HEADLINE, SMALLEST, Drawing, Sheet, data_address, drawing, picture_width, render
+from depthg.reporting.page import (
+    HEADLINE,
+    NARROW_FOLDER,
+    SMALLEST,
+    Drawing,
+    Sheet,
+    data_address,
+    drawing,
+    picture_width,
+    render,
+)
 from depthg.reporting.run_files import protocol_words, read_image_scores, read_run
 from depthg.reporting.values import MINUS, gibibytes, is_number, pairs, percent, text, words
 from depthg.storage.outputs import output_folder
@@ -145,14 +155,21 @@ def pictures(folder: Path) -> dict[str, Any]:
     paths = sorted(folder.glob("*.png"), key=lambda path: (rank.get(path.stem, len(RANKS)), path))
     sheets = [
         Sheet(data_address(path.read_bytes()), picture_width(path),
-              f"Example pictures {path.stem}: photo and segmentations", RANKS.get(path.stem, ""))
+              f"Example pictures {path.stem}: photo and segmentations", RANKS.get(path.stem, ""),
+              _narrow_address(path))
         for path in paths[:MOST_SHEETS]
     ]  # fmt: skip
     n_open = max(OPEN_SHEETS, sum(path.stem in RANKS for path in paths))
     return {
         "open": sheets[:n_open], "folded": sheets[n_open:], "further": len(paths) - len(sheets),
-        "wide": any(sheet.width * SMALLEST > 350 for sheet in sheets),
+        "wide": any(sheet.width * SMALLEST > 350 and not sheet.narrow for sheet in sheets),
     }  # fmt: skip
+
+
+def _narrow_address(path: Path) -> str:
+    """The sheet for phones beside a sheet; empty without one."""
+    narrow = path.parent / NARROW_FOLDER / path.name
+    return data_address(narrow.read_bytes()) if narrow.is_file() else ""
 
 
 def image_sentence(path: Path) -> str:

@@ -99,7 +99,7 @@ def test_the_clearest_crops_are_kept_in_any_order_one_per_photo():
     image = np.zeros((200, 300, 3), np.uint8)
     image[:, :, 0] = 200
     ids = np.zeros((200, 300), np.uint8)
-    ids[30:90, 170:230] = 1
+    ids[40:80, 180:220] = 1
     rng, kept = np.random.default_rng(0), []
     for _ in range(2):
         crops, reads = ClearCrops(class_palette(2)), []
@@ -117,3 +117,4 @@ def test_the_clearest_crops_are_kept_in_any_order_one_per_photo():
     ]
     crop = np.asarray(Image.open(io.BytesIO(kept[0][1][0].jpeg))).astype(int)
     assert crop.shape == (144, 144, 3) and np.abs(crop[60:80, 60:80] - (200, 0, 0)).max() < 12, "the photo itself"
+    assert np.abs(crop[5:15, 5:15] - (206, 140, 140)).max() < 12, "what is of other clusters is faded"

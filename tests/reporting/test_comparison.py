@@ -150,10 +150,12 @@ def test_pictures_of_real_runs_and_without_their_checkpoint(tmp_path):
     train(settings(root, *fast, "name=guided"))
     train(settings(root, *fast, "name=plain", "depth.source=none"))
     runs = [tmp_path / "runs" / name for name in ("plain", "guided")]
-    page = Page(write_comparison(*runs))
+    path = write_comparison(*runs)
+    page = Page(path)
     sheets = [alt for alt in page.alts if "both segmentations" in alt]
     assert [alt.split(":")[0] for alt in sheets] == ["Gained most", "Lost most, or gained least"] or len(sheets) == 3
     assert "What depth contributed" in page.text
+    assert path.read_text().count('<source media="(max-width: 800px)" srcset="data:image/png') == len(sheets)
     (runs[0] / "checkpoints" / "last" / "checkpoint.safetensors").unlink()
     page = Page(write_comparison(*runs, overwrite=True))
     assert "No pictures: no checkpoint at" in page.text

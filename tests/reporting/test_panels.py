@@ -67,10 +67,14 @@ def test_sheets_and_scores_of_a_labelled_split(data, tmp_path, monkeypatch):
     drawn = []
     original = depthg.reporting.panels.panel_sheet
     monkeypatch.setattr(
-        depthg.reporting.panels, "panel_sheet", lambda rows, **kw: drawn.append(rows) or original(rows, **kw)
+        depthg.reporting.panels,
+        "panel_sheet",
+        lambda rows, **kw: drawn.append(rows) or original(rows, **kw),
     )
     write_panels(tmp_path, data, {"cluster": (True, cluster)}, head, assignment, 4)
-    assert sorted(path.name for path in (tmp_path / "panels").iterdir()) == ["best.png", "median.png", "worst.png"]
+    names = ["best.png", "median.png", "worst.png"]
+    assert sorted(path.name for path in (tmp_path / "panels").iterdir()) == sorted([*names, "narrow"])
+    assert sorted(path.name for path in (tmp_path / "panels" / "narrow").iterdir()) == names
     found = image_scores(split_confusions(data, head, cluster), assignment)
     with open(tmp_path / "images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -87,5 +91,5 @@ def test_sheets_and_scores_of_a_labelled_split(data, tmp_path, monkeypatch):
 def test_without_labels_an_even_spread_is_shown(data, tmp_path):
     head, cluster = modules(data)
     write_panels(tmp_path, data, {"cluster": (True, cluster)}, head, None, 5)
-    assert sorted(path.name for path in (tmp_path / "panels").iterdir()) == ["00.png", "01.png"]
+    assert sorted(path.name for path in (tmp_path / "panels").glob("*.png")) == ["00.png", "01.png"]
     assert not (tmp_path / "images.csv").exists()

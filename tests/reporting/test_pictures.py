@@ -215,3 +215,26 @@ def test_png_is_written_whole_or_not_at_all(tmp_path):
         save_png(Broken(), path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["panel.png"]
+
+
+def test_two_tiles_side_by_side_show_the_same_maps():
+    maps = {"label": uniform(0), "clusters": uniform(1), "linear": uniform(2)}
+    settings = {"classes": CLASSES, "palette": PALETTE, "tile": TILE}
+    wide = panel_sheet([example(**maps)] * 2, **settings)
+    sheet = panel_sheet([example(**maps, name="a")] * 2, columns=2, **settings)
+    assert columns_of(sheet) == 2 and columns_of(wide) == 5 and sheet.height > wide.height
+    pixels = np.array(sheet)
+    left, right = (pixels[:, MARGIN + i * (TILE + GAP) + TILE // 2] for i in range(2))
+    runs = [[int((side == PALETTE[c]).all(-1).sum()) for c in range(3)] for side in (left, right)]
+    assert runs == [[2 * TILE, 0, 2 * TILE], [0, 2 * TILE, 0]], "label and linear left, clusters right, twice"
+    one = panel_sheet([example(**maps)], columns=9, **settings)
+    assert (np.array(one) == np.array(panel_sheet([example(**maps)], **settings))).all(), "enough room: one line"
+
+
+def test_every_tile_of_a_narrow_sheet_has_its_title(monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "depthg.reporting.pictures.ImageDraw.ImageDraw.text", lambda self, at, text, *rest, **more: written.append(text)
+    )
+    panel_sheet([example()], classes=CLASSES, palette=PALETTE, tile=TILE, columns=2, titles={"linear": "B"})
+    assert written[:5] == ["Image", "Depth", "Label", "Clusters", "B"]

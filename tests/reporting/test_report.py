@@ -311,6 +311,13 @@ def test_sheets_are_never_enlarged_and_a_broken_one_is_named(tmp_path):
     run = make_run(tmp_path / "run", panels=1)
     Image.new("RGB", (1000, 20)).save(run / "panels" / "00.png")
     assert 'style="max-width:1000px;min-width:560px"' in write_report(run).read_text()
+    assert "Swipe" in write_report(run).read_text() and "max-width: 800px" in write_report(run).read_text()
+    (run / "panels" / "narrow").mkdir()
+    Image.new("RGB", (500, 40)).save(run / "panels" / "narrow" / "00.png")
+    page = write_report(run).read_text()
+    narrow = base64.b64encode((run / "panels" / "narrow" / "00.png").read_bytes()).decode()
+    assert f'<source media="(max-width: 800px)" srcset="data:image/png;base64,{narrow}">' in page
+    assert "Swipe" not in page and 'class="wide sheet two"' in page
     (run / "panels" / "01.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"01\.png is not a readable picture"):
         write_report(run)
