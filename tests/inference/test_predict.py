@@ -230,7 +230,7 @@ def test_stops_and_full_disks_are_a_sentence(run, photos, tmp_path, capsys, monk
 def test_patterns_and_repeated_photos(run, photos, tmp_path):
     out = tmp_path / "out"
     assert call(run, f"{photos}/*.jpg", photos / "a.jpg", f"{photos}/**/*.png", "--out", out, "--overlay", "none") == 0
-    assert tree(out) == ["ids/a.png", "ids/b.png", "ids/sub_c.png", "legend.json"]
+    assert tree(out) == ["ids/a.png", "ids/b.png", "ids/sub_c.png", "index.html", "legend.json"]
 
 
 def test_photos_with_one_stem_get_files_of_their_own(run, photos, tmp_path):

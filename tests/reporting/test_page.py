@@ -10,8 +10,10 @@ import pytest
 import test_comparison
 from test_report import Page, full_metrics, full_run
 
+import depthg.reporting.gallery
 from depthg.reporting import diagnosis_page
 from depthg.reporting.comparison import comparison_content, read_side
+from depthg.reporting.gallery import write_gallery
 from depthg.reporting.page import Drawing, Sheet, render
 from depthg.reporting.report import report_content
 
@@ -45,8 +47,22 @@ def diagnosis(folder):
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnosis_page, "render", lambda name, content: kept.append(content) or "")
-        diagnosis_page.write_page(folder, found, counts, ["loss.self.shift=0.1"], "two clusters", (-1.0, 1.0))
+        diagnosis_page.write_page(
+            folder, found, counts, ["loss.self.shift=0.1"], "two clusters", (-1.0, 1.0), "start with two"
+        )
     return kept[0]
+
+
+def gallery(folder):
+    """Only names and lines that are shown."""
+    photo = {"photo": "a photo.jpg", "files": ["ids/a.png"]}
+    legend = {"run": "runs/x", "ids": [], "photos": [photo] * 3, "failed": ["b.jpg is broken"] * 3, "window": "resize"}
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depthg.reporting.gallery, "render", lambda name, content: kept.append(content) or "")
+        write_gallery(folder, legend, [])
+    assert [link for _, link in kept[0]["links"]] == ["ids/a.png"] * 3
+    return kept[0] | {"links": []}
 
 
 def hostile(value):
@@ -69,7 +85,7 @@ def texts(value):
     return sum(map(texts, value)) if isinstance(value, (list, tuple)) else isinstance(value, str)
 
 
-@pytest.mark.parametrize("content", [report, comparison, diagnosis])
+@pytest.mark.parametrize("content", [report, comparison, diagnosis, gallery])
 def test_text_stays_text_in_every_place(tmp_path, content):
     plain = content(tmp_path)
     (tmp_path / "page.html").write_text(render(f"{content.__name__}.html", plain), encoding="utf-8")
@@ -81,7 +97,7 @@ def test_text_stays_text_in_every_place(tmp_path, content):
     assert [tag for tag in attacked.tags if tag not in new] == [tag for tag in page.tags if tag not in new]
 
 
-@pytest.mark.parametrize("content", [report, comparison, diagnosis])
+@pytest.mark.parametrize("content", [report, comparison, diagnosis, gallery])
 def test_a_missing_value_is_an_error(tmp_path, content):
     full = content(tmp_path)
     for key in full:
