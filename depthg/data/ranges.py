@@ -81,6 +81,8 @@ def _spread(paths: Sequence[Path], number: int) -> list[Path]:
 
 
 def _layout(path: Path, reading: Reading) -> Layout | None:
+    if not path.is_file():  # to open a pipe would wait for ever
+        return None
     try:
         if suffix_of(path) == ".png":
             with open(path, "rb") as file:

@@ -1,5 +1,6 @@
 """Photos of more than 8 bits: one range for a set, no data left out, and 8-bit photos untouched."""
 
+import os
 import warnings
 
 import numpy as np
@@ -166,6 +167,10 @@ def test_damaged_files_do_not_decide(tmp_path):
     (folder / "0.tif").write_bytes((folder / "0.tif").read_bytes()[:500])
     (folder / "empty.tif").touch()
     (folder / "gone.png").symlink_to("nothing.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.png")
+        os.mkfifo(folder / "pipe.tif")
     with pytest.warns(UserWarning, match="become 0"):
         data = Folder(folder)
     with pytest.raises(DataError, match=r"0\.tif"):
