@@ -137,8 +137,8 @@ def cluster_colours(assigned: np.ndarray | None, n: int, palette: np.ndarray) ->
 
 
 def short_name(number: int, name: str) -> str:
-    """The name of a class, or the bare number of a cluster without one."""
-    return str(number) if name == f"cluster {number}" else name
+    """The name of a class in one line, or the bare number of a cluster without one."""
+    return str(number) if name == f"cluster {number}" else " ".join(name.split())
 
 
 def legend_strip(shares: np.ndarray, colours: np.ndarray, names: Sequence[str], width: int, size: int) -> Image.Image:

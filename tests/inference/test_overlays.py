@@ -80,6 +80,14 @@ def test_more_ids_than_a_palette_holds():
     assert labelled_overlay(image, ids, colours, [f"cluster {i}" for i in range(300)]).width == 160
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (9, 500)])
+def test_photos_of_any_size_and_names_of_any_kind(size):
+    ids = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size) % 3
+    names = ("two\nlines", "", "写真 & <b>")
+    found = labelled_overlay(np.zeros((*size, 3), np.uint8), ids, class_palette(3), names)
+    assert found.width == size[1] and found.height > size[0]
+
+
 def scores_with_a_clear_place(row, column, margin=5.0):
     """Two clusters on 20 x 30 cells: 0 wins weakly everywhere, 1 around one place."""
     scores = np.zeros((2, 20, 30), np.float32)
