@@ -230,7 +230,8 @@ def print_evaluations(found: Sequence[Evaluation], console: Console) -> None:
     common = [part for part in parts[0] if all(part in others for others in parts)]  # the rest is in the rows
     console.print(f"protocol: {'; '.join(common)}", highlight=False)
     if not table.row_count:
-        console.print("no labels: clusters alone, nothing is scored (shares of k-means: in the files)")
+        more = any(len(evaluation.shares) > 1 for evaluation in found)
+        console.print(f"no labels: clusters alone, nothing is scored{' (shares of k-means: in the files)' * more}")
 
 
 def _about(evaluation: Evaluation) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from depthg.config.schema import Config
+from depthg.config.schema import UNLABELLED_CLUSTERS, Config
 from depthg.evaluation.cluster_count import THRESHOLD, count_clusters
 from depthg.features.preparation import Preparation
 from depthg.features.prepared import Prepared
@@ -138,7 +138,7 @@ def diagnose(config: Config, run: LoadedRun | None = None, most_clusters: int = 
         "quantiles": list(config.loss.quantiles), "shifts_from": source,
         "F": features, "S": codes, "D": depth,
         "clusters": {**asdict(clusters), "of": "codes" if run else "features", "threshold": THRESHOLD},
-        "n_classes": config.n_classes or len(data.dataset.classes) or None,
+        "n_classes": config.n_classes or len(data.dataset.classes) or None, "classes": len(data.dataset.classes),
     }  # fmt: skip
     return found, {k: v for k, v in (("F", f_counts), ("S", s_counts), ("D", d_counts)) if v is not None}
 
@@ -199,12 +199,15 @@ def advice(found: dict) -> str:
     """What to do with the numbers: how many clusters to start with, and which settings to change.
 
     The agreed number is a lower bound: on the 8 classes of the demo it is 3 from features and 6 from codes, on the 11
-    of CamVid 4 from features. So the range goes from it (codes) or twice it (features) to about twice that.
+    of CamVid 4 from features. So the range begins at it (codes) or twice it (features), at 8 or more, and ends at about
+    twice that: too many clusters can be merged by their names, too few cannot be split. Data with labels keep a cluster
+    for each class.
     """
     agreed, of_codes = found["clusters"]["suggested"], found["clusters"]["of"] == "codes"
-    low = 8 if agreed is None else max(2, agreed if of_codes else 2 * agreed)
-    high, now = 2 * low - 1, found["n_classes"]
-    changes = [] if now and low <= now <= high else [f"n_classes={low}"]
+    low = max(UNLABELLED_CLUSTERS, (agreed or 0) * (1 if of_codes else 2))
+    high, now, changes = 2 * low - 1, found["n_classes"], []
+    if not now or not (low <= now <= high or now == found["classes"]):
+        changes.append(f"n_classes={low}")
     if any(abs(found["F"][kind]["shift"] - found["F"][kind]["suggested_shift"]) > SHIFT_TOLERANCE for kind in PAIRS):
         changes.append("loss.shifts=auto")
     todo = f"set {' and '.join(changes)}" if changes else "nothing to change"

@@ -179,15 +179,17 @@ def test_figure_holds_the_histogram_and_the_suggested_count():
     ("agreed", "of", "n_classes", "shift", "expected"),
     [
         (4, "features", 12, 0.12, "start with 8 to 15 clusters; nothing to change"),
-        (4, "features", None, 0.12, "start with 8 to 15 clusters; set n_classes=8"),
-        (6, "codes", 11, 0.12, "start with 6 to 11 clusters; nothing to change"),
-        (6, "codes", 12, 0.2, "start with 6 to 11 clusters; set n_classes=6 and loss.shifts=auto"),
+        (5, "features", None, 0.12, "start with 10 to 19 clusters; set n_classes=10"),
+        (4, "codes", 8, 0.12, "start with 8 to 15 clusters; nothing to change"),
+        (9, "codes", 18, 0.2, "start with 9 to 17 clusters; set n_classes=9 and loss.shifts=auto"),
         (None, "codes", 8, 0.2, "start with 8 to 15 clusters; set loss.shifts=auto"),
+        (4, "codes", 3, 0.12, "start with 8 to 15 clusters; nothing to change"),  # of 3 classes
     ],
 )
 def test_advice_in_words(agreed, of, n_classes, shift, expected):
     pairs = {kind: {"shift": shift, "suggested_shift": 0.1} for kind in PAIRS}
-    assert advice({"clusters": {"suggested": agreed, "of": of}, "n_classes": n_classes, "F": pairs}) == expected
+    found = {"clusters": {"suggested": agreed, "of": of}, "n_classes": n_classes, "classes": 3, "F": pairs}
+    assert advice(found) == expected
 
 
 def test_no_agreed_number_is_said(root, capsys, monkeypatch, tmp_path):
