@@ -29,6 +29,7 @@ from depthg.data.classes import read_classes
 from depthg.data.files import label_table, read_image, read_label
 from depthg.data.matlab import read_mat
 from depthg.data.pairing import read_list
+from depthg.data.reading import Reading
 from depthg.depth.sources import FolderDepth
 from depthg.foreign.torch_file import read_torch_file
 from depthg.model.checkpoints import FILE, read_checkpoint
@@ -116,7 +117,7 @@ TARGETS = {
     ),
     "photo": Target("photo.jpg", read_image, [picture("RGB", "JPEG"), picture("LA", "PNG"), picture("L", "TIFF")]),
     "depth": Target(
-        "depth.npy", lambda path: FolderDepth(path.parent, 0.001)._read(path),
+        "depth.npy", lambda path: FolderDepth(path.parent, 0.001)._read(path, Reading()),
         [array(np.ones((3, 4), np.float32)), array(np.ones((2, 2), np.uint16))],
     ),
     "matlab": Target("gt.mat", lambda path: read_mat(path, "groundTruth"), [matlab()]),

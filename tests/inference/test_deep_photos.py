@@ -51,7 +51,10 @@ def test_a_run_keeps_the_range_of_its_photos(tmp_path):
     photo = segmenter.prepare(dim / "0.png").image
     assert photo.max() < 70 and (photo == read_image(dim / "0.png", Reading(range=text))).all(), "not stretched anew"
     assert (
-        predict.main([str(run), str(dim), "--out", str(tmp_path / "out"), "--device", "cpu", "--overlay", "png"]) == 0
+        predict.main(
+            [str(run), str(dim), "--out", str(tmp_path / "out"), "--device", "cpu", "--overlay", "png", "--plain"]
+        )
+        == 0
     )
     ids, drawn = (np.array(Image.open(tmp_path / "out" / name / "0.png")) for name in ("ids", "overlay"))
     assert (ids == segmenter.predict(dim / "0.png", crf=True).ids).all()
