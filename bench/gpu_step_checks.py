@@ -59,7 +59,7 @@ def same_step(place: Place, options: tuple[str, ...]) -> dict:
     config = load_config([*PRESET, *options, *small, "head.dropout=0"])
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(2 * config.batch_size, side * side, channels, generator=generator).relu().half()
-    data, found = synthetic(HeldFeatures(maps), side, 8 * side), []
+    data, found = synthetic(HeldFeatures(maps), side, config.sampling), []
     for device in map(torch.device, ("cpu", place.device)):
         torch.manual_seed(0)
         model = Model(channels, config.head.dim, 0.0, CLASSES, CLASSES).to(device)

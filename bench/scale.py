@@ -81,7 +81,8 @@ def prepared(case: Case) -> Prepared:
     return Prepared(
         dataset=None, features_key="", transform=None, grid=(case.side, case.side),
         features=RepeatedFeatures(case.images, cells), labels=Repeated(labels, case.images),
-        depth=depth.flatten(1).numpy().astype(np.float16)[repeat], normals=None, photos=np.arange(case.images),
+        depth=depth.flatten(1).numpy().astype(np.float16)[repeat], depth_grids=None, normals=None,
+        photos=np.arange(case.images),
         neighbours=rng.integers(case.images, size=(case.images, 30)), evaluation=None, evaluation_split=None,
         example=None,
     )  # fmt: skip

@@ -21,7 +21,10 @@ import numpy as np
 import torch
 
 from depthg.config.composing import load_config
+from depthg.config.schema import SamplingConfig
+from depthg.features.prepared import grid_places
 from depthg.features.reading import Features, StoredFeatures
+from depthg.kernels.released import regular_grid
 from depthg.training.step import Model, Step
 
 AVAILABLE = hasattr(os, "posix_fadvise")
@@ -86,16 +89,17 @@ class FileFeatures(Features):
         return found
 
 
-def synthetic(features: FileFeatures, side: int, size: int) -> SimpleNamespace:
-    """Synthetic inputs in the form of a preparation, with labels of ``size`` x ``size`` pixels."""
-    rng, count = np.random.default_rng(0), len(features)
+def synthetic(features: Features, side: int, sampling: SamplingConfig) -> SimpleNamespace:
+    """Synthetic inputs in the form of a preparation, with labels of 8 x 8 pixels a cell."""
+    rng, count, size = np.random.default_rng(0), len(features), 8 * side
     coarse = torch.from_numpy(rng.random((count, 1, 4, 4), dtype=np.float32))
     depth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0.05, 1).flatten(1)
     labels = rng.integers(CLASSES, size=(count, size // 8, size // 8), dtype=np.int16).repeat(8, 1).repeat(8, 2)
     neighbours = np.stack([rng.choice(np.delete(np.arange(count), i), 7, replace=False) for i in range(count)])
+    grids = torch.cat([regular_grid(depth.view(-1, side, side), points) for points in grid_places(sampling)], dim=1)
     return SimpleNamespace(
-        features=features, grid=(side, side), depth=depth.numpy().astype(np.float16), normals=None, labels=labels,
-        photos=np.arange(count), neighbours=neighbours,
+        features=features, grid=(side, side), depth=depth.numpy().astype(np.float16), depth_grids=grids.numpy(),
+        normals=None, labels=labels, photos=np.arange(count), neighbours=neighbours,
     )  # fmt: skip
 
 
@@ -110,7 +114,7 @@ def measure(device: str, quick: bool) -> list[Row]:
         values = np.maximum(np.random.default_rng(0).standard_normal((views, side * side, channels)), 0)
         with tempfile.TemporaryDirectory(dir=os.environ.get("DEPTHG_CACHE")) as folder:
             features = FileFeatures(Path(folder), values.astype(np.float16))
-            data = synthetic(features, side, 8 * side)
+            data = synthetic(features, side, config.sampling)
             for case, (cold, ahead) in CASES.items():
                 torch.manual_seed(0)
                 model = Model(channels, config.head.dim, config.head.dropout, CLASSES, CLASSES).to(device)
