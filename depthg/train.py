@@ -52,7 +52,7 @@ def next_step(trainer: Trainer) -> str:
     """The command that segments photos with the run: those of training, where they are somebody's own."""
     data = trainer.config.data
     photos = shlex.quote(absolute(data.root)) if data.name == "folder" and data.root else "PHOTOS"
-    return f"python -m depthg.predict {shlex.quote(str(trainer.run))} {photos} --out DIR --crf"
+    return f"python -m depthg.predict {shlex.quote(str(trainer.run))} {photos} --out DIR"
 
 
 def main() -> None:

@@ -270,7 +270,7 @@ def test_photos_without_labels_give_clusters_and_pictures(drawn_figures, root, t
         Image.effect_noise(size, 60).convert("RGB").save(root / "train" / f"new {number}é.jpg")
     config = settings(root, "name=a", "data=folder", f"data.root={root / 'train'}", "depth.source=none", "n_classes=4")
     metrics, run, photos = train(config), tmp_path / "runs" / "a", shlex.quote(str(root / "train"))
-    assert f"\nnext: python -m depthg.predict {run} {photos} --out DIR --crf\n" in capsys.readouterr().out
+    assert f"\nnext: python -m depthg.predict {run} {photos} --out DIR\n" in capsys.readouterr().out
     assert not any(key in metrics for key in KEYS) and metrics["classes"] == []
     assert "NaN" not in (tmp_path / "runs" / "a" / "metrics.jsonl").read_text()
     assert (tmp_path / "runs" / "a" / "panels" / "00.png").is_file()
