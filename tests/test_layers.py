@@ -10,7 +10,7 @@ LAYERS = (  # bottom to top
     "training", "inference", "evaluation", "reporting", "paper",
 )  # fmt: skip
 COMMANDS = {"train", "prepare", "evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay"}
-FACES = {"__init__", "losses", "compat", "cli"}
+FACES = {"__init__", "__main__", "losses", "compat", "cli"}
 
 
 def layer_of(module: str) -> int:
