@@ -1,4 +1,4 @@
-"""The clearest crops of every cluster: where its score is farthest above those of all other clusters."""
+"""Crops of every cluster: where its score is farthest above those of all other clusters, and where it is nearest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUALITY = 82  # of JPEG
 class Crop:
     """A crop of a photo around a clear place of a cluster."""
 
-    score: float  # margin of the cluster's score, mean over the crop
+    score: float  # margin of the cluster's score, mean over the crop; negated for doubtful crops
     photo: str
     jpeg: bytes
 
@@ -33,18 +33,42 @@ def clear_places(scores: np.ndarray) -> dict[int, tuple[float, float, float]]:  
     The margin of a cell is the score of a cluster minus the best of the others, so it is positive where the cluster
     wins; a window is about ``PART`` of the shorter side.
     """
-    n, height, width = scores.shape
-    if n < 2:
+    if len(scores) < 2:
         return {}
     order = np.partition(scores, -2, axis=0)
     first, second, winner = order[-1], order[-2], scores.argmax(0)
-    side = max(1, round(PART * min(height, width)))
+    side = max(1, round(PART * min(winner.shape)))
     found = {}
     for number in np.unique(winner).tolist():
         mean = _window_means(scores[number] - np.where(winner == number, second, first), side)
-        row, column = divmod(int(mean.argmax()), mean.shape[1])
-        found[number] = (float(mean[row, column]), (row + side / 2) / height, (column + side / 2) / width)
+        found[number] = _best(mean, side, winner.shape)
     return found
+
+
+def doubtful_places(scores: np.ndarray) -> dict[int, tuple[float, float, float]]:  # float [n, h, w]
+    """As ``clear_places``, where each cluster wins by the least: among the windows of which it holds at least half.
+
+    Where it holds no half of any, the window of which it holds the most. The first number is the negated margin, mean
+    over the window's cells of the cluster.
+    """
+    if len(scores) < 2:
+        return {}
+    order = np.partition(scores, -2, axis=0)
+    margin, winner = order[-1] - order[-2], scores.argmax(0)
+    side = max(1, round(PART * min(winner.shape)))
+    found = {}
+    for number in np.unique(winner).tolist():
+        held = _window_means(winner == number, side)
+        doubt = -_window_means(np.where(winner == number, margin, 0), side) / np.maximum(held, 1e-9)
+        enough = held >= min(0.5, held.max()) - 1e-9
+        found[number] = _best(np.where(enough, doubt, -np.inf), side, winner.shape)
+    return found
+
+
+def _best(means: np.ndarray, side: int, size: tuple[int, ...]) -> tuple[float, float, float]:
+    """The largest value, and the centre of its window relative to height and width."""
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    return float(means[row, column]), (row + side / 2) / size[0], (column + side / 2) / size[1]
 
 
 def _window_means(values: np.ndarray, side: int) -> np.ndarray:  # [h, w] -> [h - side + 1, w - side + 1]
@@ -59,10 +83,15 @@ class ClearCrops:
 
     Args:
         colours: uint8 [n, 3], of the clusters.
+        places: which places of a photo are offered, and how high they count.
     """
 
-    def __init__(self, colours: np.ndarray):
-        self.colours = colours
+    def __init__(
+        self,
+        colours: np.ndarray,
+        places: Callable[[np.ndarray], dict[int, tuple[float, float, float]]] = clear_places,
+    ):
+        self.colours, self.places = colours, places
         self._kept: dict[int, list[Crop]] = {number: [] for number in range(len(colours))}
         self._lock = threading.Lock()
 
@@ -74,7 +103,7 @@ class ClearCrops:
     ) -> None:
         """Takes the crops of a photo that are among the clearest; ``read`` gives photo and ids, if they are needed."""
         loaded = None
-        for number, (score, row, column) in clear_places(scores).items():
+        for number, (score, row, column) in self.places(scores).items():
             if not self._wanted(number, score, photo):
                 continue
             loaded = loaded or read()
