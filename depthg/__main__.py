@@ -13,6 +13,7 @@ COMMANDS = {
     "diagnose": "suggests a number of clusters, and shifts",
     "evaluate": "scores a run: flip, CRF, full frames",
     "predict": "segments photos with a trained run",
+    "label": "names, merges and leaves out clusters",
     "report": "builds a report again, or compares two runs",
     "convert": "reads a checkpoint of STEGO or DepthG",
     "reproduce": "runs the rows of a table of the paper",

@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # bottom to top
     "kernels", "runtime", "storage", "data", "config", "foreign", "backbones", "depth", "features", "model",
-    "training", "inference", "evaluation", "reporting", "paper",
+    "training", "inference", "evaluation", "reporting", "labelling", "paper",
 )  # fmt: skip
-COMMANDS = {"train", "prepare", "evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay"}
+COMMANDS = {"train", "prepare", "evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "label"}
 FACES = {"__init__", "__main__", "losses", "compat", "cli"}
 
 

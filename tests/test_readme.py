@@ -26,7 +26,7 @@ TEXTS = {"README.md": README, **PAGES}
 SETTINGS_ALONE = ("depthg.train", "depthg.prepare")  # commands that take key=value and Hydra's flags, without argparse
 COMMANDS = tuple(
     f"depthg.{name}"
-    for name in ("evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "depth")
+    for name in ("evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "label", "depth")
 )
 OTHERS = {"--multirun", "--cfg", "--help", "--mixed_precision"}  # options that are not argparse's here
 

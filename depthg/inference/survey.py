@@ -65,8 +65,8 @@ def border_lengths(ids: np.ndarray, n: int) -> np.ndarray:  # [H, W] below n -> 
     for one, other in ((ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:])):
         differ = one != other
         found += np.bincount(one[differ].astype(np.int64) * n + other[differ], minlength=n * n)
-    found = found.reshape(n, n)
-    return found + found.T
+    pairs = found.reshape(n, n)
+    return pairs + pairs.T
 
 
 def suggested_merges(

@@ -21,6 +21,7 @@ from depthg.config.schema import Config
 from depthg.features.transform import DTYPES, FeatureTransform
 from depthg.model.checkpoints import FILE, load_modules, read_checkpoint
 from depthg.model.heads import ClusterProbe, LinearProbe, SegmentationHead
+from depthg.model.legend import Legend, checksum_of, read_legend
 from depthg.runtime.device import pick_device
 
 CHECKPOINTS = ("last", "best")
@@ -99,6 +100,21 @@ class LoadedRun:
         except (OSError, ValueError, KeyError, TypeError):
             return self.assignment
         return np.where(self.assignment < 0, frequent, self.assignment) if whole and valid else self.assignment
+
+    @property
+    def cluster_names(self) -> tuple[str, ...]:
+        """Name of every cluster: its class, its most frequent class where none was left for it, or ``cluster N``."""
+        assigned = [-1] * self.n_clusters if self.naming is None else self.naming
+        return tuple(self.class_names[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
+
+    @cached_property
+    def legend(self) -> Legend | None:
+        """The names that ``legend.yaml`` in the run folder gives to these clusters; None without it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return read_legend(self.path, self.cluster_names, checksum_of(self.cluster.centroids))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
