@@ -150,7 +150,8 @@ def _evaluation(
     matching = config.val.matching if n == len(classes) or count == "released" else "many_to_one"
     clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
     shifts, weights = run.header.get("shifts") or (), run.backbone.weights_hash
-    base = protocol(config, note, config.depth.source != "none", shifts, weights)
+    fit = run.header.get("linear_fit") if run.fitted_linear is not None and classes else None
+    base = protocol(config, note, config.depth.source != "none", shifts, weights, fit)
     base |= {"crf_image": config.val.crf_image} if variant.crf else {}
     base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
     if class_map is not None:

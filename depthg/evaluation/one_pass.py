@@ -21,7 +21,7 @@ from depthg.runtime import processes
 from depthg.runtime.device import to_device
 from depthg.runtime.progress import ProgressBar
 
-PROBES = ("cluster", "linear")
+PROBES = ("cluster", "linear", "linear_joint")
 BATCH_PIXELS = 4 * 320 * 320
 
 
@@ -74,8 +74,9 @@ class ReadOut:
 def probe_read_outs(run: LoadedRun) -> dict[str, ReadOut]:
     """The learned probes of a run; without labels only the cluster probe."""
     found = {"cluster": ReadOut(torch.nn.functional.normalize(run.cluster.centroids, dim=1))}
-    if run.linear is not None:
-        found["linear"] = ReadOut(run.linear.weight, run.linear.bias, cosine=False)
+    for name, probe in (("linear", run.fitted_linear), ("linear_joint", run.linear)):
+        if probe is not None:
+            found[name] = ReadOut(probe.weight, probe.bias, cosine=False)
     return found
 
 
@@ -103,7 +104,7 @@ class EvaluationPass:
 
     Args:
         run: head, backbone and transform.
-        read_outs: by name; the CRF refines ``cluster`` and ``linear``.
+        read_outs: by name; the CRF refines ``PROBES``.
         variants: test-time variants to count.
         n_classes: number of classes; 0: no labels, the pixels of every id are counted.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,9 @@ from depthg.inference.read_outs import READ_OUTS, SCORES
 from depthg.training.schedules import restart_iteration
 
 
-def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float], weights: str) -> dict:
+def protocol(
+    config: Config, photos: str, guided: bool, shifts: Sequence[float], weights: str, fit: Mapping | None = None
+) -> dict:
     """The protocol: settings that the scores of a run depend on.
 
     Args:
@@ -23,6 +25,7 @@ def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float],
         guided: True if the run had depth.
         shifts: b of self, neighbour and negative pairs.
         weights: hash of the backbone's weights.
+        fit: what the checkpoint says about the fit of its linear probe; None or empty: it has none.
     """
     depth = config.loss.depth
     term = f"{depth.relation}, weight {depth.weight:g}" if guided and depth.weight else "off"
@@ -37,6 +40,7 @@ def protocol(config: Config, photos: str, guided: bool, shifts: Sequence[float],
         "sampling": config.sampling.method if guided else "random", "depth": config.depth.source, "depth_term": term,
         "probe_reinit": restart_iteration(config.probe.reinit, config.iterations),
         "probe_cells": config.probe.cells or "all", "shifts": list(shifts),
+        **({"linear": "fitted to convergence", "linear_cells": fit["cells"]} if fit else {}),
     }  # fmt: skip
 
 

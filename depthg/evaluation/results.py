@@ -18,7 +18,7 @@ from depthg.evaluation.metrics import bootstrap_intervals, counted, matched_conf
 from depthg.evaluation.one_pass import Variant
 from depthg.evaluation.scoring import MATCHINGS
 from depthg.inference.crf import LEAST_PROBABILITY
-from depthg.inference.read_outs import READ_OUTS
+from depthg.inference.read_outs import LINEAR, READ_OUTS
 from depthg.kernels import CrfSettings
 from depthg.storage.whole_files import write_text
 
@@ -70,12 +70,13 @@ def protocol_parts(protocol: Mapping) -> list[str]:
     pixels = "every labelled pixel" if protocol["count"] == "all" else "counted as released"
     scored = [f"{given}, {protocol['matching'].replace('_', ' ')}", pixels] if protocol["matching"] else [given]
     restart, by = protocol["probe_reinit"], f" by {protocol.get('best_by', 'miou')}"
-    mapped = [f"linear probe by class map {protocol['class_map']}"] if "class_map" in protocol else []
+    linear = [f"linear probe fitted to {protocol['linear_cells']} cells"] if "linear" in protocol else []
+    linear += [f"linear probe by class map {protocol['class_map']}"] if "class_map" in protocol else []
     return [
         f"{protocol['data']} {protocol['split']}, {protocol['images']} images",
         *([protocol["photos"]] if protocol["photos"] != "all" else []), size,
         "flip" if protocol["flip"] else "no flip", crf if protocol["crf"] else "no CRF",
-        f"{protocol['checkpoint']} checkpoint{by if protocol['checkpoint'] == 'best' else ''}", *scored, *mapped,
+        f"{protocol['checkpoint']} checkpoint{by if protocol['checkpoint'] == 'best' else ''}", *scored, *linear,
         f"{protocol['backbone']} ({protocol['weights']}), mode {protocol['mode']}",
         f"{protocol['iterations']} iterations, seed {protocol['seed']}",
         f"sampling {protocol['sampling']}, depth {protocol['depth']}, depth term {protocol['depth_term']}",
@@ -123,22 +124,22 @@ def score_all(
     matching: str,
     count: str,
     samples: int,
-    class_map: np.ndarray | None = None,  # int64 [n of the linear probe]
+    class_map: np.ndarray | None = None,  # int64 [n of the linear probes]
 ) -> dict[str, dict]:
     """Scores of every read-out.
 
     A clustering with as many clusters as classes is matched by ``matching``. Any other clustering is matched many to
     one, so that every cluster has a class, and also one to one under the name with the suffix ``_hungarian``. The
-    released metric (``count``) has one matching, ``matching``, for all. With ``class_map`` the ids of the linear probe
+    released metric (``count``) has one matching, ``matching``, for all. With ``class_map`` the ids of the linear probes
     become classes by it; the pixels of those that it maps to none are wrong.
     """
     found = {}
     for name, counts in per_image.items():
         even = counts.shape[1] == counts.shape[2] or count == "released"
-        first = None if name == "linear" else matching if even else "many_to_one"
-        own = class_map if name == "linear" else None
+        first = None if name in LINEAR else matching if even else "many_to_one"
+        own = class_map if name in LINEAR else None
         found[name] = score(counts, classes, matching=first, count=count, samples=samples, class_map=own)
-        if name != "linear" and not even:
+        if name not in LINEAR and not even:
             found[name + HUNGARIAN] = score(counts, classes, matching="hungarian", count=count, samples=samples)
     return found
 
@@ -264,7 +265,7 @@ def _read_out_name(name: str, result: Mapping) -> str:
 
 def _class_table(evaluation: Evaluation) -> Table:
     """IoU, precision and recall of the probes for every class."""
-    probes = [name for name in ("cluster", "linear") if name in evaluation.results]
+    probes = [name for name in ("cluster", *LINEAR) if name in evaluation.results]
     titles = [f"{READ_OUTS[name].name}\n{kind}" for name in probes for kind in ("IoU", "precision", "recall")]
     table = Table("percent", *titles, title="classes")
     for label in evaluation.classes:

@@ -7,7 +7,7 @@ import torch
 
 from depthg.evaluation.metrics import confusion_matrix, counted, match_hungarian, match_many_to_one, scores
 from depthg.features.prepared import EvaluationSet
-from depthg.inference.read_outs import predict_ids
+from depthg.inference.read_outs import LINEAR, predict_ids
 from depthg.model.codes import codes_of, sent
 from depthg.runtime import processes
 from depthg.runtime.device import to_device
@@ -55,7 +55,7 @@ def summarize(
     assignments = {}
     for name, confusion in total.items():
         confusion = counted(confusion, count)
-        assignment = None if name == "linear" else match(confusion)
+        assignment = None if name in LINEAR else match(confusion)
         result = scores(confusion, assignment, count=count)
         metrics[f"{name}.accuracy"], metrics[f"{name}.miou"] = round(result.accuracy, 3), round(result.miou, 3)
         iou = [None if np.isnan(value) else round(float(value), 3) for value in result.iou]

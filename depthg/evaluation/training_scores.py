@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import time
+from functools import cached_property, partial
 
 import torch
+from torch.nn import functional
 
 from depthg.evaluation.scoring import confusions, summarize
-from depthg.model.codes import sample_rows
+from depthg.model.codes import labelled_codes, sample_rows
+from depthg.model.linear_fit import LinearFit, fit_linear
+from depthg.runtime import processes
 from depthg.runtime.device import to_device
+from depthg.runtime.seeds import seed_of
 from depthg.training.trainer import Trainer
 
 
@@ -17,12 +22,49 @@ class TrainingScores:
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
+        self.fitted: LinearFit | None = None  # on the device; see `fit_linear_probe`
 
     def probes(self) -> dict:
         """The learned read-outs, in the form that ``scoring.confusions`` takes."""
         model = self.trainer.model
-        found = {"cluster": (True, model.cluster)}
-        return found | ({"linear": (True, model.linear)} if model.linear is not None else {})
+        found: dict = {"cluster": (True, model.cluster)}
+        if self.fitted is not None:
+            found["linear"] = (True, partial(functional.linear, weight=self.fitted.weight, bias=self.fitted.bias))
+        return found | ({"linear_joint": (True, model.linear)} if model.linear is not None else {})
+
+    def fit_linear_probe(self) -> dict:
+        """Fits the linear probe to convergence on codes of the trainer's current head; the first process, for all.
+
+        Returns:
+            What a checkpoint holds of the fit beside its weights: cells, iterations and gradient; empty without a
+            labelled training cell, and nothing is fitted then.
+        """
+        trainer = self.trainer
+        if trainer.model.linear is None:
+            return {}
+        found = processes.from_main(self._fit)
+        if found is None:
+            return {}
+        fit, about = found
+        weight, bias = (to_device(value, trainer.device) for value in fit[:2])
+        self.fitted = fit._replace(weight=weight, bias=bias)
+        return about
+
+    def _fit(self) -> tuple[LinearFit, dict] | None:
+        trainer, started = self.trainer, time.perf_counter()
+        data, n_classes = trainer.data, len(trainer.data.dataset.classes)
+        seed = seed_of(trainer.config.seed, "linear fit")
+        codes, classes = labelled_codes(trainer.model.head, data.features, data.labels, data.grid, seed, trainer.device)
+        if not len(codes):
+            return None
+        fit = fit_linear(codes, classes, n_classes)
+        seconds = time.perf_counter() - started
+        trainer.console.print(
+            f"linear probe fitted to {len(codes):,} cells: {fit.iterations} iterations, gradient {fit.gradient:.0e}, "
+            f"{seconds:.1f} s",
+            highlight=False,
+        )
+        return fit, {"cells": len(codes), "iterations": fit.iterations, "gradient": fit.gradient}
 
     @cached_property
     def feature_centroids(self) -> torch.Tensor:

@@ -21,9 +21,11 @@ class ReadOut(NamedTuple):
 READ_OUTS = {  # by the name in files
     "cluster": ReadOut("clusters", "Cluster probe", "clusters"),
     "linear": ReadOut("linear probe", "Linear probe", "linear probe\n(uses labels)"),
+    "linear_joint": ReadOut("linear probe, trained jointly", "Linear probe, trained jointly", "linear probe\n(joint)"),
     "kmeans_codes": ReadOut("k-means on codes", "k-means on codes", "k-means\non codes"),
     "kmeans_features": ReadOut("k-means on features", "k-means on raw features", "k-means\non features"),
 }
+LINEAR = ("linear", "linear_joint")  # fitted to convergence after training; trained with the head
 SCORES = {"accuracy": "accuracy", "miou": "mIoU"}  # of a read-out: the name in files -> in words
 
 

@@ -28,6 +28,17 @@ def save_checkpoint(folder: Path, modules: dict[str, torch.nn.Module], optimizer
     return path
 
 
+def add_module(folder: Path, name: str, weights: Mapping[str, Tensor], entries: Mapping) -> None:
+    """Adds a module's weights, and entries of the header, to ``folder/checkpoint.safetensors``.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_checkpoint`.
+    """
+    tensors, header = read_checkpoint(folder)
+    tensors |= {f"model.{name}.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
+    write_tensors(folder / FILE, tensors, {"depthg": json.dumps({**header, **entries})})
+
+
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """Reads tensors and header of ``folder/checkpoint.safetensors``.
 

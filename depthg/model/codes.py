@@ -1,4 +1,4 @@
-"""Codes of cached features, and random feature vectors or codes for k-means."""
+"""Codes of cached features, and random feature vectors or codes for k-means and for the linear probe."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from depthg.features.reading import Features
+from depthg.model.heads import label_at
 from depthg.runtime.device import to_device
 
 SAMPLE_IMAGES = 1024  # maximum number of images to draw vectors from: streamed features need a forward pass for each
 SAMPLE_BLOCK = 64  # images read at a time
+FIT_VIEWS, FIT_CELLS = 4096, 100_000  # maximum that the linear probe is fitted to
 
 
 def sent(features: np.ndarray, device: torch.device) -> Tensor:  # [B, h*w, C]
@@ -54,3 +56,39 @@ def training_codes(
     """
     rows = sample_rows(features, count, seed)
     return codes_of(head, rows[None].numpy(), device)[0]
+
+
+def labelled_codes(
+    head: torch.nn.Module,
+    features: Features,  # [V, h*w, C]
+    labels: np.ndarray,  # int16 [V, H, W], -1 = void
+    grid: tuple[int, int],
+    seed: int,
+    device: torch.device,
+    count: int = FIT_CELLS,
+) -> tuple[Tensor, Tensor]:
+    """Codes and classes of labelled cells of the training views, float32 ``[N, K]`` and int64 ``[N]`` on the CPU.
+
+    The class of a cell is that of its centre pixel, as in training. Equally many random cells come from each of at most
+    ``FIT_VIEWS`` evenly spaced views, together at most ``count``, and fewer from views with fewer labelled cells.
+    """
+    views, cells = len(features), grid[0] * grid[1]
+    chosen = np.arange(views) if views <= FIT_VIEWS else np.arange(FIT_VIEWS) * views // FIT_VIEWS
+    each = max(1, min(cells, count // len(chosen)))
+    generator = torch.Generator().manual_seed(seed)
+    codes, classes = [], []
+    for start in range(0, len(chosen), SAMPLE_BLOCK):
+        some = chosen[start : start + SAMPLE_BLOCK]
+        every = label_at(torch.from_numpy(np.asarray(labels[some])), torch.arange(cells).expand(len(some), -1), grid)
+        void_last = torch.rand(every.shape, generator=generator) + (every < 0).float()
+        at = void_last.argsort(1)[:, :each]
+        found = every.gather(1, at)
+        if not (used := (found >= 0).any(1)).any():
+            continue  # streamed features are expensive
+        labelled = found[used] >= 0
+        vectors = features.at(some[used.numpy()], at[used], device)
+        codes.append(codes_of(head, vectors, device).cpu()[labelled].float())
+        classes.append(found[used][labelled].long())
+    if not codes:
+        return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+    return torch.cat(codes), torch.cat(classes)

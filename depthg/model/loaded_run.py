@@ -42,7 +42,9 @@ class LoadedRun:
     Attributes:
         header: JSON header of the checkpoint: ``iteration``, ``shifts``, ``classes``, ``backbone``, ...
         classes: names of the classes that the run was trained on; empty if it had no labels.
-        linear: None if the run had no labels.
+        linear: the linear probe trained with the head; None if the run had no labels.
+        fitted_linear: the one fitted to convergence after training; None without labels, in a checkpoint saved during
+            training, in a converted one, and in those of older versions.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class LoadedRun:
     head: SegmentationHead
     cluster: ClusterProbe
     linear: LinearProbe | None
+    fitted_linear: LinearProbe | None = None
 
     @property
     def n_clusters(self) -> int:
@@ -224,10 +227,10 @@ def _modules(
     n_clusters, expected = rows("model.cluster.centroids"), config.n_classes or len(classes)
     if n_clusters != expected:
         raise ValueError(f"{file} holds {n_clusters} clusters, the settings of the run ask for {expected}")
-    labelled = "model.linear.weight" in tensors
-    if labelled and rows("model.linear.weight") != len(classes):
-        n_rows = rows("model.linear.weight")
-        raise ValueError(f"{file} holds a linear probe of {n_rows} classes but names {len(classes)}: {classes}")
+    probes = {name: f"model.{name}.weight" in tensors for name in ("linear", "fitted_linear")}
+    for name in (name for name, stored in probes.items() if stored):
+        if (n_rows := rows(f"model.{name}.weight")) != len(classes):
+            raise ValueError(f"{file} holds a linear probe of {n_rows} classes but names {len(classes)}: {classes}")
     channels = rows("model.transform.mean")
     stages = tuple(header["stages"]) if "stages" in header else (channels,)
     if "stages" not in header and config.backbone.standardize:  # written by an older version
@@ -240,7 +243,7 @@ def _modules(
         "transform": transform,
         "head": SegmentationHead(transform.channels, dim, config.head.dropout),
         "cluster": ClusterProbe(dim, n_clusters),
-        "linear": LinearProbe(dim, len(classes)) if labelled else None,
+        **{name: LinearProbe(dim, len(classes)) if stored else None for name, stored in probes.items()},
     }
 
 

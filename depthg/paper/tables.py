@@ -89,6 +89,8 @@ def value_of(row: Row, metrics: Mapping, metric: str) -> float | None:
     kind, score = metric.split(".")
     if row.read_out != "cluster":
         kind = row.read_out if kind == "cluster" else "none"
+    if kind == "linear_joint" and f"{kind}.{score}" not in metrics:
+        kind = "linear"  # older versions had this probe alone, under this name
     value = metrics.get(f"{kind}.{score}")
     return float(value) if isinstance(value, (int, float)) else None
 

@@ -20,7 +20,7 @@ from depthg.storage.outputs import output_folder
 from depthg.storage.whole_files import write_text
 
 SAME = ("data", "photos", "split")  # else the numbers are about different things
-MEASURED = ("resolution", "crop", "flip", "crf", "checkpoint", "matching", "count")
+MEASURED = ("resolution", "crop", "flip", "crf", "checkpoint", "matching", "count", "linear")
 DRAWS = 2000  # of the bootstrap
 
 

@@ -29,20 +29,22 @@ class Theme(NamedTuple):
     ramp: tuple[str, str]  # confusion matrix, 0% and 100%
 
 
-LIGHT_SERIES, DARK_SERIES = ("#1f6fb5", "#d9480f", "#2b8a3e", "#8a3ffc"), ("#6cb6ff", "#ffa06b", "#69db7c", "#c6a2ff")
+LIGHT_SERIES = ("#1f6fb5", "#d9480f", "#2b8a3e", "#8a3ffc", "#946200")
+DARK_SERIES = ("#6cb6ff", "#ffa06b", "#69db7c", "#c6a2ff", "#ffd43b")
 LIGHT = Theme("#1c2024", "#60666e", "#d9dde2", None, LIGHT_SERIES, ("#f3f6fa", "#0b4f8a"))
 DARK = Theme("#e7eaee", "#9aa3ad", "#3a4149", None, DARK_SERIES, ("#20262d", "#7cc0ff"))
 PRINT = LIGHT._replace(paper="#ffffff")
 
 TERMS = {"loss.self": "self", "loss.neighbour": "neighbour", "loss.negative": "negative", "loss.depth": "depth"}
 PROBES = {"loss.cluster": "cluster probe", "loss.linear": "linear probe"}
+CURVES = [*(key for key in READ_OUTS if key != "linear_joint"), "linear_joint"]  # in the order of the colours
 # Part of the curves: title, keys with their names, whether every step is noisy and wants a running mean.
 PARTS = {
     "loss": ("Loss", {"loss": "total"}, True),
     "terms": ("Loss terms, unweighted", TERMS, True),
     "probes": ("Probe losses", PROBES, True),
-    "accuracy": ("Validation accuracy (%)", {f"{k}.accuracy": v.title for k, v in READ_OUTS.items()}, False),
-    "miou": ("Validation mIoU (%)", {f"{k}.miou": v.title for k, v in READ_OUTS.items()}, False),
+    "accuracy": ("Validation accuracy (%)", {f"{k}.accuracy": READ_OUTS[k].title for k in CURVES}, False),
+    "miou": ("Validation mIoU (%)", {f"{k}.miou": READ_OUTS[k].title for k in CURVES}, False),
 }
 MOST_POINTS = 400  # points drawn per line
 

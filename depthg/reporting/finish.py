@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from depthg.evaluation.metrics import match_many_to_one, matched_confusion
 from depthg.evaluation.protocol import protocol
 from depthg.evaluation.training_scores import TrainingScores
 from depthg.inference.overlays import cluster_colours
-from depthg.model.checkpoints import load_modules, read_checkpoint
+from depthg.model.checkpoints import FILE, add_module, load_modules, read_checkpoint
 from depthg.model.run_folder import environment, peak_memory
 from depthg.reporting.cluster_crops import write_cluster_crops
 from depthg.reporting.figures import confusion_figure, save_figure
@@ -28,12 +29,9 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
     Returns:
         What ``metrics.json`` holds; nothing in processes other than the first.
     """
-    started, best = time.perf_counter(), trainer.run / "checkpoints" / "best"
+    started = time.perf_counter()
     config, data = trainer.config, trainer.data
-    if config.checkpoint.rule == "best":
-        found = processes.from_main(lambda: read_checkpoint(best) if best.is_dir() else None)
-        if found is not None:
-            load_modules(found[0], trainer.modules(), best)
+    fit = fit_linear_probes(trainer, scores)
     metrics, assignments, counts = scores.all()
     if not processes.is_main():
         return {}
@@ -46,7 +44,7 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
     metrics["classes"] = list(data.dataset.classes)
     metrics["palette"] = data.dataset.palette.tolist()
     metrics["protocol"] = protocol(
-        config, data.dataset.note, data.depth is not None, trainer.step.shifts, trainer.weights_hash
+        config, data.dataset.note, data.depth is not None, trainer.step.shifts, trainer.weights_hash, fit
     )
     metrics["environment"] = environment() | {"processes": str(processes.count())}
     metrics["skipped_iterations"] = trainer.guard.skipped
@@ -62,6 +60,30 @@ def finish(trainer: Trainer, scores: TrainingScores) -> dict:
     write_text(trainer.run / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     write_report(trainer.run)
     return metrics
+
+
+def fit_linear_probes(trainer: Trainer, scores: TrainingScores) -> dict:
+    """Fits the linear probe to the codes of every checkpoint that the run keeps, and stores it there.
+
+    The trainer's model, and the probe of ``scores``, are those of the checkpoint that the settings choose afterwards.
+
+    Returns:
+        What the header of that checkpoint holds of the fit; empty if nothing was fitted.
+    """
+    folder = trainer.run / "checkpoints"
+    kept = processes.from_main(lambda: [name for name in ("last", "best") if (folder / name / FILE).is_file()])
+    if trainer.config.checkpoint.rule != "best":
+        kept.reverse()
+    about: dict = {}
+    for name in kept:  # the chosen one is the last of them
+        if len(kept) > 1:
+            found = processes.from_main(partial(read_checkpoint, folder / name))
+            load_modules(found[0], trainer.modules(), folder / name)
+        about = scores.fit_linear_probe()
+        if about and processes.is_main():
+            weights = {"weight": scores.fitted.weight, "bias": scores.fitted.bias}
+            add_module(folder / name, "fitted_linear", weights, {"linear_fit": about})
+    return about
 
 
 def write_clusters(trainer: Trainer, metrics: dict, matching: np.ndarray | None) -> None:

@@ -124,7 +124,8 @@ def write_panels(
 
     Args:
         run: the run folder.
-        read_outs: ``(True, function of codes)`` per name: "cluster" and, with labels, "linear".
+        read_outs: ``(True, function of codes)`` per name: "cluster" and, with labels, "linear" and "linear_joint"; the
+            second is drawn where the first is missing.
         assignment: class of every cluster; None without labels.
         count: pictures in all.
     """
@@ -145,7 +146,7 @@ def write_panels(
     for name, views in sheets.items():
         ids = [{key: maps[0] for key, maps in segment(data, head, read_outs, [view]).items()} for view in views]
         rows = [
-            example(data, view, found["cluster"], found.get("linear"), notes.get(view, ""))
+            example(data, view, found["cluster"], found.get("linear", found.get("linear_joint")), notes.get(view, ""))
             for view, found in zip(views, ids, strict=True)
         ]
         wide, narrow = (

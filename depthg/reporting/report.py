@@ -36,7 +36,8 @@ from depthg.storage.whole_files import write_text
 KNOWN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "confusion.png", "panels", "clusters")
 ABOUT = {
     "cluster": "learned without labels; one cluster for one class, matched over the whole split",
-    "linear": "trained on labels: shows what the codes hold, not an unsupervised result",
+    "linear": "fitted to labels after training: shows what the codes hold, not an unsupervised result",
+    "linear_joint": "trained with the head, as in the paper; short of convergence where the training is short",
     "kmeans_codes": "cosine k-means on the learned codes, same matching",
     "kmeans_features": "cosine k-means on the frozen backbone features, same matching: the starting point",
 }
@@ -127,7 +128,7 @@ def score_cards(metrics: Mapping) -> list[tuple[str, str, str, str]]:
         probe, kind = metric.split(".")
         value, start = metrics.get(metric), metrics.get(f"kmeans_features.{kind}")
         if is_number(value):
-            note = "probe trained on labels" if probe == "linear" else ""
+            note = "probe fitted to labels" if probe == "linear" else ""
             if probe == "cluster" and is_number(start):
                 change = value - start
                 note = f"{f'+{change:.1f} over' if change >= 0 else f'{-change:.1f} below'} k-means on raw features"

@@ -55,7 +55,7 @@ def test_train_and_score(tmp_path, name):
         more += [f"data.labels={root / 'trainannot'}", f"data.classes={root / 'classes.txt'}"]
     metrics = train(settings(photos, *SHORT, *more))
     assert note in metrics["protocol"]["photos"] and len(metrics["classes"]) == n_classes
-    for read_out in ("cluster", "linear", "kmeans_codes"):
+    for read_out in ("cluster", "linear", "linear_joint", "kmeans_codes"):
         assert np.isfinite([metrics[f"{read_out}.accuracy"], metrics[f"{read_out}.miou"]]).all()
     [run] = (tmp_path / "runs").iterdir()
     assert json.loads((run / "metrics.json").read_text())["protocol"] == metrics["protocol"]

@@ -52,7 +52,7 @@ def test_without_options_the_numbers_of_the_training_come_back(run, capsys):
     assert before["protocol"]["checkpoint"] == "best"
     assert main([str(run), "--checkpoint", "best"]) == 0
     found, after = result_of(run, "camvid-val-64x64-plain-best"), metrics_of(run)
-    for name in ("cluster", "linear", "kmeans_codes", "kmeans_features"):
+    for name in ("cluster", "linear", "linear_joint", "kmeans_codes", "kmeans_features"):
         assert found["results"][name]["accuracy"] == before[f"{name}.accuracy"]
         assert found["results"][name]["miou"] == before[f"{name}.miou"]
         iou = {label: values["iou"] for label, values in found["results"][name]["per_class"].items()}
@@ -83,7 +83,7 @@ def test_k_means_is_the_same_from_the_cache_and_from_photos(trained, tmp_path):
 
 def test_precision_and_recall_are_those_of_the_confusion_matrix(trained):
     found = evaluate(load_run(trained), QUICK)[0]
-    for name in ("cluster", "linear"):
+    for name in ("cluster", "linear", "linear_joint"):
         counts = np.array(found.results[name]["confusion"])
         for number, label in enumerate(found.classes):
             values, right = found.results[name]["per_class"][label], counts[number, number]
@@ -98,6 +98,7 @@ def test_another_number_of_clusters_is_matched_both_ways_and_drops_no_pixel(trai
         "cluster",
         "cluster_hungarian",
         "linear",
+        "linear_joint",
         "kmeans_features",
         "kmeans_features_hungarian",
     ]
@@ -119,9 +120,9 @@ def test_matching_and_counting_of_the_run_can_be_given_anew(trained):
     many, released = others
     assert many.results["cluster"]["matching"] == "many_to_one" == many.protocol["matching"]
     assert many.results["cluster"]["accuracy"] >= plain.results["cluster"]["accuracy"]
-    absent = [k for k, v in plain.results["linear"]["per_class"].items() if v["iou"] is None and v["precision"] == 0]
-    assert absent and all(released.results["linear"]["per_class"][name]["iou"] == 0 for name in absent)
-    assert released.results["linear"]["miou"] < plain.results["linear"]["miou"]
+    absent = [k for k, v in plain.results["linear_joint"]["per_class"].items() if v["iou"] is None and v["precision"] == 0]
+    assert absent and all(released.results["linear_joint"]["per_class"][name]["iou"] == 0 for name in absent)
+    assert released.results["linear_joint"]["miou"] < plain.results["linear"]["miou"]
 
 
 def test_splits_and_resolutions(trained):
@@ -143,7 +144,7 @@ def test_all_protocols_in_one_command(run):
     assert len({entry["protocol"] for entry in entries}) == 6
     found = {name: result_of(run, name) for name in names}
     for name, content in found.items():
-        assert {"cluster", "linear"} <= content["results"].keys()
+        assert {"cluster", "linear", "linear_joint"} <= content["results"].keys()
         assert content["protocol"]["flip"] == ("flip" in name)
         assert bool(content["protocol"]["crf"]) == ("crf" in name) != ("kmeans_codes" in content["results"])
         assert content["results"]["cluster"]["intervals"] is None

@@ -47,8 +47,11 @@ def log_probabilities(run, image, flip):
     codes = F.interpolate(codes, SIZE, mode="bilinear", align_corners=False)
     centroids = F.normalize(run.cluster.centroids, dim=1)
     cosine = torch.einsum("nk,bkhw->bnhw", centroids, F.normalize(codes, dim=1))
-    linear = torch.einsum("nk,bkhw->bnhw", run.linear.weight, codes) + run.linear.bias.view(-1, 1, 1)
-    return {"cluster": (2 * cosine).log_softmax(1)[0], "linear": linear.log_softmax(1)[0]}
+    found = {"cluster": (2 * cosine).log_softmax(1)[0]}
+    for name, probe in (("linear", run.fitted_linear), ("linear_joint", run.linear)):
+        scores = torch.einsum("nk,bkhw->bnhw", probe.weight, codes) + probe.bias.view(-1, 1, 1)
+        found[name] = scores.log_softmax(1)[0]
+    return found
 
 
 def test_plain_counts_are_those_of_the_training(trained):

@@ -25,7 +25,7 @@ def test_scores_of_the_probes_need_no_training_photos(shared_run, shared_tree, t
         assert main([str(shared_run), *moved, "--out", str(tmp_path / "moved"), "--bootstrap", "0"]) == 0
     assert main([str(shared_run), "--out", str(own), "--bootstrap", "0"]) == 0
     found, expected = scores(tmp_path / "moved"), scores(own)
-    probes = {"cluster", "linear"}
+    probes = {"cluster", "linear", "linear_joint"}
     assert set(found["results"]) == probes < set(expected["results"])
     assert {name: found["results"][name] for name in probes} == {name: expected["results"][name] for name in probes}
     capsys.readouterr()

@@ -359,7 +359,7 @@ def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_cluste
         "folder-val-64x64-plain-last-????????.json"
     )  # not the run's own data
     found = json.loads(path.read_text())
-    assert found["classes"] == names and ("linear" in found["results"]) == probe
+    assert found["classes"] == names and ("linear_joint" in found["results"]) == probe
     assert {"cluster", "kmeans_codes", "kmeans_features"} <= set(found["results"])
     assert found["protocol"]["images"] == 6 and found["protocol"]["photos"] == "labels for 6 of 6 photos, 6 scored"
 
@@ -368,7 +368,7 @@ def test_a_checkpoint_of_an_unknown_data_set_is_scored_and_then_names_its_cluste
         labels, images = all_photos(tmp_path, "trainannot"), all_photos(tmp_path, "train").permute(0, 3, 1, 2) / 255
         ids = F.interpolate(stego(state, images)[2], (64, 64), mode="bilinear").argmax(1)
         accuracy = 100 * float((ids == labels)[labels < 11].float().mean())
-        assert found["results"]["linear"]["accuracy"] == pytest.approx(accuracy, abs=0.5)
+        assert found["results"]["linear_joint"]["accuracy"] == pytest.approx(accuracy, abs=0.5)
     assert run.assignment.tolist() == found["results"]["cluster"]["assignment"]
     assert run.class_names == tuple(names)
     out = tmp_path / "out"
@@ -425,7 +425,7 @@ def test_a_class_map_scores_a_run_on_labels_of_other_classes(tmp_path, capsys):
     predicted, truth = mapped[ids], truth[labels.long()]
     scored = truth >= 0
     right = (predicted == truth) & scored
-    linear = found["results"]["linear"]
+    linear = found["results"]["linear_joint"]
     assert linear["accuracy"] == pytest.approx(100 * float(right.sum() / scored.sum()), abs=0.5)
     assert linear["assignment"] == mapped.tolist() and linear["intervals"]["accuracy"][0] <= linear["accuracy"]
     for number, name in enumerate(names[:3]):

@@ -21,7 +21,7 @@ from depthg.training.trainer import Trainer, resume_note
 
 KEYS = [
     f"{name}.{score}"
-    for name in ("cluster", "linear", "kmeans_features", "kmeans_codes")
+    for name in ("cluster", "linear", "linear_joint", "kmeans_features", "kmeans_codes")
     for score in ("accuracy", "miou")
 ]
 
