@@ -45,6 +45,8 @@ PALETTE = np.array(
 SPLIT_START = {"train": 0, "val": 100_000, "test": 200_000}
 MAX_IMAGES = 100_000  # per split
 RENDERER = "4e75078be3ce84ed"  # names what a picture looks like: a new value whenever its pixels change (tests)
+# For glibc: memory of one picture is kept for the next instead of being returned to the system after every step.
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 OS_ERRORS = {"OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -188,7 +190,8 @@ def render_files(
             advance()
         return
     command = ["depthg.data.scenery.worker", str(folder.absolute()), str(seed), str(size)]
-    with WorkerPool(command, workers, ONE_THREAD) as pool:  # ends them also after Ctrl-C; what is finished is kept
+    environment = ONE_THREAD | KEPT_MEMORY
+    with WorkerPool(command, workers, environment) as pool:  # ends them also after Ctrl-C; what is finished is kept
         for _ in ahead(pool.threads, lambda index: _ask(pool, index), indices, 2 * workers):
             advance()
 

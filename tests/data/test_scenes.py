@@ -16,8 +16,22 @@ import pytest
 from depthg.data import scenes as module
 from depthg.data.scenery.ground import Ground, Sky
 from depthg.data.scenery.layout import PLACES, Scene, compose
-from depthg.data.scenery.materials import Plain
-from depthg.data.scenery.objects import BUILDING, CAR, GRASS, POLE, ROAD, SKY, ball, building, limb, pillar, solid, tree
+from depthg.data.scenery.materials import Plain, fraction
+from depthg.data.scenery.objects import (
+    BUILDING,
+    CAR,
+    GRASS,
+    POLE,
+    ROAD,
+    SKY,
+    TREE,
+    ball,
+    building,
+    limb,
+    pillar,
+    solid,
+    tree,
+)
 from depthg.data.scenery.primitives import Camera, Frustum, View, across
 from depthg.data.scenery.renderer import render, render_scene, shadows
 from depthg.data.scenery.worker import scene_file, write_scene
@@ -288,6 +302,22 @@ def test_a_block_casts_its_shadow_away_from_the_sun():
     assert light[in_shadow].max() < 0.6 * light[in_sun].min()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fractions_have_the_bits_of_the_remainder(dtype):
+    x = np.random.default_rng(0).normal(0, 50, 10_000).astype(dtype)
+    x = np.concatenate([x, np.array([0, -0.0, 3, -3, -1e-30, 1e-30, 2.5e6], dtype)])
+    assert (fraction(x).view(f"u{x.itemsize}") == (x % 1).view(f"u{x.itemsize}")).all()
+
+
+def test_things_behind_a_wall_are_not_drawn_and_a_wall_behind_them_changes_nothing():
+    wall = solid(np.array([(-0.1, -1), (0.1, -1), (0.1, 9), (-0.1, 9)]), 0, 6, 0.0, 9, BUILDING, Plain((0.5, 0.5, 0.5)))
+    thing = ball((0, 12, 1.5), (1, 1, 1), TREE, Plain((0.1, 0.5, 0.1)))
+    alone, *both = (render_scene(plain_scene(parts), 24) for parts in ([wall], [wall, thing], [thing, wall]))
+    for found in both:
+        assert all((a == b).all() for a, b in zip(alone, found, strict=True))
+    assert (render_scene(plain_scene([thing]), 24)[2] == TREE).any()
+
+
 def test_foliage_lets_spots_of_light_through():
     parts = tree(np.random.default_rng(0), 0.0, 10.0, 10.0)
     rng = np.random.default_rng(1)
@@ -400,7 +430,7 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
         args[0].write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("depthg.data.scenery.worker.np.savez_compressed", fails)
+    monkeypatch.setattr("depthg.data.scenery.worker.np.savez", fails)
     with pytest.raises(OSError, match="No space"):
         write_scene(tmp_path, 0, 0, 32)
     assert list(tmp_path.iterdir()) == []

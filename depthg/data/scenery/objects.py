@@ -63,8 +63,9 @@ SKIN = ((0.85, 0.66, 0.54), (0.72, 0.52, 0.40), (0.48, 0.33, 0.24), (0.90, 0.74,
 
 def pick(rng: np.random.Generator, options: tuple, spread: float = 0.04) -> Colour:
     """One of the colours with a small random change."""
-    base = np.asarray(options[rng.integers(len(options))])
-    r, g, b = np.clip(base * rng.uniform(0.9, 1.1) + rng.uniform(-spread, spread, 3), 0.03, 0.97).tolist()
+    base = options[rng.integers(len(options))]
+    scale, shifts = rng.uniform(0.9, 1.1), rng.uniform(-spread, spread, 3).tolist()
+    r, g, b = (min(max(value * scale + shift, 0.03), 0.97) for value, shift in zip(base, shifts, strict=True))
     return r, g, b
 
 
@@ -77,13 +78,18 @@ def solid(
     """
     heading, lateral = np.array([-np.sin(yaw), np.cos(yaw), 0]), np.array([np.cos(yaw), np.sin(yaw), 0])
     base, up = np.array([x, y, 0.0]), np.array([0, 0, 1.0])
-    points = [base + a * heading + z * up + side * lateral for a, z in outline for side in (-half_width, half_width)]
-    planes = [(*lateral, lateral @ base + half_width), (*-lateral, half_width - lateral @ base)]
-    for (a0, z0), (a1, z1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
-        normal = (z1 - z0) * heading - (a1 - a0) * up
-        normal /= np.linalg.norm(normal)
-        planes.append((*normal, normal @ (base + a0 * heading + z0 * up)))
-    return Polytope(label=label, material=material, planes=np.array(planes), points=np.array(points))
+    front = base + outline[:, :1] * heading + outline[:, 1:] * up
+    sides = np.array([[-half_width], [half_width]]) * lateral
+    points = (front[:, None] + sides).reshape(-1, 3)
+    along, high = (np.concatenate([outline[1:], outline[:1]]) - outline).T[..., None]
+    planes = np.empty((2 + len(outline), 4))
+    planes[:2, :3] = lateral, -lateral
+    planes[:2, 3] = lateral @ base + half_width, half_width - lateral @ base
+    normals = high * heading - along * up
+    for plane, normal, point in zip(planes[2:], normals, front, strict=True):
+        normal /= np.sqrt(normal @ normal)
+        plane[:3], plane[3] = normal, normal @ point
+    return Polytope(label=label, material=material, planes=planes, points=points)
 
 
 def limb(start: np.ndarray, end: np.ndarray, thickness: float, label: int, material: Material) -> Ellipsoid:

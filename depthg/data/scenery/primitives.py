@@ -71,24 +71,34 @@ class View:
         self.frame = np.stack([right, down, forward])
         self.index = np.arange(self.grid, dtype=np.float32)
         whole = (0, self.grid, 0, self.grid)
-        self.rays = np.stack([self.dot(axis, whole).ravel() for axis in np.eye(3)])  # [3, grid * grid]
+        self.rays = np.empty((3, self.grid**2), np.float32)
+        for axis, row in zip(np.eye(3), self.rays, strict=True):
+            self.dot(axis, whole, row.reshape(self.grid, self.grid))
 
-    def dot(self, vector: np.ndarray, box: Box) -> np.ndarray:
+    def dot(self, vector: np.ndarray, box: Box, out: np.ndarray | None = None) -> np.ndarray:
         """vector . ray for all rays of the box, float32 [rows, columns]."""
         row0, row1, col0, col1 = box
         along = (vector @ self.base + (vector @ self.step_col) * self.index[col0:col1]).astype(np.float32)
-        return along[None, :] + ((vector @ self.step_row) * self.index[row0:row1]).astype(np.float32)[:, None]
+        down = ((vector @ self.step_row) * self.index[row0:row1]).astype(np.float32)
+        return np.add(along[None, :], down[:, None], out=out)
 
     def points(self, at: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """World points [3, n] at these depths [n] along the rays with flat indices `at` [n]."""
-        out = self.rays[:, at]
+        out = self.rays.take(at, axis=1)
         out *= depth
         out += self.origin[:, None].astype(np.float32)
         return out
 
     def box(self, corners: np.ndarray) -> Box | None:
         """Grid rectangle that holds the convex hull of the corners [V, 3]; None when it is out of sight."""
-        seen = (corners - self.origin) @ self.frame.T
+        return self.seen_box(self.seen(corners))
+
+    def seen(self, points: np.ndarray) -> np.ndarray:
+        """Points [V, 3] in the camera's frame: right, down and along the optical axis."""
+        return (points - self.origin) @ self.frame.T
+
+    def seen_box(self, seen: np.ndarray) -> Box | None:
+        """:meth:`box` of corners that :meth:`seen` gave."""
         behind = seen[:, 2] < NEAR
         if behind.all():
             return None
@@ -96,13 +106,10 @@ class View:
             front, back = seen[~behind][:, None], seen[behind][None]
             share = (front[..., 2:] - NEAR) / (front[..., 2:] - back[..., 2:])
             seen = np.concatenate([seen[~behind], (front + share * (back - front)).reshape(-1, 3)])
-        scale = 2 * self.focal / seen[:, 2]
-        middle = (self.grid - 1) / 2
-        col, row = middle + seen[:, 0] * scale, middle + seen[:, 1] * scale
-        bounds = np.clip([row.min(), row.max() + 1, col.min(), col.max() + 1], 0, self.grid).astype(int)
-        if bounds[0] >= bounds[1] or bounds[2] >= bounds[3]:
-            return None
-        return int(bounds[0]), int(bounds[1]), int(bounds[2]), int(bounds[3])
+        places = (self.grid - 1) / 2 + seen[:, :2] * (2 * self.focal / seen[:, 2:])
+        (left, top), (right, bottom) = places.min(0).tolist(), places.max(0).tolist()
+        row0, row1, col0, col1 = (int(min(max(x, 0), self.grid)) for x in (top, bottom + 1, left, right + 1))
+        return None if row0 >= row1 or col0 >= col1 else (row0, row1, col0, col1)
 
 
 @dataclass(kw_only=True)
@@ -138,9 +145,10 @@ class Ellipsoid(Primitive):
     axes: np.ndarray  # [3, 3], rows are the half axes as world vectors, mutually orthogonal
 
     def __post_init__(self) -> None:
-        self.to_unit = self.axes / (self.axes**2).sum(1, keepdims=True)
+        squares = (self.axes**2).sum(1, keepdims=True)
+        self.to_unit = self.axes / squares
         self.corners = self.middle + SIGNS @ self.axes
-        self.radius = float(np.sqrt((self.axes**2).sum(1).max()))
+        self.radius = float(np.sqrt(squares.max()))
 
     def hit(self, view: View, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, columns and depths of the rays of the box that meet the shape, each [n]."""
@@ -151,9 +159,9 @@ class Ellipsoid(Primitive):
         b = view.dot(self.to_unit.T @ start, box)
         a = sum(view.dot(row, box) ** 2 for row in self.to_unit)
         root = b * b - a * np.float32(c)
-        rows, cols = np.nonzero((root > 0) & (b < 0))
-        t = c / (np.sqrt(root[rows, cols]) - b[rows, cols])
-        return rows + box[0], cols + box[2], t.astype(np.float32), None
+        at = np.flatnonzero((root > 0) & (b < 0))
+        t = c / (np.sqrt(root.take(at)) - b.take(at))
+        return *_places(at, box), t.astype(np.float32), None
 
     def normals(self, points: np.ndarray, _: np.ndarray | None) -> np.ndarray:
         """Outward unit normals [3, n] at surface points [3, n]."""
@@ -178,13 +186,15 @@ class Frustum(Primitive):
     radius_end: float
 
     def __post_init__(self) -> None:
-        self.length = float(np.linalg.norm(self.end - self.start))
-        self.along = (self.end - self.start) / self.length
+        way = self.end - self.start
+        self.length = float(np.sqrt(way @ way))
+        self.along = way / self.length
         self.side, self.other = across(self.along)
         self.slope = (self.radius_end - self.radius_start) / self.length
         widest = max(self.radius_start, self.radius_end)
-        square = [x * self.side + y * self.other for x in (-widest, widest) for y in (-widest, widest)]
-        self.corners = np.array([end + offset for end in (self.start, self.end) for offset in square])
+        sides = np.array([[-widest], [widest]])
+        square = ((sides * self.side)[:, None] + sides * self.other).reshape(-1, 3)
+        self.corners = np.concatenate([self.start + square, self.end + square])
 
     def hit(self, view: View, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, columns and depths of the rays that meet the mantle or the nearer end, and 1 where it is the end."""
@@ -207,8 +217,8 @@ class Frustum(Primitive):
                 t = (level - oz) / dz
                 is_end = (t > 0) & ((o1 + t * d1) ** 2 + (o2 + t * d2) ** 2 <= limit**2) & (t < best)
                 best = np.where(is_end, t, best)
-        rows, cols = np.nonzero(np.isfinite(best))
-        return rows + box[0], cols + box[2], best[rows, cols], is_end[rows, cols]
+        at = np.flatnonzero(np.isfinite(best))
+        return *_places(at, box), best.take(at), is_end.take(at)
 
     def normals(self, points: np.ndarray, is_end: np.ndarray | None) -> np.ndarray:
         """Outward unit normals [3, n]; `is_end` [n] marks points on the flat ends."""
@@ -259,18 +269,18 @@ class Polytope(Primitive):
                 slant = view.dot(plane[:3], box)
                 t = np.float32(outside[i]) / slant
                 if outside[i] < 0:
-                    t[slant >= 0] = np.inf
-                    face[t > near] = i
+                    np.copyto(t, np.inf, where=slant >= 0)
+                    np.copyto(face, i, where=t > near)
                     np.maximum(near, t, out=near)
                 else:
-                    t[slant <= 0] = np.inf
+                    np.copyto(t, np.inf, where=slant <= 0)
                     np.minimum(far, t, out=far)
-        rows, cols = np.nonzero((near < far) & (near > 0))
-        return rows + box[0], cols + box[2], near[rows, cols], face[rows, cols]
+        at = np.flatnonzero((near < far) & (near > 0))
+        return *_places(at, box), near.take(at), face.take(at)
 
     def normals(self, _: np.ndarray, face: np.ndarray | None) -> np.ndarray:
         """Outward unit normals [3, n] of the faces [n]."""
-        return self.planes[face, :3].T.astype(np.float32)
+        return self.planes[:, :3].T.astype(np.float32).take(face, axis=1)
 
     def occludes(self, points: np.ndarray, sun: np.ndarray) -> np.ndarray:
         """Whether the way from each point [3, n] towards the sun is blocked, bool [n]."""
@@ -298,6 +308,14 @@ def across(along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.sqrt((vectors * vectors).sum(0) + np.float32(1e-12))
+
+
+def _places(at: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of flat places in a box."""
+    rows, cols = np.divmod(at, box[3] - box[2])
+    rows += box[0]
+    cols += box[2]
+    return rows, cols
 
 
 def _no_hit() -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:

@@ -30,9 +30,7 @@ def write_scene(folder: Path, seed: int, index: int, size: int) -> None:
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:
-            np.savez_compressed(
-                file, image=picture.image, label=picture.label, depth=picture.depth, camera=np.array(pose)
-            )
+            np.savez(file, image=picture.image, label=picture.label, depth=picture.depth, camera=np.array(pose))
 
     write_whole(target, write, flush=False)
 
