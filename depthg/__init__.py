@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from depthg.runtime.environment import set_defaults
+
 if TYPE_CHECKING:
     from depthg.inference.segmenter import Segmenter as Segmenter
 
 __version__ = "0.1.0"
+
+set_defaults()  # before anything imports torch
 
 
 def __getattr__(name: str) -> Any:

@@ -102,14 +102,20 @@ def losses(run: Path) -> list[dict]:
     return [line for line in read_log(run / "metrics.jsonl") if "loss" in line]
 
 
-def differ(a: Path, b: Path) -> tuple[float, float]:
-    """Largest difference of a loss in any iteration, and of a weight at the end."""
+def differ(a: Path, b: Path, fitted: bool = True) -> tuple[float, float]:
+    """Largest difference of a loss in any iteration, and of a weight at the end.
+
+    Without ``fitted`` the linear probe that is fitted after training is left out: it follows from the other weights by
+    an iteration that stops at a small gradient, so rounding of the codes moves it by more than the weights.
+    """
     of_losses = [
         abs(x[key] - y[key]) for x, y in zip(losses(a), losses(b), strict=True) for key in x if "sec" not in key
     ]
     weights = [read_checkpoint(run / "checkpoints" / "last")[0] for run in (a, b)]
     assert weights[0].keys() == weights[1].keys()
-    of_weights = [(weights[0][key] - weights[1][key]).abs().max().item() for key in weights[0]]
+    of_weights = [
+        (weights[0][key] - weights[1][key]).abs().max().item() for key in weights[0] if fitted or "fitted" not in key
+    ]
     return max(of_losses), max(of_weights)
 
 
@@ -128,7 +134,7 @@ def check_equal(root: Path, runs: Path, name: str, alone: str) -> None:
     one = train(load_config(lines(root, name, alone)))
     run = runs / name
     found = json.loads((run / "metrics.json").read_text())
-    of_losses, of_weights = differ(root.parent / alone / name, run)
+    of_losses, of_weights = differ(root.parent / alone / name, run, fitted=False)
     assert len(losses(run)) == (8 if "iterations=8" in CASES[name] else 20)
     assert of_losses < 1e-5 and of_weights < 1e-5
     for key in one:
