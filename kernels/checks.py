@@ -260,10 +260,11 @@ def check_bandwidth(relation: str, bandwidth: float) -> None:
 
 
 def scalar(value: float | Tensor, device: torch.device) -> Tensor:
-    """A 0-dim float64 tensor on the device; a tensor already there is not read by the host."""
+    """A 0-dim float64 tensor on the device (Apple's GPU has float32); one already there is not read by the host."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
     if isinstance(value, Tensor):
-        return value.detach().to(device=device, dtype=torch.float64).reshape(())
-    return torch.full((), float(value), dtype=torch.float64, device=device)
+        return value.detach().to(device=device, dtype=dtype).reshape(())
+    return torch.full((), float(value), dtype=dtype, device=device)
 
 
 def check_terms(

@@ -61,9 +61,10 @@ def eager_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # [n, h, w] -> 
 
 def taps(cells: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:  # int64 [pixels], float32 [pixels]
     """The lower cell of every pixel along one axis, and the weight of the one after it."""
-    at = ((torch.arange(pixels, dtype=torch.float64, device=device) + 0.5) * (cells / pixels) - 0.5).clamp_(min=0)
+    own = torch.device("cpu") if device.type == "mps" else device  # Apple's GPU has no float64
+    at = ((torch.arange(pixels, dtype=torch.float64, device=own) + 0.5) * (cells / pixels) - 0.5).clamp_(min=0)
     cell = at.long().clamp_(max=cells - 1)
-    return cell, (at - cell).float()
+    return cell.to(device), (at - cell).float().to(device)
 
 
 def device_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # floating point [n, h, w] -> int64 [H, W]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depthg.backbones import up_sampled
 from depthg.kernels.upsampling import sum_of_stages
+from depthg.runtime.device import doubled
 from depthg.runtime.processes import BatchShare
 
 # Backbone output [batch, C, h, w] of some views, in order: maps(views, batch)
@@ -92,17 +93,17 @@ class FeatureTransform(nn.Module):
         if self.standardize:
             count, total, square = 0, torch.zeros(()), torch.zeros(())
             for x in (part for chunk in chunks() for part in chunk.split(rows)):
-                x = x.double()
+                x = doubled(x)
                 count, total, square = count + len(x), total + x.sum(0), square + (x * x).sum(0)
             mean = total / count
             deviation = (square / count - mean**2).clamp(min=0).sqrt()
             self.mean.copy_(mean)
             self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
         if self.basis.shape[1]:
-            moment = self.mean.new_zeros(len(self.mean), len(self.mean), dtype=torch.float64)
+            moment = doubled(self.mean.new_zeros(len(self.mean), len(self.mean)))
             for x in (part for chunk in chunks() for part in chunk.split(rows)):
                 x = self._stagewise(x.float())
-                moment += (x.T @ x).double()
+                moment += doubled(x.T @ x)
             vectors = torch.linalg.eigh(moment.cpu()).eigenvectors.flip(1)[:, : self.basis.shape[1]]
             self.basis.copy_(vectors * vectors.sum(0).sign())
         return self

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from depthg.runtime.device import to_device
+from depthg.runtime.device import doubled, to_device
 
 ROWS = 4096  # rows per block: the block stays in cache between the two products of an iteration
 DEVICE_ROWS = 32768  # on a GPU, where each launch costs more; 35 MB of cosines for 27 clusters and 10 restarts
@@ -132,12 +132,13 @@ def _accumulate(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     n_init, k, channels = centroids.shape
     weight = centroids.reshape(-1, channels)
     sums = x.new_zeros(n_init * k, channels)
-    distance = torch.zeros(n_init, dtype=torch.float64, device=x.device)
+    distance = doubled(torch.zeros(n_init, device=x.device))
     for block in _blocks(x):
         # Rows last: the maximum over k then runs over contiguous vectors.
         cosine = (weight @ block.t()).view(n_init, k, -1)
         best, member = cosine.max(1, keepdim=True)
-        distance += (1 - best).sum((1, 2), dtype=torch.float64)
+        best = 1 - best
+        distance += doubled(best.sum((1, 2))) if x.device.type == "mps" else best.sum((1, 2), dtype=torch.float64)
         chosen = cosine.zero_().scatter_(1, member, 1)
         sums.addmm_(chosen.view(n_init * k, -1), block)
     return sums.view(n_init, k, channels), distance / x.shape[0]

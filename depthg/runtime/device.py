@@ -55,6 +55,11 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
 
 
+def doubled(x: Tensor) -> Tensor:
+    """``x`` in float64 on its device; on the CPU if that is Apple's GPU, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def host_memory(*shape: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Uninitialised CPU memory from which a device is filled without another copy: pinned for a GPU."""
     return torch.empty(shape, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
