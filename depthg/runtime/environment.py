@@ -18,8 +18,9 @@ def set_defaults(
 ) -> None:
     """Sets defaults that suit this package.
 
-    In a command (``python -m depthg...`` or ``depthg ...``) the threads of a layer sleep after a short wait. They would stay awake
-    for 300,000 rounds, and where other programs want the cores too, they take them from the thread that all wait for.
+    In a command (``python -m depthg...`` or ``depthg ...``) the threads of a layer sleep after a short wait. They would
+    stay awake for 300,000 rounds, and where other programs want the cores too, they take them from the thread that all
+    wait for.
     On macOS, operations that torch lacks on Apple's GPU run on the CPU instead of raising.
 
     Args:
