@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     both = argparse.BooleanOptionalAction
     found.add_argument("--flip", action=both, default=None, help="average the codes of photo and mirror image")
-    found.add_argument("--crf", action=both, default=None, help="refine both probes by the dense CRF (no baselines)")
+    found.add_argument("--crf", action=both, default=None, help="refine the probes by the dense CRF (no baselines)")
     found.add_argument(
         "--all", action="store_true",
         help="plain, flip and flip + CRF, on the centre crop and on full frames, in one pass (--no-crf: without CRF)",
