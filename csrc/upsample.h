@@ -17,6 +17,7 @@ struct ScoreMaps {
   int64_t stride_map = 0, stride_row = 0, stride_column = 0;        // in elements
   const float* scores = nullptr;
   int64_t height = 0, width = 0;
+  int64_t first_row = 0, end_row = 0;  // of the result that are computed; no other rows of scores and ids are touched
   void* ids = nullptr;  // [height, width], contiguous: uint8, or uint16 for more than 255 maps
 };
 

@@ -24,7 +24,10 @@ def up_sampled_ids(
     size: tuple[int, int],
     *,
     impl: str = "auto",
-) -> np.ndarray:  # uint8 [H, W] (uint16 for more than 255 maps)
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    cells: int | None = None,
+) -> np.ndarray:  # uint8 [H, W] (uint16 for more than 255 maps), or [rows, W]
     """``interpolate(scores, size, mode="bilinear", align_corners=False).argmax(0)``, up or down, in float32.
 
     Ties go to the lowest id; NaN exceeds every number and the first NaN wins, as in ``torch.argmax``. The compiled code
@@ -36,22 +39,49 @@ def up_sampled_ids(
         scores: one map per id.
         size: height H and width W.
         impl: "cpp", "eager" (torch; holds the up-sampled scores), or "auto".
+        rows: start and stop of the rows of the result to compute; None: all. The compiled code gives the same ids as
+            for all rows at once.
+        first, cells: the rows of `scores` are the rows from `first` on of maps of `cells` rows (None: of all).
 
     Raises:
-        ValueError: no map, no cell or no pixel, too many maps, or an ``impl`` that cannot run here.
+        ValueError: no map, no cell or no pixel, too many maps, rows outside the result or whose cells are not given, or
+            an ``impl`` that cannot run here.
     """
     if scores.ndim != 3 or 0 in (*scores.shape, *size) or len(scores) > MOST_MAPS:
         raise ValueError(f"score maps {list(scores.shape)} cannot be up-sampled to {list(size)}")
+    cells = scores.shape[1] if cells is None else cells
+    start, stop = (0, size[0]) if rows is None else rows
+    _check_rows(scores.shape[1], size[0], (start, stop), first, cells)
     scores = np.require(scores, np.float32, "A")
     dtype = np.uint8 if len(scores) < 256 else np.uint16
     if choose_impl(impl, torch.device("cpu"), cpp=no_cpp()) == "eager":
-        return eager_ids(torch.from_numpy(np.ascontiguousarray(scores)), size).numpy().astype(dtype)
-    ids = np.empty(size, dtype)
+        given = torch.from_numpy(np.ascontiguousarray(scores))
+        found = eager_ids(given, size) if rows is None else device_ids(given, size, (start, stop), first, cells)
+        return found.numpy().astype(dtype)
+    ids = np.empty((stop - start, size[1]), dtype)
     strides = [stride // scores.itemsize for stride in scores.strides]
     native.upsample_argmax(
-        scores.ctypes.data, scores.shape, strides, ids.shape, ids.ctypes.data, torch.get_num_threads()
-    )
+        scores.ctypes.data, (len(scores), cells, scores.shape[2]), strides, first, size, (start, stop),
+        ids.ctypes.data, torch.get_num_threads(),
+    )  # fmt: skip
     return ids
+
+
+def needed_cells(cells: int, pixels: int, rows: tuple[int, int]) -> tuple[int, int]:
+    """Start and stop of the cells along an axis that the pixels ``rows`` = (start, stop) of it lie between."""
+    low, high = (min(int(max((row + 0.5) * (cells / pixels) - 0.5, 0)), cells - 1) for row in (rows[0], rows[1] - 1))
+    return low, min(high + 2, cells)
+
+
+def _check_rows(given: int, height: int, rows: tuple[int, int], first: int, cells: int) -> None:
+    if not 0 <= rows[0] < rows[1] <= height:
+        raise ValueError(f"rows={list(rows)} are no rows of an image of height {height}")
+    low, high = needed_cells(cells, height, rows)
+    if not (first <= low and high <= first + given <= cells):
+        raise ValueError(
+            f"rows {rows[0]} to {rows[1]} of {height} need the cells {low} to {high} of {cells}, but those from "
+            f"{first} to {first + given} are given"
+        )
 
 
 def eager_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # [n, h, w] -> int64 [H, W], on the same device
@@ -67,24 +97,31 @@ def taps(cells: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]
     return cell.to(device), (at - cell).float().to(device)
 
 
-def device_ids(scores: Tensor, size: tuple[int, int]) -> Tensor:  # floating point [n, h, w] -> int64 [H, W]
-    """The arg-max of :func:`up_sampled_ids` on the device of the scores, some rows at a time.
+def device_ids(
+    scores: Tensor,  # floating point [n, h, w]
+    size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    cells: int | None = None,
+) -> Tensor:  # int64 [H, W], or [rows, W]
+    """The arg-max of :func:`up_sampled_ids` on the device of the scores, some rows at a time; arguments as there.
 
     Every product and every sum is rounded like those of the compiled code, along x before y, so the ids are the same.
     """
     (n, h, w), (height, width) = scores.shape, size
+    cells, (begin, end) = h if cells is None else cells, (0, height) if rows is None else rows
     x, right = taps(w, width, scores.device)
-    y, below = taps(h, height, scores.device)
-    rows = max(1, BLOCK_VALUES // (n * width * max(1, -(-h // height))))
-    out = torch.empty(size, dtype=torch.int64, device=scores.device)
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        first, last = (int((pixel + 0.5) * (h / height) - 0.5) for pixel in (start, stop - 1))  # cells; known here
-        part = scores[:, max(0, first) : last + 2].float()
+    y, below = taps(cells, height, scores.device)
+    step = max(1, BLOCK_VALUES // (n * width * max(1, -(-cells // height))))
+    out = torch.empty((end - begin, width), dtype=torch.int64, device=scores.device)
+    for start in range(begin, end, step):
+        stop = min(start + step, end)
+        low, high = needed_cells(cells, height, (start, stop))  # known here
+        part = scores[:, low - first : high - first].float()
         part = part[..., x] * (1 - right) + part[..., (x + 1).clamp(max=w - 1)] * right
-        cell, share = y[start:stop] - max(0, first), below[start:stop, None]
+        cell, share = y[start:stop] - low, below[start:stop, None]
         upper, lower = (part[:, c] for c in (cell, (cell + 1).clamp(max=part.shape[1] - 1)))
-        out[start:stop] = upper.mul_(1 - share).add_(lower.mul_(share)).argmax(0)
+        out[start - begin : stop - begin] = upper.mul_(1 - share).add_(lower.mul_(share)).argmax(0)
     return out
 
 
