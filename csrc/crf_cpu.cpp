@@ -132,15 +132,16 @@ class Filters {
   // one block after another.
   void run(const std::vector<float*>& blocks, const std::vector<int>& widths) {
     const int at_once = apart_ ? std::min<int>(threads_, blocks.size()) : 1;
+    const int widest = *std::max_element(widths.begin(), widths.end());
     for (int n = 0; n < at_once; ++n) {
-      for (int k = 0; k < count_; ++k) vertices(n, k);
+      for (int k = 0; k < count_; ++k) vertices(n, k, widest);
     }
     const int inside = at_once > 1 ? 1 : threads_;
     for_tasks(at_once, blocks.size(), [&](int64_t b, int rank) {
       float* at[2];
       SlicePart parts[2];
       for (int k = 0; k < count_; ++k) {
-        at[k] = vertices(rank, k);
+        at[k] = vertices(rank, k, widest);
         parts[k] = slice_part(k, at[k], kernels_[k].weight);
       }
       filter(0, count_, blocks[b], at, widths[b], inside);
@@ -160,11 +161,11 @@ class Filters {
     return *std::max_element(load.begin(), load.end()) * static_cast<double>(threads_) / sum;
   }
 
-  float* vertices(int rank, int k) {
+  float* vertices(int rank, int k, int width) {
     while (static_cast<int>(memory_.vertices.size()) <= rank) {
       memory_.vertices.push_back(std::make_unique<CrfMemory::Parts::Vertices>());
     }
-    return memory_.vertices[rank]->of[k].reserve(memory_.lattices[k].vertices * kCrfWidth);
+    return memory_.vertices[rank]->of[k].reserve(memory_.lattices[k].vertices * width);
   }
 
   SlicePart slice_part(int k, const float* vertices, float weight) const {
@@ -215,7 +216,7 @@ class Filters {
     Lattice& l = memory_.lattices[k];
     float* const norm = memory_.scratch.reserve(pixels);
     float* at[2] = {};
-    at[k] = vertices(0, k);
+    at[k] = vertices(0, k, 8);  // of which one is used: most calls filter as many afterwards
     for (int64_t n = 0; n < pixels; ++n) norm[n] = 1;
     filter(k, k + 1, norm, at, 1, threads_);
     const SlicePart part = slice_part(k, at[k], 1);

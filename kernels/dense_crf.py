@@ -111,6 +111,11 @@ def _compiled(terms: list[Tensor], image: Tensor, settings: CrfSettings, ids: bo
     return out
 
 
+def forget_memory() -> None:
+    """Frees what the calling thread keeps for its next call."""
+    _kept.__dict__.pop("memory", None)
+
+
 def _eager(terms: list[Tensor], image: Tensor, settings: CrfSettings, ids: bool) -> list[Tensor]:
     """The definition, image by image."""
     if image.shape[1] * image.shape[2] > MOST_EAGER_PIXELS:
