@@ -30,7 +30,6 @@ def limits(impl: str, device: torch.device, n: int) -> dict[str, str | None]:
     return {"cuda": cuda, "triton": triton, "cpp": checks.no_cpp()}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @cache
 def compiled_cuda_runs(device: torch.device) -> bool:
     """Whether the compiled CUDA code can run on the device: its runtime needs a driver of its major version or later.
@@ -44,6 +43,11 @@ def compiled_cuda_runs(device: torch.device) -> bool:
         warnings.warn(f"{error}; without the compiled code, sampling on {device} is slower", stacklevel=2)
         return False
     return True
+
+
+# What torch.compiler.assume_constant_result sets. The decorator itself would import torch._dynamo, and with it Triton
+# and sympy: 140 MB and a second in every process that imports this.
+compiled_cuda_runs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # Launch
