@@ -15,6 +15,7 @@ _UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LARGE, _ROWS = 1 << 22, 256  # pixels of an image that is copied in parts, and rows of a part
 _FLAGS = (-9999.0, -32768.0)  # what instruments write where they measured nothing
 
 
@@ -24,7 +25,15 @@ def rgb_array(image: Image.Image) -> np.ndarray:  # uint8 [H, W, 3]
     Raises:
         DataError: its values cannot be turned into 8 bits.
     """
-    return np.array(_upright(_to_rgb(image)))
+    image = _upright(_to_rgb(image))
+    width, height = image.size
+    if width * height < _LARGE:
+        return np.array(image)
+    found = np.empty((height, width, 3), np.uint8)
+    for start in range(0, height, _ROWS):  # Pillow would copy a large image twice on the way
+        stop = min(start + _ROWS, height)
+        found[start:stop] = image.crop((0, start, width, stop))
+    return found
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from depthg.kernels import dense_crf
 from depthg.kernels.checks import no_cpp
 
 ALPHA = 2.0  # the cluster probe's softmax: log-softmax of 2 cos (protocol, section 4)
+ROWS, COLUMNS = 64, 512  # of a result that are computed at a time
 LEAST_PROBABILITY = 1e-5  # of a class before the CRF, as in the released evaluation
 
 Maps = Mapping[str, np.ndarray]
@@ -60,7 +61,7 @@ def probe_log_probabilities(
 
 def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [n, h, w] -> float32 [n, H, W]
     """Bilinear up-sampling with ``align_corners=False``."""
-    return _up_rows(maps, size[0]) @ _column_weights(maps.shape[2], size[1])
+    return _up_columns(_up_rows(maps, size[0]), size[1])
 
 
 def cosines(codes: np.ndarray, centroids: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # float32 [n, H, W]
@@ -69,11 +70,35 @@ def cosines(codes: np.ndarray, centroids: np.ndarray, size: tuple[int, int]) -> 
     The up-sampled codes are never formed at full size. Dot products commute with up-sampling, and along a row, between
     the neighbours ``a`` and ``b``, ``|(1 - t) a + t b|^2 = (1 - t)^2 |a|^2 + 2 t (1 - t) a . b + t^2 |b|^2``.
     """
-    rows = _up_rows(codes, size[0])  # [K, H, w]
-    dots = np.tensordot(centroids.astype(np.float32), rows, 1) @ _column_weights(rows.shape[2], size[1])
-    low, high, t = _taps(rows.shape[2], size[1])
-    square = np.square(rows).sum(0)
-    product = np.einsum("khw,khw->hw", rows, rows[:, :, np.minimum(np.arange(rows.shape[2]) + 1, rows.shape[2] - 1)])
+    out = np.empty((len(centroids), *size), np.float32)
+    for start in range(0, size[0], ROWS):
+        rows = start, min(start + ROWS, size[0])
+        out[:, rows[0] : rows[1]] = cosine_rows(codes, centroids, size, rows, 0, codes.shape[1])
+    return out
+
+
+def cosine_rows(
+    codes: np.ndarray,  # [K, rows, w]
+    centroids: np.ndarray,  # [n, K]
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    first: int,
+    cells: int,
+) -> np.ndarray:  # float32 [n, stop - start, W]
+    """The rows ``rows`` = (start, stop) of :func:`cosines`.
+
+    Args:
+        codes: the rows from ``first`` on of codes of ``cells`` rows, at least those that the result lies between.
+        centroids: of length 1.
+        size: height H and width W of the whole.
+        rows: the same blocks give the same bits; others may differ in the last one.
+        first, cells: see ``codes``.
+    """
+    tall = _up_rows(codes, size[0], rows, first, cells)  # [K, stop - start, w]
+    dots = _up_columns(np.tensordot(centroids.astype(np.float32), tall, 1), size[1])
+    low, high, t = _taps(tall.shape[2], size[1])
+    square = np.square(tall).sum(0)
+    product = np.einsum("khw,khw->hw", tall, tall[:, :, np.minimum(np.arange(tall.shape[2]) + 1, tall.shape[2] - 1)])
     length = (1 - t) ** 2 * square[:, low] + 2 * t * (1 - t) * product[:, low] + t**2 * square[:, high]
     dots /= np.maximum(np.sqrt(np.maximum(length, 0)), 1e-12)
     return np.clip(dots, -1, 1, out=dots)
@@ -81,8 +106,10 @@ def cosines(codes: np.ndarray, centroids: np.ndarray, size: tuple[int, int]) -> 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:  # [n, H, W], changed in place
     """Log-softmax over the first axis, in place."""
-    scores -= scores.max(0)
-    scores -= np.log(np.exp(scores).sum(0))
+    for start in range(0, scores.shape[1], ROWS):
+        part = scores[:, start : start + ROWS]
+        part -= part.max(0)
+        part -= np.log(np.exp(part).sum(0))
     return scores
 
 
@@ -93,19 +120,29 @@ def _taps(cells: int, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return low, np.minimum(low + 1, cells - 1), (at - low).astype(np.float32)
 
 
-def _up_rows(maps: np.ndarray, height: int) -> np.ndarray:  # [n, h, w] -> float32 [n, H, w]
+def _up_rows(
+    maps: np.ndarray, height: int, rows: tuple[int, int] | None = None, first: int = 0, cells: int | None = None
+) -> np.ndarray:  # [n, h, w] -> float32 [n, H, w], or [n, stop - start, w]; arguments as `cosine_rows`
     maps = maps.astype(np.float32, copy=False)
-    low, high, share = _taps(maps.shape[1], height)
+    low, high, share = _taps(maps.shape[1] if cells is None else cells, height)
+    if rows is not None:
+        low, high, share = (x[rows[0] : rows[1]] for x in (low - first, high - first, share))
     share = share[:, None]
     return maps[:, low] * (1 - share) + maps[:, high] * share
 
 
-def _column_weights(cells: int, width: int) -> np.ndarray:  # float32 [w, W]
-    low, high, share = _taps(cells, width)
-    weights = np.zeros((cells, width), np.float32)
-    np.add.at(weights, (low, np.arange(width)), 1 - share)
-    np.add.at(weights, (high, np.arange(width)), share)
-    return weights
+def _up_columns(values: np.ndarray, width: int) -> np.ndarray:  # float32 [n, H, w] -> [n, H, W]
+    """By products with the weights of ``COLUMNS`` columns at a time, which are zero but for two cells a column."""
+    low, high, share = _taps(values.shape[2], width)
+    out = np.empty((*values.shape[:2], width), np.float32)
+    for start in range(0, width, COLUMNS):
+        part = slice(start, min(start + COLUMNS, width))
+        first, last = low[part][0], high[part][-1]
+        weights = np.zeros((last + 1 - first, part.stop - start), np.float32)
+        np.add.at(weights, (low[part] - first, np.arange(part.stop - start)), 1 - share[part])
+        np.add.at(weights, (high[part] - first, np.arange(part.stop - start)), share[part])
+        np.matmul(values[:, :, first : last + 1], weights, out=out[:, :, part])
+    return out
 
 
 def crf_ids(image: np.ndarray, maps: Maps) -> dict[str, np.ndarray]:  # uint8 [H, W, 3] -> int16 [H, W]

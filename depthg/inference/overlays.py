@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from depthg.data.colours import class_palette
 
 PALETTE = 256  # colours that a PNG can hold
+STRIP = 128  # rows that are drawn at a time
 PAPER, INK, FAINT = (255, 255, 255), (25, 28, 32), (98, 104, 112)
 PLACES_SIDE = 160  # regions are looked for on a map of at most this side
 SMALLEST_REGION = 0.004  # share of the photo from which a region is named
@@ -35,9 +36,35 @@ def overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarr
 
 def pixels_of(ids: np.ndarray, n: int) -> np.ndarray:  # [H, W] below n -> int [n]
     """Pixels of every id."""
-    if n > PALETTE:
-        return np.bincount(ids.ravel(), minlength=n)
-    return np.array(Image.fromarray(ids.astype(np.uint8, copy=False)).histogram()[:n])
+    total = np.zeros(n, np.int64)
+    for start in range(0, len(ids), STRIP):
+        part = ids[start : start + STRIP]
+        if n > PALETTE:
+            total += np.bincount(part.ravel(), minlength=n)
+        else:
+            total += Image.fromarray(part.astype(np.uint8, copy=False)).histogram()[:n]
+    return total
+
+
+def plain_overlay(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> Image.Image:
+    """:func:`overlay` as an RGB image, drawn in strips."""
+    whole = Image.new("RGB", ids.shape[::-1])
+    _draw_strips(whole, image, ids, colours, 0)
+    return whole
+
+
+def _draw_strips(whole: Image.Image, image: np.ndarray, ids: np.ndarray, colours: np.ndarray, line: int) -> None:
+    """Draws the overlay, with outlines of ``line`` pixels if that is not 0, ``STRIP`` rows at a time.
+
+    Outlines look ``line`` rows up and down, so a strip is drawn with that many more.
+    """
+    for start in range(0, len(ids), STRIP):
+        first = max(0, start - line)
+        part = slice(first, start + STRIP + line)
+        drawn = overlay(image[part], ids[part], colours)
+        if line:
+            draw_outlines(drawn, ids[part], colours, line)
+        whole.paste(Image.fromarray(drawn[start - first :][:STRIP]), (0, start))
 
 
 def labelled_overlay(
@@ -55,12 +82,10 @@ def labelled_overlay(
     """
     height, width = ids.shape
     side = min(height, width)
-    drawn = overlay(image, ids, colours)
-    draw_outlines(drawn, ids, colours, max(1, round(side / 240)))
     shares = pixels_of(ids, len(colours)) / ids.size
     strip = legend_strip(shares, colours, names, width, max(10, round(side / 32)))
     whole = Image.new("RGB", (width, height + strip.height), PAPER)
-    whole.paste(Image.fromarray(drawn), (0, 0))
+    _draw_strips(whole, image, ids, colours, max(1, round(side / 240)))
     whole.paste(strip, (0, height))
     _write_names(ImageDraw.Draw(whole), ids, names, max(10, round(side / 28)))
     return whole

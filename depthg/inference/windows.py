@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -80,18 +80,38 @@ def blend(parts: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, in
 
     Args:
         parts: ``[windows, K, h', w']``.
-        corners: (top, left) of every window in cells.
+        corners: (top, left) of every window in cells, row by row.
         size: height and width of the result in cells.
     """
-    if len(parts) == 1:
-        return parts[0]
-    weight = torch.outer(*(_ramp(n, parts.device) for n in parts.shape[2:]))
-    total, weights = parts.new_zeros(parts.shape[1], *size), parts.new_zeros(size)
+    strips = list(blend_strips(parts, corners, size))
+    return torch.cat(strips, 1) if len(strips) > 1 else strips[0]
+
+
+def blend_strips(
+    parts: Iterable[Tensor],  # [K, h', w'] each
+    corners: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+) -> Iterator[Tensor]:  # [K, rows, w]
+    """:func:`blend` as strips from top to bottom, as soon as no later window reaches them; holds one row of windows."""
+    if len(corners) == 1:
+        yield next(iter(parts))
+        return
+    total = weight = weights = None
+    first = 0
     for part, (top, left) in zip(parts, corners, strict=True):
-        rows, columns = slice(top, top + part.shape[1]), slice(left, left + part.shape[2])
-        total[:, rows, columns] += part * weight
-        weights[rows, columns] += weight
-    return total / weights
+        if total is None:
+            weight = torch.outer(*(_ramp(n, part.device) for n in part.shape[1:]))
+            total, weights = part.new_zeros(len(part), len(weight), size[1]), part.new_zeros(len(weight), size[1])
+        if top != first:
+            done = top - first
+            yield total[:, :done] / weights[:done]
+            total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], 1)
+            weights = torch.cat([weights[done:], torch.zeros_like(weights[:done])])
+            first = top
+        columns = slice(left, left + part.shape[2])
+        total[:, :, columns] += part * weight
+        weights[:, columns] += weight
+    yield total / weights
 
 
 def _ramp(n: int, device: torch.device) -> Tensor:
@@ -102,6 +122,20 @@ def _ramp(n: int, device: torch.device) -> Tensor:
 def cut(image: np.ndarray, plan: Layout) -> list[np.ndarray]:
     """The windows of an image ``[h, w, 3]`` that has the size of the plan, as numpy views."""
     return [image[top : top + plan.window[0], left : left + plan.window[1]] for top, left in plan.corners]
+
+
+def cut_rows(blocks: Iterable[np.ndarray], plan: Layout) -> Iterator[np.ndarray]:
+    """:func:`cut` of an image that comes as blocks of rows; holds the rows of one row of windows and a block."""
+    blocks, first = iter(blocks), 0
+    band = next(blocks)
+    for top, left in plan.corners:
+        if top > first or len(band) < plan.window[0]:
+            band, first = band[top - first :], top
+            parts = [band]
+            while sum(map(len, parts)) < plan.window[0]:
+                parts.append(next(blocks))
+            band = np.concatenate(parts)
+        yield band[: plan.window[0], left : left + plan.window[1]]
 
 
 def scaled(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:  # uint8 [h, w, 3]
