@@ -18,8 +18,8 @@ from depthg.data.tiff import TIFF_SUFFIXES, Values, tiff_header, tiff_layout, ti
 
 __all__ = [
     "IMAGE_SUFFIXES", "DataError", "cache_root", "file_stamp", "image_header", "image_size", "label_table",
-    "list_files", "map_ids", "missing_pixels", "read_image", "read_label", "read_layout", "read_values", "rgb_array",
-    "show", "stored_values", "tree_error", "without_setting",
+    "list_files", "map_ids", "missing_pixels", "pixel_count", "read_image", "read_label", "read_layout", "read_values",
+    "rgb_array", "show", "stored_values", "tree_error", "without_setting",
 ]  # fmt: skip
 
 _INVALID = -2  # entry of a label table for an id that the data set does not have
@@ -161,6 +161,25 @@ def image_header(path: str | Path, reading: Reading = DEFAULT) -> tuple[tuple[in
         return ((width, height) if orientation(image) >= 5 else (height, width)), turn
 
     return decode(path, header, reading, load=False, other=lambda limit: tiff_header(path, limit))
+
+
+def pixel_count(path: str | Path, reading: Reading = DEFAULT) -> int:
+    """Number of pixels that the header of a photo tells.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+
+    def pixels(size: tuple[int, int]) -> int:
+        return size[0] * size[1]
+
+    return decode(
+        path,
+        lambda image: pixels(image.size),
+        reading,
+        load=False,
+        other=lambda limit: pixels(tiff_header(path, limit)[0]),
+    )
 
 
 def read_layout(path: str | Path, reading: Reading = DEFAULT) -> tuple[bool, int, bool]:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from depthg.data.base import unique_names
-from depthg.data.files import DataError, show, without_setting
+from depthg.data.files import DataError, pixel_count, show, without_setting
 from depthg.data.ranges import resolved
 from depthg.inference.clear_crops import ClearCrops
-from depthg.inference.overlays import PALETTE, labelled_overlay, overlay, pixels_of, with_palette
+from depthg.inference.overlays import PALETTE, labelled_overlay, pixels_of, plain_overlay, with_palette
+from depthg.inference.probability_files import ProbabilityRows, write_probabilities
 from depthg.inference.segmenter import Maps, Segmenter
-from depthg.inference.windows import NetworkPhoto
+from depthg.inference.strips import ArraySource, segment
+from depthg.inference.windows import NetworkPhoto, as_rgb
 from depthg.storage.whole_files import write_whole
 
 LEGEND = "legend.json"
 RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times faster than the default, files a quarter larger
+LARGE = (2**25, 2**24)  # pixels of photos that are segmented one at a time: scaled ones, and those cut into windows
 OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
 
 
@@ -74,32 +77,24 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilit
 def write_outputs(
     segmenter: Segmenter,
     target: Target,
-    photo: NetworkPhoto,
-    ids: np.ndarray,
-    probabilities: np.ndarray | None,
+    image: np.ndarray,  # uint8 [H, W, 3]
+    ids: np.ndarray,  # [H, W]
+    probabilities: np.ndarray | ProbabilityRows | None,
     plain: bool = False,
 ) -> None:
     """Writes the files of one photo, each atomically; ``plain``: an overlay without outlines, names and legend."""
     wide = segmenter.run.n_clusters > PALETTE  # then they are grey, without colours
-    image = Image.fromarray(ids.astype(np.uint16)) if wide else with_palette(ids, segmenter.colours)
-    write_whole(target.ids, lambda partial: image.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
+    map_ = Image.fromarray(ids.astype(np.uint16)) if wide else with_palette(ids, segmenter.colours)
+    write_whole(target.ids, lambda partial: map_.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
     if target.overlay is not None:
         kind = OVERLAYS[target.overlay.suffix[1:]]
         if plain:
-            drawn = Image.fromarray(overlay(photo.image, ids, segmenter.colours))
+            drawn = plain_overlay(image, ids, segmenter.colours)
         else:
-            drawn = labelled_overlay(photo.image, ids, segmenter.colours, segmenter.names)
+            drawn = labelled_overlay(image, ids, segmenter.colours, segmenter.names)
         write_whole(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90), flush=False)
     if target.probabilities is not None:
-        half, names = probabilities.astype(np.float16), np.array(segmenter.names)
-        write_whole(
-            target.probabilities, lambda partial: _save_npz(partial, probabilities=half, names=names), flush=False
-        )
-
-
-def _save_npz(path: Path, **arrays: Any) -> None:
-    with open(path, "wb") as file:  # given a path, numpy.savez would add a suffix
-        np.savez(file, **arrays)
+        write_probabilities(target.probabilities, probabilities, segmenter.names)
 
 
 def predict_files(
@@ -127,26 +122,71 @@ def predict_files(
         ImportError: the CRF needs the compiled code.
     """
     segmenter.reading = resolved(segmenter.reading, [target.photo for target in targets], "the photos")
-    counts: dict[Target, np.ndarray] = {}
-    failed: list[str] = []
-    by_photo: dict[object, Target] = {target.photo: target for target in targets}
+    found: dict[Target, np.ndarray | DataError] = {}
+    apart = [target for target in targets if is_large(segmenter, target.photo)]
+    by_photo: dict[object, Target] = {target.photo: target for target in targets if target not in apart}
 
-    def finish(photo: NetworkPhoto, maps: Maps) -> tuple[Target, np.ndarray]:
+    def finish(photo: NetworkPhoto, maps: Maps) -> np.ndarray:
         target = by_photo[photo.source]
         ids = segmenter.refined(photo, maps) if crf else segmenter.ids(photo, maps)
         probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
-        write_outputs(segmenter, target, photo, ids, probabilities, plain)
+        write_outputs(segmenter, target, photo.image, ids, probabilities, plain)
         if crops is not None:
             crops.offer(target.name, maps.scores, lambda: (photo.image, ids))
-        return target, pixels_of(ids, segmenter.run.n_clusters)
+        return pixels_of(ids, segmenter.run.n_clusters)
 
-    for found in segmenter.stream(by_photo, finish):
-        if isinstance(found, DataError):
-            failed.append(without_setting(found, "--max-pixels N"))
-        else:
-            counts[found[0]] = found[1]
+    for target, outcome in zip(by_photo.values(), segmenter.stream(by_photo, finish), strict=True):
+        found[target] = outcome
         advance()
-    return counts, failed
+    for target in apart:
+        try:
+            found[target] = predict_large(segmenter, target, crf, plain, crops)
+        except DataError as error:
+            found[target] = error
+        advance()
+    ordered = [(target, found[target]) for target in targets]
+    counts = {target: pixels for target, pixels in ordered if not isinstance(pixels, DataError)}
+    return counts, [without_setting(error, "--max-pixels N") for _, error in ordered if isinstance(error, DataError)]
+
+
+def is_large(segmenter: Segmenter, photo: Path) -> bool:
+    """Whether a photo is segmented in strips, on all cores, while no other one is worked on."""
+    try:
+        return pixel_count(photo, segmenter.reading) > LARGE[segmenter.window is not None]
+    except DataError:  # told when it is read
+        return False
+
+
+def predict_large(
+    segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None
+) -> np.ndarray:  # [n_clusters]
+    """Segments a photo in strips, writes its files and returns the pixels per cluster.
+
+    Raises:
+        DataError: the photo cannot be read.
+        OSError: an output cannot be written.
+    """
+
+    def read() -> np.ndarray:
+        return as_rgb(target.photo, segmenter.reading)
+
+    source = ArraySource(read(), read)
+    ids, scores = np.empty(source.size, np.uint8 if segmenter.run.n_clusters < 256 else np.uint16), []
+
+    def keep(start: int, block: np.ndarray) -> None:
+        ids[start : start + len(block)] = block
+
+    with contextlib.ExitStack() as files:
+        rows = None
+        if target.probabilities:
+            rows = files.enter_context(
+                ProbabilityRows(target.probabilities.parent, (segmenter.run.n_clusters, *ids.shape))
+            )
+        segment(segmenter, source, keep, crf=crf, probabilities=rows and rows.put, scores=scores.append)
+        write_outputs(segmenter, target, source.image, ids, rows, plain)
+    if crops is not None:
+        crops.offer(target.name, np.concatenate(scores, 1), lambda: (source.image, ids))
+    return pixels_of(ids, segmenter.run.n_clusters)
 
 
 def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, failed: Sequence[str], **options) -> dict:

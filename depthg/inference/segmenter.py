@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import deque
@@ -25,7 +26,7 @@ from depthg.inference.crf import ALPHA, check_available, cosines, crf_ids, log_s
 from depthg.inference.crf_image import crf_image
 from depthg.inference.overlays import cluster_colours
 from depthg.inference.read_outs import predict_ids
-from depthg.inference.windows import NetworkPhoto, as_rgb, blend, cut, layout, scaled
+from depthg.inference.windows import Layout, NetworkPhoto, as_rgb, blend_strips, cut, layout, scaled
 from depthg.kernels.upsampling import up_sampled_ids
 from depthg.model.loaded_run import LoadedRun, load_run
 from depthg.runtime.device import pick_device, to_device
@@ -211,9 +212,14 @@ class Segmenter:
 
     def prepare(self, image) -> NetworkPhoto:
         """Decodes and scales a photo for the network."""
-        array, data, backbone = as_rgb(image, self.reading), self.run.config.data, self.run.backbone
-        plan = layout(array.shape[:2], data.eval_size, self.window, backbone.stride, backbone.multiple)
-        return NetworkPhoto(image, array, scaled(array, plan.size, data.interpolation), plan)
+        array = as_rgb(image, self.reading)
+        plan = self.layout(array.shape[:2])
+        return NetworkPhoto(image, array, scaled(array, plan.size, self.run.config.data.interpolation), plan)
+
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """Scaled size and windows of a photo of ``size`` = (height, width)."""
+        backbone = self.run.backbone
+        return layout(size, self.run.config.data.eval_size, self.window, backbone.stride, backbone.multiple)
 
     def _groups(self, photos: Iterable[NetworkPhoto | DataError]) -> Iterator[list[NetworkPhoto] | DataError]:
         """Yields groups of photos with equal windows that fit into one batch, or an error."""
@@ -237,21 +243,49 @@ class Segmenter:
     @torch.no_grad()
     def maps(self, photos: list[NetworkPhoto]) -> list[Maps]:
         """Codes and scores of photos with equal windows."""
-        run, stride = self.run, self.run.backbone.stride
-        windows = [window for photo in photos for window in cut(photo.pixels, photo.plan)]
-        codes = torch.cat([self._codes(windows[i : i + self.batch]) for i in range(0, len(windows), self.batch)])
-        codes = codes.transpose(1, 2).unflatten(2, tuple(n // stride for n in photos[0].plan.window))
+        parts = self._parts(window for photo in photos for window in cut(photo.pixels, photo.plan))
         found = []
-        for photo, parts in zip(photos, codes.split([len(photo.plan.corners) for photo in photos]), strict=True):
-            corners = [(top // stride, left // stride) for top, left in photo.plan.corners]
-            grid = (photo.plan.size[0] // stride, photo.plan.size[1] // stride)
-            whole = blend(parts, corners, grid)  # [K, h, w]
-            scores = run.cluster(whole.flatten(1).T)  # [h*w, n]
-            ids = None
-            if scores.is_cuda:
-                ids = predict_ids(scores[None], grid, photo.image.shape[:2])[0].to(self._dtype).cpu().numpy()
-            found.append(Maps(whole.cpu().numpy(), scores.T.unflatten(1, grid).cpu().numpy(), ids))
+        for photo in photos:
+            grid, done, codes, scores = self.grid(photo.plan), 0, None, []
+            own = itertools.islice(parts, len(photo.plan.corners))
+            for strip in self._blended(own, photo.plan):
+                if codes is None:  # as one array from the start, so that no second one is held
+                    codes = strip if strip.shape[1:] == grid else strip.new_empty(len(strip), *grid)
+                if codes is not strip:
+                    codes[:, done : done + strip.shape[1]] = strip
+                done += strip.shape[1]
+                scores.append(self.scores(strip))  # [n, rows, w]
+            whole, ids = torch.cat(scores, 1) if len(scores) > 1 else scores[0], None
+            if whole.is_cuda:
+                flat = whole.flatten(1).T[None]
+                ids = predict_ids(flat, grid, photo.image.shape[:2])[0].to(self._dtype).cpu().numpy()
+            found.append(Maps(codes.cpu().numpy(), whole.cpu().numpy(), ids))
         return found
+
+    @torch.no_grad()
+    def strips(self, windows: Iterable[np.ndarray], plan: Layout) -> Iterator[Tensor]:  # [K, rows, w]
+        """Codes of a photo from its windows in order, strip by strip from top to bottom."""
+        yield from self._blended(self._parts(windows), plan)
+
+    def scores(self, codes: Tensor) -> Tensor:  # [K, h, w] -> [n_clusters, h, w]
+        """Scores of the clusters."""
+        with torch.no_grad():
+            return self.run.cluster(codes.flatten(1).T).T.unflatten(1, codes.shape[1:])
+
+    def grid(self, plan: Layout) -> tuple[int, int]:
+        """Height and width of a photo in cells."""
+        stride = self.run.backbone.stride
+        return plan.size[0] // stride, plan.size[1] // stride
+
+    def _blended(self, parts: Iterable[Tensor], plan: Layout) -> Iterator[Tensor]:
+        stride = self.run.backbone.stride
+        return blend_strips(parts, [(top // stride, left // stride) for top, left in plan.corners], self.grid(plan))
+
+    def _parts(self, windows: Iterable[np.ndarray]) -> Iterator[Tensor]:  # [K, h, w] of every window
+        windows, stride = iter(windows), self.run.backbone.stride
+        while batch := list(itertools.islice(windows, self.batch)):
+            codes = self._codes(batch).transpose(1, 2)
+            yield from codes.unflatten(2, tuple(n // stride for n in batch[0].shape[:2]))
 
     def _codes(self, windows: list[np.ndarray]) -> Tensor:  # [B, h*w, K]
         pixels = to_device(torch.from_numpy(np.stack(windows)), self.run.device).permute(0, 3, 1, 2)
@@ -273,7 +307,8 @@ class Segmenter:
         return torch.uint8 if self.run.n_clusters < 256 else torch.uint16
 
     @cached_property
-    def _centroids(self) -> np.ndarray:
+    def centroids(self) -> np.ndarray:
+        """Centroids of the clusters, of length 1, float32 [n_clusters, K]."""
         return F.normalize(self.run.cluster.centroids.detach(), dim=-1).cpu().numpy()
 
     def ids(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
@@ -282,7 +317,7 @@ class Segmenter:
 
     def unary(self, maps: Maps) -> dict[str, np.ndarray]:
         """The maps that ``depthg.inference.crf.crf_ids`` takes."""
-        return {"cluster.codes": maps.codes, "cluster.centroids": self._centroids}
+        return {"cluster.codes": maps.codes, "cluster.centroids": self.centroids}
 
     def refined(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
         """Cluster of every pixel after the CRF, which compares the bytes of the run's ``val.crf_image``.
@@ -290,19 +325,28 @@ class Segmenter:
         A photo of more than ``CRF_PIXELS`` is scaled down for it, and the ids are scaled up again.
         """
         size = photo.image.shape[:2]
-        share = min(1.0, math.sqrt(CRF_PIXELS / math.prod(size)))
-        small = max(1, int(size[0] * share)), max(1, int(size[1] * share))
+        small = crf_size(size)
         image = crf_image(scaled(photo.image, small, "antialias"), self.run.config.val.crf_image)
         ids = crf_ids(image, self.unary(maps))["cluster"].astype(np.uint8 if self.run.n_clusters < 256 else np.uint16)
-        if small == size:
-            return ids
-        rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.int64) for n, m in zip(size, small, strict=True))
-        return ids[rows[:, None], columns]
+        return ids if small == size else enlarged(ids, size, (0, size[0]))
 
     def probabilities(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
         """Softmax of twice the cosines to the centroids, float32 [n_clusters, H, W]."""
-        logs = log_softmax(ALPHA * cosines(maps.codes, self._centroids, photo.image.shape[:2]))
-        return np.exp(logs, out=logs)
+        logs = cosines(maps.codes, self.centroids, photo.image.shape[:2])
+        logs *= ALPHA
+        return np.exp(log_softmax(logs), out=logs)
+
+
+def crf_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width at which the CRF refines a photo of ``size``."""
+    share = min(1.0, math.sqrt(CRF_PIXELS / math.prod(size)))
+    return max(1, int(size[0] * share)), max(1, int(size[1] * share))
+
+
+def enlarged(ids: np.ndarray, size: tuple[int, int], part: tuple[int, int]) -> np.ndarray:  # [h, w] -> [rows, W]
+    """The rows ``part`` = (start, stop) of ids that are scaled up to ``size`` = (height, width)."""
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.int64) for n, m in zip(size, ids.shape, strict=True))
+    return ids[rows[slice(*part), None], columns]
 
 
 def _or_error(function: Callable) -> Callable:
