@@ -15,8 +15,18 @@ from depthg.inference.scaling import scaled_blocks
 from depthg.inference.segmenter import Segmenter
 from depthg.inference.strips import ArraySource, Picture, RowBlocks, segment
 from depthg.inference.windows import blend, cut, cut_rows, layout, scaled
+from depthg.kernels.fps import compiled_cuda_runs
 from depthg.kernels.upsampling import needed_cells, up_sampled_ids
 from depthg.predict import main
+
+
+@pytest.fixture
+def one_thread():
+    """The network's last bits depend on the number of threads, which differs between small photos and large ones."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def photo(height, width, seed=0):
@@ -135,7 +145,7 @@ def test_overlays_in_strips_are_those_of_the_whole(line, monkeypatch):
 
 
 @pytest.mark.parametrize("crf", ["--crf", "--no-crf"])
-def test_files_of_large_photos_are_those_of_small_ones(shared_run, tmp_path, crf, monkeypatch):
+def test_files_of_large_photos_are_those_of_small_ones(shared_run, tmp_path, crf, monkeypatch, one_thread):
     (tmp_path / "photos").mkdir()
     Image.fromarray(photo(301, 149)).save(tmp_path / "photos" / "a.png")
     Image.fromarray(photo(90, 70, 1)).save(tmp_path / "photos" / "b.png")
@@ -167,6 +177,28 @@ def test_files_of_large_photos_are_those_of_small_ones(shared_run, tmp_path, crf
             assert small.read_bytes() == large.read_bytes(), path
     legend = json.loads((tmp_path / "large" / "legend.json").read_text())
     assert [entry["photo"][-5:] for entry in legend["photos"]] == ["a.png", "b.png"]
+
+
+def test_a_photo_is_read_again_when_its_memory_was_freed():
+    image, reads = photo(9, 7), []
+
+    def again():
+        reads.append(1)
+        return image
+
+    source = ArraySource(image, again)
+    source.close()
+    assert not reads and (source.rows(2, 5) == image[2:5]).all() and source.image is image and len(reads) == 1
+    source = ArraySource(image)
+    source.close()
+    assert source.image is image
+
+
+def test_predict_imports_no_compiler():
+    code = "import sys, depthg.predict; print([m for m in ('torch._dynamo', 'triton', 'sympy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert torch.compiler.assume_constant_result(lambda: 1)._dynamo_marked_constant is True
+    assert compiled_cuda_runs._dynamo_marked_constant is True
 
 
 PEAK = """
