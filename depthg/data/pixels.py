@@ -32,7 +32,7 @@ def rgb_array(image: Image.Image) -> np.ndarray:  # uint8 [H, W, 3]
     found = np.empty((height, width, 3), np.uint8)
     for start in range(0, height, _ROWS):  # Pillow would copy a large image twice on the way
         stop = min(start + _ROWS, height)
-        found[start:stop] = image.crop((0, start, width, stop))
+        found[start:stop] = np.asarray(image.crop((0, start, width, stop)))
     return found
 
 

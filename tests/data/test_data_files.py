@@ -15,6 +15,7 @@ from depthg.data.files import (
     image_size,
     label_table,
     list_files,
+    pixel_count,
     read_image,
     read_label,
     read_values,
@@ -435,3 +436,17 @@ def test_names_that_are_no_unicode_can_be_printed(tmp_path):
     with pytest.raises(DataError) as error:
         read_image(found)
     str(error.value).encode("utf-8")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_large_photos_are_copied_in_parts(tmp_path, monkeypatch, mode):
+    values = np.random.default_rng(0).integers(0, 256, (700, 90, 3), np.uint8)
+    Image.fromarray(values).convert(mode).save(tmp_path / "a.png")
+    expected = read_image(tmp_path / "a.png")
+    monkeypatch.setattr("depthg.data.pixels._LARGE", 1)
+    found = read_image(tmp_path / "a.png")
+    assert (found == expected).all() and found.flags.c_contiguous and found.flags.writeable
+    assert pixel_count(tmp_path / "a.png") == 700 * 90
+    (tmp_path / "b.png").write_bytes(b"no photo")
+    with pytest.raises(DataError, match=r"b\.png"):
+        pixel_count(tmp_path / "b.png")
