@@ -83,7 +83,7 @@ def write_outputs(
     plain: bool = False,
 ) -> None:
     """Writes the files of one photo, each atomically; ``plain``: an overlay without outlines, names and legend."""
-    wide = segmenter.run.n_clusters > PALETTE  # then they are grey, without colours
+    wide = segmenter.merging.n > PALETTE  # then they are grey, without colours
     map_ = Image.fromarray(ids.astype(np.uint16)) if wide else with_palette(ids, segmenter.colours)
     write_whole(target.ids, lambda partial: map_.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
     if target.overlay is not None:
@@ -132,8 +132,8 @@ def predict_files(
         probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
         write_outputs(segmenter, target, photo.image, ids, probabilities, plain)
         if crops is not None:
-            crops.offer(target.name, maps.scores, lambda: (photo.image, ids))
-        return pixels_of(ids, segmenter.run.n_clusters)
+            crops.offer(target.name, segmenter.merging.scores(maps.scores), lambda: (photo.image, ids))
+        return pixels_of(ids, segmenter.merging.n)
 
     for target, outcome in zip(by_photo.values(), segmenter.stream(by_photo, finish), strict=True):
         found[target] = outcome
@@ -171,36 +171,39 @@ def predict_large(
         return as_rgb(target.photo, segmenter.reading)
 
     source = ArraySource(read(), read)
-    ids, scores = np.empty(source.size, np.uint8 if segmenter.run.n_clusters < 256 else np.uint16), []
+    height, width = source.size
+    ids = np.empty((height, width), np.uint8 if segmenter.merging.n < 256 else np.uint16)
+    scores: list[np.ndarray] = []
 
     def keep(start: int, block: np.ndarray) -> None:
         ids[start : start + len(block)] = block
 
     with contextlib.ExitStack() as files:
-        rows = None
+        rows, put = None, None
         if target.probabilities:
-            rows = files.enter_context(
-                ProbabilityRows(target.probabilities.parent, (segmenter.run.n_clusters, *ids.shape))
-            )
-        segment(segmenter, source, keep, crf=crf, probabilities=rows and rows.put, scores=scores.append)
+            shape = (segmenter.merging.n, height, width)
+            rows = files.enter_context(ProbabilityRows(target.probabilities.parent, shape))
+            put = rows.put
+        segment(segmenter, source, keep, crf=crf, probabilities=put, scores=scores.append)
         write_outputs(segmenter, target, source.image, ids, rows, plain)
     if crops is not None:
         crops.offer(target.name, np.concatenate(scores, 1), lambda: (source.image, ids))
-    return pixels_of(ids, segmenter.run.n_clusters)
+    return pixels_of(ids, segmenter.merging.n)
 
 
 def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, failed: Sequence[str], **options) -> dict:
-    """The content of ``legend.json``: name and colour of each id, and its share of pixels, in total and per photo."""
+    """The content of ``legend.json``: name, clusters and colour of each id, and its share of pixels, also per photo."""
     run, assigned, named = segmenter.run, segmenter.run.assignment, segmenter.run.naming
     classes = [None] * run.n_clusters if named is None else [int(c) if c >= 0 else None for c in named]
     matched = [False] * run.n_clusters if assigned is None else (assigned >= 0).tolist()
-    total = _shares(sum(counts.values(), np.zeros(run.n_clusters, np.int64)))
+    total = _shares(sum(counts.values(), np.zeros(segmenter.merging.n, np.int64)))
+    members = [np.flatnonzero(segmenter.merging.table == i).tolist() for i in range(segmenter.merging.n)]
     ids = [
         {
-            "id": i, "name": name, "class": c, "matched": matched[i], "colour": "#" + bytes(colour).hex(),
-            "share": total[i],
+            "id": i, "name": name, "clusters": own, "class": classes[own[0]], "matched": matched[own[0]],
+            "colour": "#" + bytes(colour).hex(), "share": total[i],
         }
-        for i, (name, c, colour) in enumerate(zip(segmenter.names, classes, segmenter.colours, strict=True))
+        for i, (name, own, colour) in enumerate(zip(segmenter.names, members, segmenter.colours, strict=True))
     ]  # fmt: skip
     photos = [
         {
@@ -211,14 +214,16 @@ def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, fa
     ]  # fmt: skip
     return {
         "run": show(run.path), "checkpoint": run.checkpoint, "iteration": run.header.get("iteration"), **options,
-        "named": assigned is not None, "ids": ids, "photos": photos, "failed": list(failed),
+        "named": assigned is not None or segmenter.legend is not None, "ids": ids, "photos": photos,
+        "failed": list(failed),
     }  # fmt: skip
 
 
 def segmented(legend: dict, total: int) -> str:
     """What was done, in a line; ``total``: photos that were asked for."""
     named = "" if legend["named"] else " (named by number: no matching to classes is stored for this checkpoint)"
-    return f"{len(legend['photos'])} of {total} photos segmented into {len(legend['ids'])} clusters{named}"
+    kind = "clusters" if all(len(entry["clusters"]) == 1 for entry in legend["ids"]) else "classes"
+    return f"{len(legend['photos'])} of {total} photos segmented into {len(legend['ids'])} {kind}{named}"
 
 
 def _shares(pixels: np.ndarray) -> list[float]:

@@ -24,6 +24,7 @@ from depthg.data.reading import Reading
 from depthg.data.transforms import to_float
 from depthg.inference.crf import ALPHA, check_available, cosines, crf_ids, log_softmax
 from depthg.inference.crf_image import crf_image
+from depthg.inference.merging import VOID, Merging
 from depthg.inference.overlays import cluster_colours
 from depthg.inference.read_outs import predict_ids
 from depthg.inference.windows import Layout, NetworkPhoto, as_rgb, blend_strips, cut, layout, scaled
@@ -43,9 +44,11 @@ class Segmentation:
     """The segmentation of one photo, at its size.
 
     Attributes:
-        ids: cluster of every pixel, uint8 [H, W] (uint16 for more than 255 clusters).
-        probabilities: float32 [n_clusters, H, W], softmax of twice the cosines; None unless requested.
-        names: name of every cluster: its class if the run was scored with labels, else ``cluster`` and its number.
+        ids: cluster of every pixel, uint8 [H, W] (uint16 for more than 255 clusters); with a ``legend.yaml`` in the run
+            folder, the class that it makes of the cluster.
+        probabilities: float32 [n ids, H, W], softmax of twice the cosines; None unless requested.
+        names: name of every id: what the legend says, else the cluster's class if the run was scored with labels, else
+            ``cluster`` and its number. Where the legend makes clusters void, the last id has the name ``void``.
     """
 
     ids: np.ndarray
@@ -72,18 +75,23 @@ class Segmenter:
             pixels (rounded to a multiple of ``backbone.multiple``); their codes are blended.
         batch: windows per forward pass.
         flip: average the codes of every window and of its mirror image, as ``depthg.evaluate --flip`` (twice the time).
+        legend: use the names and merged clusters of the run's ``legend.yaml``; False: clusters as they are.
 
     Raises:
-        ValueError: an invalid window or batch, or the backbone's weights differ from those of training.
+        ValueError: a damaged legend, an invalid window or batch, or other weights of the backbone than in training.
     """
 
-    def __init__(self, run: LoadedRun, window: int | str = RESIZE, batch: int = 8, flip: bool = False):
+    def __init__(
+        self, run: LoadedRun, window: int | str = RESIZE, batch: int = 8, flip: bool = False, legend: bool = True
+    ):
         smallest = run.backbone.multiple  # loads the backbone, so that its errors are raised here
         if window != RESIZE and (not isinstance(window, int) or window < smallest):
             raise ValueError(f"window={window!r} is not possible; use {RESIZE!r} or at least {smallest} pixels")
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1")
         self.run, self.batch, self.flip = run, batch, flip
+        self.legend = run.legend if legend else None
+        self.merging = Merging(run.n_clusters, self.legend)
         self.reading = Reading.of(run.config.data)  # of files
         self.window = window if isinstance(window, int) else None
 
@@ -97,6 +105,7 @@ class Segmenter:
         window: int | str = RESIZE,
         batch: int = 8,
         flip: bool = False,
+        legend: bool = True,
         weights: str | PathLike | None = None,
         max_pixels: int | None = None,
     ) -> Segmenter:
@@ -106,7 +115,7 @@ class Segmenter:
             run: folder of ``depthg.train`` or ``depthg.convert``.
             checkpoint: ``last`` or ``best``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            window, batch, flip: see the class.
+            window, batch, flip, legend: see the class.
             weights: path of the backbone's weights, if it differs from that of training.
             max_pixels: larger files are refused; None: the run's ``data.max_pixels``.
 
@@ -116,20 +125,26 @@ class Segmenter:
         """
         moved = [] if weights is None else [f"backbone.weights={weights}"]
         moved += [] if max_pixels is None else [f"data.max_pixels={max_pixels}"]
-        return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch, flip)
+        return cls(load_run(run, checkpoint, pick_device(device), moved), window, batch, flip, legend)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Name of every cluster: its class, its most frequent class where none was left for it, or ``cluster N``."""
-        assigned = self.run.naming if self.run.naming is not None else [-1] * self.run.n_clusters
-        return tuple(self.run.class_names[c] if c >= 0 else f"cluster {i}" for i, c in enumerate(assigned))
+        """Name of every id, see :class:`Segmentation`."""
+        if self.legend is None:
+            return self.run.cluster_names
+        return (*self.legend.names, *([VOID] if self.merging.void else []))
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """Colour of every cluster, uint8 [n_clusters, 3]: that of its class, or one that no class has."""
+        """Colour of every id, uint8 [n, 3]: that of the legend, of its class, or one that no class has; black for void."""
         stored = self._stored_palette()
         palette = class_palette(len(self.run.class_names)) if stored is None else stored
-        return cluster_colours(self.run.assignment, self.run.n_clusters, palette)
+        found = cluster_colours(self.run.assignment, self.run.n_clusters, palette)
+        if self.legend is None:
+            return found
+        own = [self.legend.colours.get(name) for name in self.legend.names]
+        named = [rgb or found[first] for rgb, first in zip(own, self.legend.first, strict=True)]
+        return np.array([*named, *([(0, 0, 0)] if self.merging.void else [])], np.uint8)
 
     def _stored_palette(self) -> np.ndarray | None:
         """The data set's colours from ``metrics.json``, or None."""
@@ -312,15 +327,16 @@ class Segmenter:
         return F.normalize(self.run.cluster.centroids.detach(), dim=-1).cpu().numpy()
 
     def ids(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
-        """Cluster of every pixel."""
-        return up_sampled_ids(maps.scores, photo.image.shape[:2]) if maps.ids is None else maps.ids
+        """Id of every pixel."""
+        found = up_sampled_ids(maps.scores, photo.image.shape[:2]) if maps.ids is None else maps.ids
+        return self.merging.ids(found)
 
     def unary(self, maps: Maps) -> dict[str, np.ndarray]:
         """The maps that ``depthg.inference.crf.crf_ids`` takes."""
         return {"cluster.codes": maps.codes, "cluster.centroids": self.centroids}
 
     def refined(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
-        """Cluster of every pixel after the CRF, which compares the bytes of the run's ``val.crf_image``.
+        """Id of every pixel after the CRF, which compares the bytes of the run's ``val.crf_image``.
 
         A photo of more than ``CRF_PIXELS`` is scaled down for it, and the ids are scaled up again.
         """
@@ -328,13 +344,13 @@ class Segmenter:
         small = crf_size(size)
         image = crf_image(scaled(photo.image, small, "antialias"), self.run.config.val.crf_image)
         ids = crf_ids(image, self.unary(maps))["cluster"].astype(np.uint8 if self.run.n_clusters < 256 else np.uint16)
-        return ids if small == size else enlarged(ids, size, (0, size[0]))
+        return self.merging.ids(ids if small == size else enlarged(ids, size, (0, size[0])))
 
     def probabilities(self, photo: NetworkPhoto, maps: Maps) -> np.ndarray:
-        """Softmax of twice the cosines to the centroids, float32 [n_clusters, H, W]."""
+        """Softmax of twice the cosines to the centroids, float32 [n ids, H, W]; those of merged clusters are added."""
         logs = cosines(maps.codes, self.centroids, photo.image.shape[:2])
         logs *= ALPHA
-        return np.exp(log_softmax(logs), out=logs)
+        return self.merging.probabilities(np.exp(log_softmax(logs), out=logs))
 
 
 def crf_size(size: tuple[int, int]) -> tuple[int, int]:

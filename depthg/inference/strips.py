@@ -113,13 +113,13 @@ def segment(
 
     Args:
         source: the photo; each row is read once.
-        ids: takes blocks of ``ROWS`` rows of cluster ids [rows, W] (the last may be smaller).
+        ids: takes blocks of ``ROWS`` rows of ids [rows, W] (the last may be smaller).
         crf: refine by the dense CRF; the ids come when all is read.
-        probabilities: takes blocks of probabilities, float32 [n_clusters, rows, W].
-        scores: takes strips of scores, float32 [n_clusters, rows, w], at feature resolution.
+        probabilities: takes blocks of probabilities, float32 [n ids, rows, W].
+        scores: takes strips of scores, float32 [n ids, rows, w], at feature resolution.
         pictures: take what is read.
     """
-    size, data = source.size, segmenter.run.config.data
+    size, data, merging = source.size, segmenter.run.config.data, segmenter.merging
     plan = segmenter.layout(size)
     grid = segmenter.grid(plan)
     refiner = Refiner(segmenter, size, grid[0]) if crf else None
@@ -139,14 +139,15 @@ def segment(
     for strip in segmenter.strips(windows, plan):
         codes, own = strip.cpu().numpy(), segmenter.scores(strip).cpu().numpy()
         if scores is not None:
-            scores(own)
+            scores(merging.scores(own))
         if refiner is not None:
             refiner.push(codes)
         else:
             for cells, first, rows in found.push(own):
-                ids(rows[0], up_sampled_ids(cells, size, rows=rows, first=first, cells=grid[0]))
+                ids(rows[0], merging.ids(up_sampled_ids(cells, size, rows=rows, first=first, cells=grid[0])))
         for cells, first, rows in likely.push(codes) if probabilities is not None else ():
-            probabilities(rows[0], np.exp(log_probabilities(segmenter, cells, size, rows, first, grid[0])))
+            logs = log_probabilities(segmenter, cells, size, rows, first, grid[0])
+            probabilities(rows[0], merging.probabilities(np.exp(logs)))
         give_back()
     for _ in blocks:  # rows that the network does not see, but pictures show
         pass
@@ -156,7 +157,7 @@ def segment(
         refiner = None
         give_back()
         for start in range(0, size[0], ROWS):
-            ids(start, enlarged(refined, size, (start, min(start + ROWS, size[0]))))
+            ids(start, merging.ids(enlarged(refined, size, (start, min(start + ROWS, size[0])))))
 
 
 def log_probabilities(

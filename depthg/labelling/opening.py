@@ -57,7 +57,7 @@ def open_page(options: argparse.Namespace) -> None:
         raise ImportError("the page needs gradio: python -m pip install 'depthg[app]' (--from LABELS needs it not)")
     if options.most < 1:
         raise ValueError(f"--most {options.most} must be at least 1")
-    segmenter = Segmenter.load(options.run, checkpoint=options.checkpoint, device=options.device)
+    segmenter = Segmenter.load(options.run, checkpoint=options.checkpoint, device=options.device, legend=False)
     run = segmenter.run
     root = options.photos or run.config.data.root
     if not root:

@@ -152,7 +152,7 @@ def _names_in(found: dict) -> dict[int, str | None]:
 
 
 def _checked(number: int, name: Any) -> str | None:
-    """A name without blanks around it; None for void."""
+    """A name without blanks around it; None for void, by that name too."""
     if name is None:
         return None
     if isinstance(name, bool):
@@ -162,7 +162,7 @@ def _checked(number: int, name: Any) -> str | None:
         raise ValueError(
             f"clusters: the name of {number} must be one line of 1 to {LONGEST_NAME} characters (null makes it void)"
         )
-    return text
+    return None if text.casefold() == "void" else text
 
 
 def _colours_in(found: dict) -> dict[str, tuple[int, int, int]]:

@@ -18,7 +18,7 @@ from depthg.labelling.page import LabelPage  # noqa: E402
 
 @pytest.fixture
 def page(shared_tree, shared_run, tmp_path):
-    segmenter = Segmenter.load(shared_run)
+    segmenter = Segmenter.load(shared_run, legend=False)
     run = segmenter.run
     found, failed = survey(segmenter, find_photos([str(shared_tree / "train")], tmp_path)[0], segmenter.colours)
     assert not failed

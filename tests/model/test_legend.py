@@ -15,7 +15,7 @@ def read(tmp_path, text, checksum="0"):
 
 
 def test_equal_names_are_one_id_and_unlisted_clusters_stay_alone(tmp_path):
-    found = read(tmp_path, "clusters:\n  4: road\n  0: ' road '\n  1: null\ncolours: {road: '#0a0B0c'}\n")
+    found = read(tmp_path, "clusters:\n  4: road\n  0: ' road '\n  1: Void\ncolours: {road: '#0a0B0c'}\n")
     assert found.names == ("road", "tree", "tree")  # two clusters that the run calls tree are not merged by that
     np.testing.assert_array_equal(found.table, [0, VOID, 1, 2, 0])
     np.testing.assert_array_equal(found.first, [0, 2, 3])
