@@ -27,7 +27,10 @@ from depthg.evaluation.results import (
 )
 from depthg.features.preparation import Preparation
 from depthg.inference.crf import check_available
+from depthg.inference.merging import Merging
 from depthg.inference.read_outs import READ_OUTS
+from depthg.model import legend as legend_file
+from depthg.model.legend import Legend
 from depthg.model.loaded_run import LoadedRun
 from depthg.model.run_folder import with_absolute_paths
 from depthg.runtime import processes
@@ -131,6 +134,7 @@ def evaluation_name(run: LoadedRun, request: Request, resolution: Resolution, va
     if now.val.crf_image != own.val.crf_image:
         words.append(f"crf_{now.val.crf_image}")
     checksum = f"{zlib.crc32(repr(other).encode()):08x}" if other else ""
+    words += ["legend"] if run.legend is not None and request.clusters is None else []
     parts = (now.data.name, request.split, size, variant.name, run.checkpoint, clusters, *words, checksum)
     return "-".join(filter(None, parts))
 
@@ -145,21 +149,38 @@ def _evaluation(
     classes: tuple[str, ...],
     class_map: np.ndarray | None,
 ) -> Evaluation:
-    config, n = run.config, counts["cluster"].shape[2]
-    count = config.val.count if class_map is None else "all"  # the released count is about the run's own classes
+    config, legend = run.config, None if request.clusters else run.legend
+    merging = Merging(counts["cluster"].shape[2], legend)
+    counts, n = counts | {"cluster": merging.counts(counts["cluster"])}, merging.n - merging.void
+    named = None if legend is None else _named(legend, classes, merging)
+    # The released count is about the run's own classes and clusters.
+    count = config.val.count if class_map is None and legend is None else "all"
     matching = config.val.matching if n == len(classes) or count == "released" else "many_to_one"
-    clusters = {"number": n, "by": "k-means on codes" if request.clusters else "cluster probe"}
+    by = "k-means on codes" if request.clusters else "cluster probe"
+    clusters = {"number": n, "by": by if legend is None else f"{by}, merged by {legend_file.FILE}"}
     shifts, weights = run.header.get("shifts") or (), run.backbone.weights_hash
     fit = run.header.get("linear_fit") if run.fitted_linear is not None and classes else None
     base = protocol(config, note, config.depth.source != "none", shifts, weights, fit)
     base |= {"crf_image": config.val.crf_image} if variant.crf else {}
-    base |= {"matching": matching if classes else None, "iterations": run.header.get("iteration", config.iterations)}
+    base |= {
+        "matching": (matching if named is None else "by_name") if classes else None,
+        "iterations": run.header.get("iteration", config.iterations),
+    }
     if class_map is not None:
-        base |= {"count": count, "class_map": Path(config.data.class_map).name}
+        base |= {"class_map": Path(config.data.class_map).name}
+    base |= {"count": count}
     described = protocol_of(base, request.split, len(counts["cluster"]), resolution, variant, clusters, run.checkpoint)
-    results = score_all(counts, classes, matching, count, request.samples, class_map) if classes else {}
+    given = (classes, matching, count, request.samples, class_map, named, merging.void)
+    results = score_all(counts, *given) if classes else {}
     shares = {} if classes else cluster_shares(counts)
     return Evaluation(evaluation_name(run, request, resolution, variant), variant, described, classes, results, shares)
+
+
+def _named(legend: Legend, classes: Sequence[str], merging: Merging) -> np.ndarray | None:  # int64 [n ids]
+    """Class of every id by its name (in any case), -1 for none; None if no given name is a class's."""
+    places = {name.casefold(): place for place, name in enumerate(classes)}
+    found = np.array([places.get(name.casefold(), -1) for name in legend.names] + [-1] * merging.void, np.int64)
+    return found if (found[: len(legend.names)] >= 0)[list(legend.given)].any() else None
 
 
 def _check_resolutions(resolutions: Sequence[Resolution], backbone: Backbone) -> None:

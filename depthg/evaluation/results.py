@@ -92,12 +92,18 @@ def score(
     count: str,
     samples: int,
     class_map: np.ndarray | None = None,
+    void: bool = False,
 ) -> dict:
-    """Scores in percent of one read-out over a split; ``matching`` None: ids are classes, or become so by the map."""
+    """Scores in percent of one read-out over a split; ``matching`` None: ids are classes, or become so by the map.
+
+    ``void``: the last id has no class, and its pixels are wrong.
+    """
     total = counted(per_image.sum(0), count)
     match: Callable[[Any], np.ndarray] | None = MATCHINGS[matching] if matching else None
     if class_map is not None:
         match = functools.partial(_mapped, class_map)
+    elif void and match is not None:
+        match = functools.partial(_matched_but_the_last, match)
     assignment = match(total) if match else None
     found = scores(total, assignment, count=count)
     intervals = bootstrap_intervals(per_image, match, samples=samples, count=count)
@@ -118,6 +124,11 @@ def _mapped(class_map: np.ndarray, _: np.ndarray) -> np.ndarray:
     return class_map
 
 
+def _matched_but_the_last(match: Callable[[Any], np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """The matching of all ids but the last, which gets no class."""
+    return np.append(match(counts[:, :-1]), -1)
+
+
 def score_all(
     per_image: Mapping[str, np.ndarray],
     classes: Sequence[str],
@@ -125,22 +136,31 @@ def score_all(
     count: str,
     samples: int,
     class_map: np.ndarray | None = None,  # int64 [n of the linear probes]
+    named: np.ndarray | None = None,  # int64 [n ids]
+    void: bool = False,
 ) -> dict[str, dict]:
     """Scores of every read-out.
 
     A clustering with as many clusters as classes is matched by ``matching``. Any other clustering is matched many to
     one, so that every cluster has a class, and also one to one under the name with the suffix ``_hungarian``. The
     released metric (``count``) has one matching, ``matching``, for all. With ``class_map`` the ids of the linear probes
-    become classes by it; the pixels of those that it maps to none are wrong.
+    become classes by it; the pixels of those that it maps to none are wrong. ``named`` does the same for the ids that a
+    legend makes of the clusters; without it and with ``void`` the last of these has no class.
     """
     found = {}
     for name, counts in per_image.items():
-        even = counts.shape[1] == counts.shape[2] or count == "released"
+        if name == "cluster" and named is not None:
+            found[name] = score(counts, classes, matching=None, count=count, samples=samples, class_map=named)
+            continue
+        last = void and name == "cluster"
+        even = counts.shape[1] == counts.shape[2] - last or count == "released"
         first = None if name in LINEAR else matching if even else "many_to_one"
         own = class_map if name in LINEAR else None
-        found[name] = score(counts, classes, matching=first, count=count, samples=samples, class_map=own)
+        found[name] = score(counts, classes, matching=first, count=count, samples=samples, class_map=own, void=last)
         if name not in LINEAR and not even:
-            found[name + HUNGARIAN] = score(counts, classes, matching="hungarian", count=count, samples=samples)
+            found[name + HUNGARIAN] = score(
+                counts, classes, matching="hungarian", count=count, samples=samples, void=last
+            )
     return found
 
 

@@ -39,6 +39,10 @@ class Merging:
         """Sum of the probabilities of the clusters of each id."""
         return self._reduced(np.add, probabilities)
 
+    def counts(self, counts: np.ndarray) -> np.ndarray:  # [..., n_clusters] -> [..., n]
+        """Sum of the counts of the clusters of each id."""
+        return np.moveaxis(self._reduced(np.add, np.moveaxis(counts, -1, 0)), 0, -1)
+
     def _reduced(self, function: np.ufunc, values: np.ndarray) -> np.ndarray:
         if not self.changes:
             return values

@@ -136,7 +136,7 @@ class Segmenter:
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """Colour of every id, uint8 [n, 3]: that of the legend, of its class, or one that no class has; black for void."""
+        """Colour of every id, uint8 [n, 3]: the legend's, its class's, or one that no class has; black for void."""
         stored = self._stored_palette()
         palette = class_palette(len(self.run.class_names)) if stored is None else stored
         found = cluster_colours(self.run.assignment, self.run.n_clusters, palette)

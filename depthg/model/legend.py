@@ -46,11 +46,13 @@ class Legend:
         names: name of every id. Ids are numbered by the first cluster of each name.
         table: int64 [n_clusters], the id of each cluster, ``VOID`` for none.
         colours: by name, those that the file gives, each three values 0..255.
+        given: whether each name is of the file; the others are what the run calls its clusters.
     """
 
     names: tuple[str, ...]
     table: np.ndarray
     colours: Mapping[str, tuple[int, int, int]]
+    given: tuple[bool, ...]
 
     @property
     def first(self) -> np.ndarray:  # int64 [n_ids]
@@ -114,7 +116,7 @@ def legend_of(
     lost = [name for name in colours if name not in found]
     if lost:
         raise ValueError(f"colours: no cluster has the name {lost[0]!r}")
-    return Legend(found, np.array(table, np.int64), colours)
+    return Legend(found, np.array(table, np.int64), colours, tuple(kind == "given" for kind, _ in ids))
 
 
 def write_legend(
