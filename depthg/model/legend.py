@@ -65,13 +65,13 @@ def checksum_of(centroids: Tensor) -> str:
     return f"{zlib.crc32(centroids.detach().cpu().float().contiguous().numpy().tobytes()):08x}"
 
 
-def read_legend(run: Path, names: Sequence[str], checksum: str) -> Legend | None:
+def read_legend(run: Path, names: Sequence[str], checksum: str | None) -> Legend | None:
     """The legend of a run folder; None without the file, or with a warning if it was made for other clusters.
 
     Args:
         run: the run folder.
         names: the name that the run gives to each cluster.
-        checksum: of the clusters, from :func:`checksum_of`.
+        checksum: of the clusters, from :func:`checksum_of`; None: not known, and not compared.
 
     Raises:
         ValueError: the file is damaged, names a cluster that does not exist, or makes all of them void.
@@ -83,7 +83,7 @@ def read_legend(run: Path, names: Sequence[str], checksum: str) -> Legend | None
         found = parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds no keys and values; write {', '.join(KEYS[1:])}")
-        if found.get("made_for") not in (None, checksum):
+        if checksum is not None and found.get("made_for") not in (None, checksum):
             warnings.warn(
                 f"{path} names the clusters of another training or checkpoint ({found['made_for']}, not {checksum}): "
                 f"it is left out; name these clusters, or remove its line made_for",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 
 from depthg.features.prepared import Prepared
-from depthg.inference.clear_crops import ClearCrops, Crop
+from depthg.inference.clear_crops import MOST, ClearCrops, Crop
 from depthg.inference.overlays import pixels_of
 from depthg.model.codes import codes_of
 from depthg.model.heads import ClusterProbe
+from depthg.model.legend import Legend, checksum_of, read_legend
 from depthg.reporting.gallery import ClusterRow, cluster_rows
 from depthg.reporting.panels import segment, spread_views
 from depthg.reporting.run_files import read_mapping
@@ -54,7 +56,8 @@ def write_cluster_crops(
                 "crops": [{"file": file, "photo": crop.photo} for file, crop in zip(files, found, strict=True)],
             }
         )  # fmt: skip
-    write_text(run / FOLDER / FILE, json.dumps({"images": len(views), "clusters": listed}, indent=1))
+    text = {"images": len(views), "made_for": checksum_of(cluster.centroids), "clusters": listed}
+    write_text(run / FOLDER / FILE, json.dumps(text, indent=1))
 
 
 def _shown(data: Prepared, view: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,14 +70,18 @@ def _write(content: bytes, path: Path) -> None:
 
 
 def read_cluster_rows(run: Path) -> list[ClusterRow]:
-    """The rows of a page; empty for a run without them. Crops whose file is missing are left out.
+    """The rows of a page, merged and named by the run's legend; empty for a run without them.
+
+    Crops whose file is missing are left out.
 
     Raises:
-        ValueError: the list is damaged.
+        ValueError: the list or the legend is damaged.
     """
     path = run / FOLDER / FILE
-    clusters = read_mapping(path).get("clusters", [])
+    stored = read_mapping(path)
+    clusters = stored.get("clusters", [])
     try:
+        names = [str(entry["name"]) for entry in clusters]
         crops = [
             [
                 Crop(0.0, crop["photo"], file.read_bytes())
@@ -83,6 +90,25 @@ def read_cluster_rows(run: Path) -> list[ClusterRow]:
             ]
             for entry in clusters
         ]
-        return cluster_rows(clusters, crops)
+        rows = cluster_rows(clusters, crops)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it, then build again") from error
+    legend = read_legend(run, names, stored.get("made_for")) if names else None
+    return rows if legend is None else cluster_rows(*_merged(legend, clusters, crops))
+
+
+def _merged(legend: Legend, clusters: Sequence[dict], crops: Sequence[list[Crop]]) -> tuple[list[dict], list]:
+    """Clusters and crops of the legend's classes: first one crop of each of its clusters, then a second, ..."""
+    entries, found = [], []
+    for index, name in enumerate(legend.names):
+        own = np.flatnonzero(legend.table == index).tolist()
+        colour = legend.colours.get(name)
+        entries.append(
+            {
+                "id": index, "name": name, "share": sum(clusters[i]["share"] for i in own),
+                "colour": "#" + bytes(colour).hex() if colour else clusters[own[0]]["colour"],
+            }
+        )  # fmt: skip
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*(crops[i] for i in own)))
+        found.append([crop for crop in turns if crop is not None][:MOST])
+    return entries, found

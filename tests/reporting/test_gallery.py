@@ -1,6 +1,7 @@
 """Clusters in a run's report: shares of all pixels, clearest crops, names also for more clusters than classes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -51,6 +52,23 @@ def test_what_is_missing_is_left_out_and_what_is_damaged_is_named(run, tmp_path)
         file.write_text(damaged)
         with pytest.raises(ValueError, match="is damaged"):
             read_cluster_rows(tmp_path)
+
+
+def test_the_report_names_and_merges_as_the_legend_does(run, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    rows = sorted(json.loads((run / "clusters" / "clusters.json").read_text())["clusters"], key=lambda r: -r["share"])
+    one, two, three = rows[:3]
+    merged = f"{one['id']}: gravel, {two['id']}: gravel, {three['id']}: null"
+    (copied / "legend.yaml").write_text(f"clusters: {{{merged}}}\ncolours: {{gravel: '#010203'}}")
+    found = {row.label.split(" ", 1)[1]: row for row in read_cluster_rows(copied)}
+    gravel = found["gravel"]
+    assert gravel.share == f"{100 * (one['share'] + two['share']):.1f} %" and gravel.colour == "#010203"
+    assert len(gravel.crops) == min(8, len(one["crops"]) + len(two["crops"]))
+    assert {photo for _, photo in gravel.crops} >= {one["crops"][0]["photo"], two["crops"][0]["photo"]}
+    assert len(found) == len(read_cluster_rows(run)) - 2 and "gravel" in write_report(copied).read_text()
+    (copied / "legend.yaml").write_text("made_for: abcd\nclusters: {0: gravel}")
+    with pytest.warns(UserWarning, match="another training"):
+        assert read_cluster_rows(copied) == read_cluster_rows(run)
 
 
 def test_colours_of_clusters():
