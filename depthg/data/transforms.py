@@ -14,6 +14,7 @@ from PIL import Image
 
 from depthg.data.base import MIN_SIDE, Split, photo_size
 from depthg.data.files import DataError
+from depthg.data.known import mean_of_known
 
 CROPS = ("none", "five")
 INTERPOLATIONS = ("antialias", "nearest")
@@ -46,7 +47,8 @@ class Views:
             cells of `map_size`; the released code's).
         crop_ratio: side of a crop of "five" over the side of the photo, in (0, 1].
         maps: float maps by name: functions of the photo's index that return float32 [H, W] or [C, H, W] at the
-            photo's size, all values finite.
+            photo's size, finite or NaN, which is unknown: cells are the means of what is known in them, or unknown if
+            that is less than half.
         map_size: (height, width) of the maps in a view, for instance the feature grid; `size` when None.
 
     A crop is scaled, aspect kept, until it covers `size`, and the excess is cut off evenly on both sides. "nearest"
@@ -268,18 +270,33 @@ def _pillow_nearest(n: int, resized: int) -> np.ndarray:  # int32 [resized]
 
 
 def cell_means(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # float32 [C, H, W] -> [C, *size]
-    """Mean over the pixels of each cell, summed in float64; cells of unequal size where ``size`` does not divide."""
+    """Mean over the known pixels of each cell, summed in float64, see `mean_of_known`.
+
+    Cells are of unequal size where ``size`` does not divide.
+    """
     if values.shape[1:] == tuple(size):
         return values
-    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(values).double(), size).float().numpy()
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x.double(), size).float()
+
+    return mean_of_known(mean, torch.from_numpy(values)).numpy()
 
 
 def resize_area(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
     """Mean over each output cell, pixels at its border weighted by the part covered: [C, H, W] -> [C, *size].
 
     The map is taken as constant over each pixel, and the mean over the cell is exact at any ratio (adaptive pooling
-    rounds cells to whole pixels).
+    rounds cells to whole pixels). It is that of the known pixels, see `mean_of_known`.
     """
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(_area_means(x.numpy(), window, size))
+
+    return mean_of_known(mean, torch.from_numpy(values)).numpy()
+
+
+def _area_means(values: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
     top, left, height, width = window.box
     crop_top, crop_left, crop_height, crop_width = window.crop
     cut = values[:, crop_top : crop_top + crop_height, crop_left : crop_left + crop_width]
@@ -312,8 +329,8 @@ def _checked_map(values: np.ndarray, photo: tuple[int, int], name: str, key: str
     if values.ndim not in (2, 3):
         raise DataError(f"the {key} map of {name} has shape {values.shape}; expected [H, W] or [C, H, W]")
     _check_size(values, photo, name, f"{key} map")
-    if not np.isfinite(values).all():
-        raise DataError(f"the {key} map of {name} has values that are not finite and cannot be averaged: map it first")
+    if np.isinf(values).any():
+        raise DataError(f"the {key} map of {name} has infinite values, which cannot be averaged: map it first")
     return values if values.ndim == 3 else values[None]
 
 

@@ -58,7 +58,7 @@ class ModelDepth(DepthSource):
 
     def __init__(self, network: DepthNetwork, cache: Path, batch_size: int = 4):
         self.network, self.cache, self.batch_size = network, cache, batch_size
-        self.metric, self.name = network.metric, network.source.label
+        self.metric, self.dense, self.name = network.metric, True, network.source.label
         self._lock = Lock()
 
     @cached_property

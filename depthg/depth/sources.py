@@ -1,7 +1,7 @@
 """Where depth comes from: the data set, a folder of depth maps, a network, a flat-road prior, or nowhere.
 
 A depth source is called with a split and the index of a photo and returns float32 [H, W]: depth along the optical axis,
-in metres with inf for the sky, or values in [0, 1] (near 0, far 1) for `mapping=none`.
+in metres with inf for the sky, or values in [0, 1] (near 0, far 1) for `mapping=none`; NaN where it is unknown.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from depthg.data.files import DataError, cache_root, file_stamp, read_values, sh
 from depthg.data.map_order import in_photo_order
 from depthg.data.reading import DEFAULT, Reading
 from depthg.data.transforms import Window, resize_area, resize_nearest
-from depthg.depth.units import UNIT_FILE, read_unit
+from depthg.depth.units import UNIT_FILE, check_depth, read_unit, without_measurement
 
 DEPTH_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
+NO_ZEROS = {"zeros": "unknown"}  # in cache keys, since zeros among floats in metres once were depths
 
 
 class DepthSource:
@@ -31,14 +32,16 @@ class DepthSource:
 
     Attributes:
         metric: whether it gives metres, None where only the user knows.
+        dense: whether it knows the depth of every pixel.
         name: what it is called in messages.
     """
 
     metric: bool | None = None
+    dense = False
     name = "the depth source"
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
-        """The depth map of a photo, of the photo's size."""
+        """The depth map of a photo, of the photo's size; NaN where depth is unknown."""
         raise NotImplementedError
 
     def prepare(self, split: Split) -> None:
@@ -50,7 +53,19 @@ class DepthSource:
 
 
 class DatasetDepth(DepthSource):
-    """depth.source=dataset: the depth maps of the data set."""
+    """depth.source=dataset: the depth maps of the data set.
+
+    Args:
+        relative: they are values in [0, 1], not metres, so that 0 is a depth (mapping none).
+    """
+
+    name = "depth.source=dataset"
+
+    def __init__(self, relative: bool = False):
+        self.relative = relative
+
+    def describe(self, split: Split) -> dict | None:
+        return None if self.relative else NO_ZEROS
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         depth = split.depth(index)
@@ -58,7 +73,7 @@ class DatasetDepth(DepthSource):
             raise ValueError(
                 f"the data set has no depth for {split.names[index]}: pass depth.source=folder, ground_plane or none"
             )
-        return depth
+        return depth if self.relative else without_measurement(depth)
 
 
 class FolderDepth(DepthSource):
@@ -66,16 +81,22 @@ class FolderDepth(DepthSource):
 
     Files are .npy, or one-channel .png or .tif. Floats are metres (inf = sky), or [0, 1] for mapping none. Integers are
     multiplied by `metres_per_unit` (millimetres: 0.001; KITTI: 1 / 256); without it they are divided by the largest
-    value of their type, which makes [0, 1] for mapping none. Maps must be dense: under `metres_per_unit` a 0 means
-    "not measured" and is an error.
+    value of their type, which makes [0, 1] for mapping none. NaN is unknown, and in metres 0 and negative values too.
 
     Args:
         root: the folder, never written to. What `python -m depthg.depth` wrote says its unit itself, in `depth.json`.
         metres_per_unit: metres per step of integer maps, or None.
         expects_metres: whether the mapping expects metres (every one but minmax and none).
+        relative: floats are values in [0, 1], not metres, so that 0 is a depth (mapping none).
     """
 
-    def __init__(self, root: str | Path, metres_per_unit: float | None = None, expects_metres: bool = True):
+    def __init__(
+        self,
+        root: str | Path,
+        metres_per_unit: float | None = None,
+        expects_metres: bool = True,
+        relative: bool = False,
+    ):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise FileNotFoundError(f"depth.root={show(self.root)} is no folder; it must hold one depth map per photo")
@@ -85,11 +106,15 @@ class FolderDepth(DepthSource):
         self.name = f"depth.root={show(self.root)}"
         if metres_per_unit is None and (self.root / UNIT_FILE).is_file():
             self.metric, self.metres_per_unit = read_unit(self.root)
+        self.floats_in_metres = not relative and self.metric is not False
         self._warned: set[str] = set()
         self._counted: tuple[Split, Counter] | None = None
 
     def describe(self, split: Split) -> dict:
-        return {"files": [file_stamp(self.path(split, i)) for i in range(len(split))], "unit": self.metres_per_unit}
+        paths = [self.path(split, i) for i in range(len(split))]
+        may_have_zeros = self.floats_in_metres and any(path.suffix != ".png" for path in paths)
+        unit = {"files": list(map(file_stamp, paths)), "unit": self.metres_per_unit}
+        return unit | (NO_ZEROS if may_have_zeros else {})
 
     def __call__(self, split: Split, index: int) -> np.ndarray:  # float32 [H, W]
         path = self.path(split, index)
@@ -153,11 +178,9 @@ class FolderDepth(DepthSource):
             raise DataError(f"{show(path)} has shape {values.shape}; a depth map is [height, width]")
         if values.dtype.kind == "f":
             depth = values.astype(np.float32)
+            depth = without_measurement(depth) if self.floats_in_metres else depth
         elif self.metres_per_unit is not None:
-            if values.size and values.min() == 0:
-                holes = int((values == 0).sum())
-                raise DataError(f"{show(path)} has {holes} pixels without a measurement (value 0): fill them")
-            depth = values.astype(np.float32) * np.float32(self.metres_per_unit)
+            depth = without_measurement(values.astype(np.float32) * np.float32(self.metres_per_unit))
         elif self.expects_metres:
             raise DataError(
                 f"{show(path)} holds integers of unknown unit: pass depth.metres_per_unit (0.001 for millimetres), or "
@@ -181,7 +204,7 @@ class GroundPlane(DepthSource):
         fov_deg: horizontal field of view where the data set does not state one.
     """
 
-    metric, name = True, "depth.source=ground_plane"
+    metric, dense, name = True, True, "depth.source=ground_plane"
 
     def __init__(self, camera_height: float = 1.4, horizon: float = 0.45, fov_deg: float = 60.0):
         if not 0 < camera_height < math.inf:
@@ -229,13 +252,13 @@ def depth_source(
     if source == "none":
         return None
     if source == "dataset":
-        return DatasetDepth()
+        return DatasetDepth(relative=mapping == "none")
     if source == "ground_plane":
         return GroundPlane(camera_height, horizon, fov_deg)
     if source == "folder":
         if root is None:
             raise ValueError("depth.source=folder needs depth.root=DIR: a folder with one depth map per photo")
-        return FolderDepth(root, metres_per_unit, expects_metres=mapping not in ("minmax", "none"))
+        return FolderDepth(root, metres_per_unit, mapping not in ("minmax", "none"), relative=mapping == "none")
     if source == "model":
         from depthg.depth.cache import ModelDepth  # which builds on this module
         from depthg.depth.network import DEFAULT_MODEL, DepthNetwork
@@ -285,10 +308,3 @@ def checked_fov(fov_deg: float) -> float:
     if not 0 < fov_deg < 180:
         raise ValueError(f"fov_deg={fov_deg} must lie between 0 and 180 degrees")
     return fov_deg
-
-
-def check_depth(depth: np.ndarray, name: str) -> None:
-    """Raise DataError if any depth is NaN or negative."""
-    if depth.size and not depth.min() >= 0:  # the minimum of an array with NaN is NaN
-        found = "NaN" if np.isnan(depth).any() else f"negative depth ({float(depth.min()):g})"
-        raise DataError(f"{name} has {found}; depth must be at least 0, with inf where there is no surface (sky)")

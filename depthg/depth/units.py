@@ -1,10 +1,16 @@
-"""What the values of depth maps mean: metres, or relative depth; stated beside the maps, and checked before use."""
+"""What the values of depth maps mean: metres, or relative depth; stated beside the maps, and checked before use.
+
+NaN is unknown depth, inf is sky. In metres, 0 and negative values are no depths but what sensors write where they
+measured nothing: sources turn them into NaN. In [0, 1] a 0 is the nearest depth, and only NaN is unknown.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+
+import numpy as np
 
 from depthg.data.files import DataError, show
 from depthg.storage.whole_files import write_text
@@ -72,3 +78,19 @@ def read_made_by(root: Path) -> dict | None:
         return json.loads((root / UNIT_FILE).read_text(encoding="utf-8"))["made_by"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def without_measurement(depth: np.ndarray) -> np.ndarray:  # float32 [H, W], metres
+    """Depth in metres with NaN wherever nothing was measured: 0, negative and NaN."""
+    measured = depth > 0
+    return depth if measured.all() else np.where(measured, depth, np.float32(np.nan))
+
+
+def check_depth(depth: np.ndarray, name: str) -> None:
+    """Raise DataError if any depth is negative; NaN is unknown depth."""
+    lowest = np.fmin.reduce(depth, axis=None, initial=np.inf)
+    if lowest < 0:
+        raise DataError(
+            f"{name} has negative depth ({float(lowest):g}); depth must be at least 0, with inf where there is no "
+            f"surface (sky) and NaN where it is unknown"
+        )

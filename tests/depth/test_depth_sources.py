@@ -95,8 +95,8 @@ def test_integers_with_a_unit(tmp_path, suffix):
     assert np.allclose(FolderDepth(root, metres_per_unit=0.001)(split, 0), millimetres / 1000)
     millimetres[0, :3] = 0
     Image.fromarray(millimetres).save(root / f"a{suffix}")
-    with pytest.raises(DataError, match=r"3 pixels without a measurement"):
-        FolderDepth(root, metres_per_unit=0.001)(split, 0)
+    got = FolderDepth(root, metres_per_unit=0.001)(split, 0)
+    assert np.isnan(got[0, :3]).all() and np.isfinite(got).sum() == got.size - 3
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
@@ -120,8 +120,6 @@ def test_float_tiff(tmp_path):
     ("values", "message"),
     [
         (np.zeros((6, 8, 3)), r"shape \(6, 8, 3\)"),
-        (np.full(SHAPE, np.nan), "NaN"),
-        (-DEPTH, "negative depth"),
         (np.zeros(SHAPE, bool), "dtype bool"),
         (np.array([["a"]]), "dtype <U1"),
     ],
@@ -191,7 +189,63 @@ def test_what_a_source_says_for_cache_keys(tmp_path):
     np.save(root / "a.npy", np.pad(DEPTH, 1))
     write_unit(root, True, None, {})
     assert FolderDepth(root).describe(split) != before
-    assert DatasetDepth().describe(split) is None and GroundPlane().describe(split) is None
+    assert DatasetDepth(relative=True).describe(split) is None and GroundPlane().describe(split) is None
+
+
+def test_caches_that_may_hold_zeros_as_depths_are_not_used_again(tmp_path):
+    """Zeros among floats in metres were depths once; those among integers never were."""
+    split, root = make_split(tmp_path, ("a.jpg",))
+    Image.fromarray(np.ones(SHAPE, np.uint16)).save(root / "a.png")
+    old = {"files", "unit"}
+    assert FolderDepth(root, 0.001).describe(split).keys() == old
+    (root / "a.png").unlink()
+    np.save(root / "a.npy", DEPTH)
+    assert FolderDepth(root).describe(split).keys() == old | {"zeros"}
+    assert FolderDepth(root, relative=True).describe(split).keys() == old
+    assert DatasetDepth().describe(split) == {"zeros": "unknown"}
+
+
+NOT_MEASURED = (0.0, -1.0, -9999.0, np.nan, -np.inf)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_what_sensors_write_where_they_measured_nothing_is_unknown(tmp_path, suffix):
+    split, root = make_split(tmp_path)
+    values = DEPTH.copy()
+    values[0, :5], values[0, 5] = NOT_MEASURED, np.inf
+    np.save(root / "a.npy", values) if suffix == ".npy" else Image.fromarray(values).save(root / f"a{suffix}")
+    expected = values.copy()
+    expected[0, :5] = np.nan
+    for mapping in ("saturating", "minmax"):
+        assert np.array_equal(depth_source("folder", root=root, mapping=mapping)(split, 0), expected, equal_nan=True)
+    split.depth = lambda index: values
+    assert np.array_equal(depth_source("dataset")(split, 0), expected, equal_nan=True)
+
+
+def test_in_zero_to_one_only_nan_is_unknown(tmp_path):
+    split, root = make_split(tmp_path)
+    values = DEPTH / 10
+    values[0, :2] = 0, np.nan
+    np.save(root / "a.npy", values)
+    split.depth = lambda index: values
+    for source in ("folder", "dataset"):
+        got = depth_source(source, root=root, mapping="none")(split, 0)
+        assert np.array_equal(got, values, equal_nan=True) and got[0, 0] == 0
+    write_unit(root, False, None, {})  # maps of python -m depthg.depth by a network without scale
+    assert depth_source("folder", root=root, mapping="minmax")(split, 0)[0, 0] == 0
+    values[0, 0] = -0.5
+    np.save(root / "a.npy", values)
+    with pytest.raises(DataError, match=r"a\.npy has negative depth \(-0\.5\)"):
+        depth_source("folder", root=root, mapping="none")(split, 0)
+
+
+def test_maps_with_holes_are_resized_by_the_nearest_pixel(tmp_path):
+    values = np.random.default_rng(0).uniform(1, 9, (40, 60)).astype(np.float32)
+    values[:4] = 0
+    np.save(tmp_path / "a.npy", values)
+    with pytest.warns(UserWarning, match=r"40 x 60 to 20 x 30 \(nearest pixel\)"):
+        depth = FolderDepth(tmp_path)(Photos((20, 30)), 0)
+    assert np.isnan(depth[:2]).all() and np.array_equal(depth[2:], values[5::2, 1::2])
 
 
 def test_sources_and_what_can_use_them(tmp_path):

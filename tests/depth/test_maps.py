@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,16 +97,33 @@ def test_mappings_stay_in_range_and_in_order(depths, mapping, scale, far):
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
-@pytest.mark.parametrize(("value", "found"), [(np.nan, "NaN"), (-0.5, r"negative depth \(-0\.5\)")])
-def test_impossible_depth_names_the_file(mapping, value, found):
-    with pytest.raises(DataError, match=rf"a/b\.npy has {found}"):
-        map_depth(np.array([[0.5, value]]), mapping, name="a/b.npy")
+def test_impossible_depth_names_the_file(mapping):
+    with pytest.raises(DataError, match=r"a/b\.npy has negative depth \(-0\.5\)"):
+        map_depth(np.array([[0.5, np.nan, -0.5]]), mapping, name="a/b.npy")
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_unknown_depth_stays_unknown_and_changes_no_other_pixel(mapping):
+    depth = np.random.default_rng(0).uniform(0.1, 0.9, (9, 7)).astype(np.float32)
+    holes = np.random.default_rng(1).random((9, 7)) < 0.3
+    holes[np.unravel_index([depth.argmin(), depth.argmax()], depth.shape)] = False  # minmax takes them
+    got = map_depth(np.where(holes, np.float32(np.nan), depth), mapping)
+    assert np.array_equal(np.isnan(got), holes) and np.array_equal(got[~holes], map_depth(depth, mapping)[~holes])
+    assert np.isnan(map_depth(np.full((2, 2), np.nan), mapping)).all()
+
+
+def test_minmax_of_a_map_with_holes_and_sky():
+    assert np.allclose(map_depth(np.array([[np.nan, 1, 2, 3, np.inf]]), "minmax"), [[np.nan, 0, 127 / 255, 1, 1]],
+                       equal_nan=True)  # fmt: skip
+    assert np.allclose(map_depth(np.array([[np.nan, 4, np.inf]]), "minmax"), [[np.nan, 0, 1]], equal_nan=True)
 
 
 @pytest.mark.parametrize(("top", "hint"), [(255, "divide by 255"), (1000, "divide by 65535"), (2.5, "for metres")])
 def test_values_above_one_with_mapping_none(top, hint):
     with pytest.raises(DataError, match=rf"photo7 has values up to {top:g}.*{hint}"):
         map_depth(np.array([[0.0, top]]), "none", name="photo7")
+    with pytest.raises(DataError, match=rf"up to {top:g}"):
+        map_depth(np.array([[np.nan, top]]), "none")
     with pytest.raises(DataError, match="up to inf"):
         map_depth(np.array([[0.0, np.inf]]), "none")
 
@@ -200,6 +218,22 @@ def test_thin_maps(shape):
     assert np.isfinite(got).all()
 
 
+@pytest.mark.parametrize("normal", NORMALS[:5])
+def test_holes_leave_the_normals_of_planes_exact(normal):
+    """Every known pixel with a known neighbour along both axes keeps its normal."""
+    normal = np.array(normal) / np.linalg.norm(normal)
+    depth = plane_depth(normal, 1.5)
+    holes = np.random.default_rng(0).random(depth.shape) < 0.3
+    got = surface_normals(np.where(holes, np.nan, depth), FOV)
+    assert np.isnan(got[:, holes]).all() and np.isfinite(got[:, ~holes]).all()
+    seen = np.isfinite(depth) & ~holes
+    padded = np.pad(seen, 1)
+    both = seen & (padded[1:-1, 2:] | padded[1:-1, :-2]) & (padded[2:, 1:-1] | padded[:-2, 1:-1]) & (depth < 200)
+    assert both.sum() > 300
+    expected = np.broadcast_to(-normal[:, None], (3, both.sum()))
+    assert degrees_between(got[:3, both].astype(float), expected).max() < 0.02
+
+
 def test_all_sky_and_far():
     assert np.array_equal(surface_normals(np.full((4, 4), np.inf), FOV)[3], np.ones((4, 4)))
     depth = np.full((6, 6), 5.0)
@@ -208,7 +242,7 @@ def test_all_sky_and_far():
     assert surface_normals(depth, FOV)[3].sum() == 0
 
 
-@pytest.mark.parametrize(("value", "found"), [(0.0, "depth 0"), (np.nan, "NaN"), (-1.0, "negative")])
+@pytest.mark.parametrize(("value", "found"), [(0.0, "depth 0"), (-1.0, "negative")])
 def test_normals_of_impossible_depth(value, found):
     depth = np.ones((4, 4))
     depth[1, 2] = value
@@ -272,5 +306,19 @@ def test_field_of_view_of_the_data_set_goes_first(known):
 def test_maps_name_the_photo():
     split = PlaneSplit(FOV)
     for kind in (MappedDepth, Normals):
-        with pytest.raises(DataError, match="the depth of road has NaN"):
-            kind(split, lambda split, index: np.full((40, 56), np.nan))(0)
+        with pytest.raises(DataError, match="the depth of road has negative depth"):
+            kind(split, lambda split, index: np.full((40, 56), -1.0))(0)
+
+
+def test_cells_of_views_are_unknown_if_most_of_their_pixels_are():
+    split = PlaneSplit(FOV)
+    depth = np.full((40, 56), 5.0, np.float32)
+    depth[:8, :8] = np.nan
+    depth[:8, 8:12] = np.nan  # half of a cell
+    maps = {kind.__name__: kind(split, lambda *_: depth) for kind in (MappedDepth, Normals)}
+    for interpolation in ("antialias", "nearest"):
+        view = Views(split, (40, 56), interpolation=interpolation, maps=maps, map_size=(5, 7)).load(0)
+        for values in view.maps.values():
+            unknown = values.isnan()
+            assert unknown[:, 0, 0].all() and unknown.sum() == len(values)
+        assert torch.allclose(view.maps["MappedDepth"][0].flatten()[1:], torch.tensor(0.5))
