@@ -269,7 +269,8 @@ def farthest_point_sample_depth(
     ``farthest_point_sample(unproject(depth, fov_deg), k)``, without storing the points outside the kernel.
 
     Args:
-        depth: depth along the optical axis, [N, H, W], finite, in any unit; types as in ``farthest_point_sample``.
+        depth: depth along the optical axis, [N, H, W], finite, in any unit; types as in ``farthest_point_sample``. To
+            leave out cells of unknown depth, sample ``unproject(depth)`` of the other cells, see ``lengths`` there.
         k: number of cells, 1 to H * W.
         fov_deg: horizontal field of view in degrees, 0 < fov_deg < 180; a float, or a floating tensor [N].
         start, generator, impl: as in ``farthest_point_sample``.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from depthg.config.schema import SamplingConfig
-from depthg.kernels import farthest_point_sample, farthest_point_sample_depth
+from depthg.kernels import farthest_point_sample, farthest_point_sample_depth, unproject
 from depthg.kernels.released import released_cloud, released_coordinates
 from depthg.runtime.processes import BatchShare
 
@@ -34,6 +34,8 @@ def farthest_cells(
 ) -> Tensor:
     """Farthest point sampling of the unprojected depth ``[N, H, W]``: cells, int64 ``[N, points]``, in picking order.
 
+    Cells of unknown depth (NaN) come last, in random order: they are picked where too few are known.
+
     Raises:
         ValueError: more points than cells.
     """
@@ -44,9 +46,51 @@ def farthest_cells(
     if settings.start == "random":
         share = BatchShare(0, n, n) if share is None else share
         start = torch.randint(height * width, (share.total,), generator=generator)[share.rows].to(depth.device)
+    known = ~depth.flatten(1).isnan()
+    dense = known.all(1)
+    if dense.all():
+        return _farthest(depth, points, settings, start)
+    starts = torch.full((n,), start, device=depth.device) if isinstance(start, int) else start
+    cells = torch.empty(n, points, dtype=torch.int64, device=depth.device)
+    if dense.any():
+        cells[dense] = _farthest(depth[dense], points, settings, starts[dense])
+    cells[~dense] = _farthest_known(depth[~dense], known[~dense], points, settings, starts[~dense])
+    return cells
+
+
+def _farthest(depth: Tensor, points: int, settings: SamplingConfig, start: int | Tensor) -> Tensor:  # [N, points]
     if settings.unprojection == "released":
         return farthest_point_sample(released_cloud(depth), points, start=start)
     return farthest_point_sample_depth(depth, points, fov_deg=settings.fov_deg, start=start)
+
+
+def _farthest_known(
+    depth: Tensor,  # [N, H, W], NaN = unknown
+    known: Tensor,  # bool [N, H * W]
+    points: int,
+    settings: SamplingConfig,
+    starts: Tensor,  # int64 [N]
+) -> Tensor:  # int64 [N, points]
+    """Farthest known cells of each image, then unknown ones in a random order that follows from the image's start.
+
+    Starts count among all cells, and the first pick lies at the same share of the known ones.
+    """
+    filled, n = depth.nan_to_num(nan=0.0), known.shape[1]
+    cloud = released_cloud(filled) if settings.unprojection == "released" else unproject(filled, settings.fov_deg)
+    counts, order = known.sum(1), (~known).byte().argsort(dim=1, stable=True)  # the known cells first, in their order
+    cloud, first = cloud.gather(1, order[..., None].expand(-1, -1, 3)), starts * counts // n
+    cells, enough = torch.empty(len(depth), points, dtype=torch.int64, device=depth.device), counts >= points
+    if enough.any():
+        picks = farthest_point_sample(cloud[enough], points, start=first[enough], lengths=counts[enough])
+        cells[enough] = order[enough].gather(1, picks)
+    for image in (~enough).nonzero()[:, 0].tolist():
+        count, own = int(counts[image]), order[image]
+        if count:
+            picks = farthest_point_sample(cloud[image, None, :count], count, start=int(first[image]))
+            cells[image, :count] = own[picks[0]]
+        shuffled = torch.randperm(n - count, generator=torch.Generator().manual_seed(int(starts[image])))
+        cells[image, count:] = own[count:][shuffled[: points - count].to(own.device)]
+    return cells
 
 
 def sample(
