@@ -99,7 +99,7 @@ def synthetic(features: Features, side: int, sampling: SamplingConfig) -> Simple
     grids = torch.cat([regular_grid(depth.view(-1, side, side), points) for points in grid_places(sampling)], dim=1)
     return SimpleNamespace(
         features=features, grid=(side, side), depth=depth.numpy().astype(np.float16), depth_grids=grids.numpy(),
-        normals=None, labels=labels, photos=np.arange(count), neighbours=neighbours,
+        normals=None, labels=labels, photos=np.arange(count), neighbours=neighbours, unknown=None,
     )  # fmt: skip
 
 

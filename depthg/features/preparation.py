@@ -6,6 +6,7 @@ built in shards, so that a killed preparation resumes where it stopped and sever
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from depthg.data.base import Split
+from depthg.data.errors import DataError
+from depthg.data.known import mean_of_known
 from depthg.data.loading import Loader, write_views
 from depthg.data.transforms import FloatMap, View, Views, cell_means
 from depthg.depth.cache import Crops
@@ -31,7 +34,8 @@ from depthg.features.transform import DTYPES, FeatureTransform
 from depthg.kernels.released import regular_grid
 from depthg.storage.cache import Build, cache_key
 
-DEPTH_FIELDS = ("depth", "depth_grids", "normals")  # of Prepared
+DEPTH_FIELDS = ("depth", "depth_grids", "normals", "unknown")  # of Prepared
+FEW_UNKNOWN = 0.05  # share of unknown depth above which a line tells it
 
 
 class Preparation(Caches):
@@ -152,10 +156,14 @@ class Preparation(Caches):
         return self.views(self.evaluation_split, self.config.data.eval_size, maps=maps).load(view)
 
     def depth(self, views: Views, grid: tuple[int, int]) -> dict[str, np.ndarray | None]:
-        """Depth of every view, as the fields ``depth``, ``depth_grids`` and ``normals`` of :class:`Prepared`.
+        """Depth of every view, as the fields ``DEPTH_FIELDS`` of :class:`Prepared`.
 
-        Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]`` are averaged over each cell of ``grid``, and float16.
+        Mapped depth ``[V, h*w]`` and normals ``[V, h*w, 4]`` are averaged over what is known in each cell of ``grid``,
+        and float16; a cell is unknown (NaN) if less than half of it is known.
         Where the released code is repeated (``minmax``, ``at=grid``) depth is float32: picks depend on the last bits.
+
+        Raises:
+            DataError: no view has a known depth.
         """
         part, source = self.config.depth, self.depth_source
         if source is None:
@@ -176,7 +184,9 @@ class Preparation(Caches):
             if surfaces:
                 found["normals"] = view.maps["normals"].flatten(1).T.numpy().astype(np.float16)
             if sides:
-                found["depth_grids"] = torch.cat([regular_grid(depth, side)[0] for side in sides]).numpy()
+                found["depth_grids"] = torch.cat([on_grid(depth, side) for side in sides]).numpy()
+            if not source.dense:
+                found["unknown"] = np.max([np.isnan(part).mean() for part in found.values()], initial=0)
             return found
 
         def build(build: Build) -> None:
@@ -191,8 +201,10 @@ class Preparation(Caches):
         arrays: dict[str, tuple[tuple[int, ...], type]] = {"depth": ((len(views), cells), dtype)}
         arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}
         arrays |= {"depth_grids": ((len(views), sum(side * side for side in sides)), np.float32)} if sides else {}
+        arrays |= {} if source.dense else {"unknown": ((len(views),), np.float32)}
         folder = self.make(CachePlan("depth", "depth", settings, arrays), build)
-        return {field: _map(folder / f"{field}.npy") if field in arrays else None for field in DEPTH_FIELDS}
+        found = {field: _map(folder / f"{field}.npy") if field in arrays else None for field in DEPTH_FIELDS}
+        return found | {"unknown": unknown_shares(folder / "unknown.npy", source.name)}
 
     def neighbours(self, means: Path) -> np.ndarray:  # int32 [V, k]
         """The nearest neighbours of every training view by the mean features in the file ``means``."""
@@ -246,6 +258,35 @@ class Preparation(Caches):
             evaluation_split=self.evaluation_split,
             example=self.example,
         )
+
+
+def on_grid(depth: torch.Tensor, side: int) -> torch.Tensor:  # [1, H, W] -> [side * side]
+    """``regular_grid`` of a depth map, between the depths that are known."""
+    return mean_of_known(lambda x: regular_grid(x, side), depth)[0]
+
+
+def unknown_shares(path: Path, name: str) -> np.ndarray | None:  # float32 [V]
+    """Share of unknown depth in each view; None if all is known, as in caches without this file.
+
+    A warning tells the share if it is more than a few percent, and the number of views without any known depth.
+
+    Raises:
+        DataError: no view has a known depth.
+    """
+    shares = np.load(path) if path.is_file() else np.zeros(1, np.float32)
+    if not shares.any():
+        return None
+    if (shares == 1).all():
+        raise DataError(
+            f"{name}: no depth is known in any of the {len(shares):,} images; in metres 0, negative values and NaN "
+            f"mean that nothing was measured. Check the maps, or pass depth.mapping=none for values in [0, 1], or "
+            f"depth.source=none"
+        )
+    if shares.mean() > FEW_UNKNOWN or (shares == 1).any():
+        empty = int((shares == 1).sum())
+        more = f"; {empty:,} of {len(shares):,} images have none: random points, no depth term" * bool(empty)
+        warnings.warn(f"{name}: depth is unknown in {shares.mean():.0%} of the cells{more}", stacklevel=3)
+    return shares
 
 
 def _map(path: Path) -> np.ndarray:

@@ -41,7 +41,7 @@ class Prepared:
     grid: tuple[int, int]  # cells (h, w) of a training view
     features: Features  # [V, h*w, C]
     labels: np.ndarray | None  # int16 [V, H, W], -1 = void
-    depth: np.ndarray | None  # float16 or float32 [V, h*w] in [0, 1]
+    depth: np.ndarray | None  # float16 or float32 [V, h*w] in [0, 1]; NaN = unknown, also in the two below
     depth_grids: np.ndarray | None  # float32 [V, sum of S*S]: for every number of points S a side, see `grid_places`
     normals: np.ndarray | None  # float16 [V, h*w, 4]
     photos: np.ndarray  # int64 [V], photo of each view
@@ -49,3 +49,4 @@ class Prepared:
     evaluation: EvaluationSet
     evaluation_split: Split
     example: Callable[[int], View]  # an evaluation view with image, label and, if depth is used, maps["depth"]
+    unknown: np.ndarray | None = None  # float32 [V], share of unknown depth (NaN) in each view; None: all is known

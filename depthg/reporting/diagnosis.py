@@ -19,11 +19,11 @@ from depthg.config.schema import UNLABELLED_CLUSTERS, Config
 from depthg.evaluation.cluster_count import THRESHOLD, count_clusters
 from depthg.features.preparation import Preparation
 from depthg.features.prepared import Prepared
-from depthg.kernels.reference import depth_relation
 from depthg.model.loaded_run import LoadedRun
 from depthg.runtime.device import pick_device
 from depthg.training.batches import draw_batch
 from depthg.training.depth_term import kernel_relation
+from depthg.training.known_depth import known_relation
 from depthg.training.schedules import piecewise_constant
 from depthg.training.step import HISTOGRAM_BINS, HISTOGRAM_RANGE, SHIFT_BATCHES, Model, Step, quantile_of
 
@@ -75,7 +75,7 @@ def code_pairs(step: Step) -> tuple[dict, Tensor]:
 
 
 def depth_pairs(step: Step) -> tuple[dict, Tensor] | tuple[None, None]:
-    """Statistics of D inside an image under the first iteration's shift; None without depth."""
+    """Statistics of D inside an image under the first iteration's shift, where depth is known; None without depth."""
     config, settings = step.config, step.config.loss.depth
     if step.data.depth is None:
         return None, None
@@ -89,9 +89,11 @@ def depth_pairs(step: Step) -> tuple[dict, Tensor] | tuple[None, None]:
             for views in (batch.anchors, batch.others)  # others: loss.depth.pair=crop
         )
         for u, v in zip(here.split(1), (here if there is None else there).split(1), strict=True):
-            d = depth_relation(u, v, kernel_relation(settings.relation), settings.bandwidth)
+            d = known_relation(u, v, kernel_relation(settings.relation), settings.bandwidth)
             counts += torch.histc(d.float(), HISTOGRAM_BINS, *HISTOGRAM_RANGE).cpu()
             total, pairs = total + float(d.sum(dtype=torch.float64)), pairs + d.numel()
+    if not pairs:
+        return None, None
     shift = total / pairs if settings.shift_mean else settings.shift
     about = {"relation": settings.relation, "shift": shift, "shift_from": "mean of D" if settings.shift_mean else "set"}
     return {**about, **histogram_statistics(counts, shift)}, counts

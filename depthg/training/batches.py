@@ -38,6 +38,11 @@ class Batch:
     neighbours: np.ndarray
     others: np.ndarray | None
 
+    @property
+    def depth_views(self) -> np.ndarray:
+        """The views whose depth the depth term compares."""
+        return self.anchors if self.others is None else np.concatenate([self.anchors, self.others])
+
     def part(self, share: BatchShare | None) -> Batch:
         """The rows of one process."""
         if share is None:

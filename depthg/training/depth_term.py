@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from depthg.data.known import mean_with_holes
 from depthg.kernels import sample_points, unproject
 from depthg.kernels.reference import depth_relation, normalize
 
@@ -30,10 +31,22 @@ def kernel_relation(relation: str) -> str:
     return "normals" if relation == "inclination" else relation
 
 
-def at_points(values: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:  # [N, h*w] or [N, h*w, D]
-    """Values ``[N, P]`` or ``[N, P, D]`` at integer cells ``[N, P]`` or coordinates ``[N, P, 2]``."""
+def at_points(
+    values: Tensor,  # [N, h*w] or [N, h*w, D]
+    points: Tensor,
+    grid: tuple[int, int],
+    holes: bool = False,
+) -> Tensor:
+    """Values ``[N, P]`` or ``[N, P, D]`` at integer cells ``[N, P]`` or coordinates ``[N, P, 2]``.
+
+    ``holes``: some values are NaN; coordinates are then interpolated between those that are known.
+    """
     maps = (values[..., None] if values.ndim == 2 else values).transpose(1, 2)
-    sampled = sample_points(maps.reshape(*maps.shape[:2], *grid), points)
+    maps = maps.reshape(*maps.shape[:2], *grid)
+    if holes and points.ndim == 3:
+        sampled = mean_with_holes(lambda x: sample_points(x, points), maps)
+    else:
+        sampled = sample_points(maps, points)
     return sampled[..., 0] if values.ndim == 2 else sampled
 
 

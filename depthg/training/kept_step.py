@@ -73,6 +73,7 @@ class KeptData:
     depth: KeptRows | None
     depth_grids: KeptRows | None
     normals: KeptRows | None
+    unknown: KeptRows | None
 
 
 def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
@@ -94,7 +95,7 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
         views, count = tensors["views"].numpy(), int(kept["images"])
         found = {
             name: KeptRows(views, tensors[name].numpy(), count) if name in tensors else None
-            for name in ("neighbours", "labels", "depth", "depth_grids", "normals")
+            for name in ("neighbours", "labels", "depth", "depth_grids", "normals", "unknown")
         }
         data: Any = KeptData(  # stands in for a Prepared
             tuple(kept["grid"]), tensors["photos"].numpy(), KeptFeatures(views, tensors["features"], count), **found

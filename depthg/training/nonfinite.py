@@ -156,7 +156,7 @@ def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[st
     views = np.unique(
         np.concatenate([part for part in (batch.anchors, batch.neighbours, batch.others) if part is not None])
     )
-    names = ("labels", "depth", "depth_grids", "normals", "neighbours")
+    names = ("labels", "depth", "depth_grids", "normals", "unknown", "neighbours")
     arrays = {name: getattr(data, name) for name in names}
     tensors = {name: torch.from_numpy(np.array(rows[views])) for name, rows in arrays.items() if rows is not None}
     tensors |= {"views": torch.from_numpy(views), "photos": torch.from_numpy(np.array(data.photos))}

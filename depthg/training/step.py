@@ -24,6 +24,7 @@ from depthg.runtime.seeds import seed_of
 from depthg.training.batches import Batch, announce, draw_batch, negative_pairs
 from depthg.training.depth_term import at_points, cloud, inclination, kernel_relation, mean_relation
 from depthg.training.kept_cells import KeptCells
+from depthg.training.known_depth import mean_known_relation, with_known_depth
 from depthg.training.sampling import as_read, farthest_cells, sample
 from depthg.training.schedules import exponential_decay, piecewise_constant
 
@@ -108,6 +109,11 @@ class Step:
             codes = self.model.head(feats, self.share)
         return dropped.to(codes.dtype), codes
 
+    @property
+    def average(self) -> Callable[[Tensor], Tensor] | None:
+        """Mean over the processes that share a batch, None where there is one batch per process."""
+        return processes.average if self.joint else None
+
     def autocast(self) -> torch.autocast:
         """Context that computes the head's products in bfloat16 with ``precision=bfloat16``."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -126,23 +132,30 @@ class Step:
     def depth_values(self, views: np.ndarray, points: Tensor, side: int) -> Tensor:
         """Values that the depth relation compares: ``[N, P]`` or ``[N, P, D]``, at the points or on a regular grid.
 
+        They are NaN where depth is unknown.
+
         Raises:
             ValueError: the relation needs normals and there are none.
         """
-        settings = self.config.loss.depth
+        settings, holes = self.config.loss.depth, self.has_holes(views)
         if settings.relation in ("normals", "inclination"):
             if self.data.normals is None:
                 raise ValueError(
                     f"loss.depth.relation={settings.relation} needs metric depth; depth.mapping=none gives no normals"
                 )
-            normals = at_points(self.rows(self.data.normals, views), to_device(points, self.device), self.data.grid)
+            normals = self.rows(self.data.normals, views)
+            normals = at_points(normals, to_device(points, self.device), self.data.grid, holes)
             return inclination(normals) if settings.relation == "inclination" else normals
         if settings.at == "grid":
             return self.rows(self.data.depth_grids, views)[:, grid_places(self.config.sampling)[side]]
         depth = self.rows(self.data.depth, views)
         if settings.relation == "euclidean":
             depth = cloud(depth, self.data.grid, self.config.sampling.fov_deg)
-        return at_points(depth, to_device(points, self.device), self.data.grid)
+        return at_points(depth, to_device(points, self.device), self.data.grid, holes)
+
+    def has_holes(self, views: np.ndarray) -> bool:
+        """Whether the depth of some views is unknown somewhere; the host alone knows, so that nothing waits."""
+        return self.data.unknown is not None and bool((self.data.unknown[views] > 0).any())
 
     def settings(self, iteration: int, depth_shift: float | Tensor) -> LossSettings:
         """Weights and shifts of this iteration."""
@@ -219,7 +232,8 @@ class Step:
         config, data = self.config, self.data
         torch.manual_seed(seed_of(config.seed, "dropout", iteration))
         generator = self.generator("step", iteration)
-        batch = draw_batch(config, data, iteration).part(self.share)
+        whole = draw_batch(config, data, iteration)
+        batch, holes = whole.part(self.share), self.has_holes(whole.depth_views)
         views = batch.anchors, batch.neighbours
         points, near_points = (self.points(v, iteration, generator, self.share) for v in views)
         negatives = self.negatives(len(batch.anchors), iteration, generator)
@@ -241,11 +255,12 @@ class Step:
         index = bank.pop("index", negatives)
         if self.joint and config.loss.center:
             bank["feature_means"] = processes.average(feature_means(feats, near_feats, index, bank["feats_negative"]))
-        depth = self.depth_inputs(batch, points, iteration, generator)
+        depth = self.depth_inputs(batch, points, iteration, generator, holes)
         shift = depth.pop("shift", 0.0)
-        result = depthg_loss(
-            feats, codes, near_feats, near_codes, index, self.settings(iteration, shift), **bank, **depth
-        )
+        settings, apart = self.settings(iteration, shift), depth if holes else {}
+        result = depthg_loss(feats, codes, near_feats, near_codes, index, settings, **bank, **({} if apart else depth))
+        if apart:
+            result = with_known_depth(result, codes, settings, self.average, **apart)
         terms = {"self": result.self, "neighbour": result.neighbour, "negative": result.negative, "depth": result.depth}
         logged: dict[str, float | Tensor] = {
             f"loss.{name}": term.loss for name, term in terms.items() if term is not None
@@ -284,10 +299,12 @@ class Step:
         index = torch.arange(negatives.numel(), device=self.device).view(negatives.shape)
         return feats, codes, {"feats_negative": bank_feats, "codes_negative": bank_codes, "index": index}
 
-    def depth_inputs(self, batch: Batch, points: Tensor, iteration: int, generator: torch.Generator) -> dict:
+    def depth_inputs(
+        self, batch: Batch, points: Tensor, iteration: int, generator: torch.Generator, holes: bool = False
+    ) -> dict:
         """Depth inputs of the loss (with ``pair=crop`` also codes and depth of the other crop), and the shift.
 
-        Empty without depth or with weight 0.
+        Empty without depth or with weight 0. ``holes``: the whole batch has unknown depth somewhere.
         """
         settings = self.config.loss.depth
         if not self.guided or settings.weight == 0:
@@ -304,7 +321,10 @@ class Step:
             iteration, settings.shift, factor=settings.factor, every=settings.every, minimum=settings.shift_minimum,
             after=settings.decay == "after",
         )  # fmt: skip
-        if settings.shift_mean:
+        if settings.shift_mean and holes:
+            relation = kernel_relation(settings.relation)
+            shift = mean_known_relation(values, other, relation, settings.bandwidth, self.average)
+        elif settings.shift_mean:
             shift = mean_relation(values, other, kernel_relation(settings.relation), settings.bandwidth)
             shift = processes.average(shift) if self.joint else shift
         return {**inputs, "shift": shift}
