@@ -15,6 +15,7 @@ from depthg.inference.overlays import font
 from depthg.storage.whole_files import write_whole
 
 VOID, NO_CLASS = -1, -2  # ids that belong to no class: not labelled; a cluster left without a class
+UNKNOWN = "depth unknown"
 VOID_COLOUR, STRIPES = (0, 0, 0), ((255, 255, 255), (110, 110, 110))
 PAPER, INK, FAINT = (255, 255, 255), (25, 28, 32), (98, 104, 112)
 COLUMNS = {"image": "Image", "depth": "Depth", "label": "Label", "clusters": "Clusters", "linear": "Linear probe"}
@@ -100,7 +101,7 @@ def panel_sheet(
     else:
         rows = [_row(example, fields, key, scale, tile) for example in examples]
     width = 2 * MARGIN + len(lines[0]) * (tile + GAP) - GAP
-    legend = _legend(_entries(examples, key), key, scale, width)
+    legend = _legend(_entries(examples, key), key, scale, width, holes=any(map(_has_holes, examples)))
     head = MARGIN if narrow else MARGIN + round(1.6 * TITLE)
     sheet = Image.new("RGB", (width, head + sum(r.height + GAP for r in rows) + GAP + legend.height), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -229,14 +230,20 @@ def _entries(examples: Sequence[Example], key: Key) -> list[tuple[str, int]]:
     return names + [(name, i) for name, i in extra if i in used]
 
 
-def _legend(entries: list[tuple[str, int]], key: Key, scale, width: int) -> Image.Image:
-    """Swatches and names, wrapped to the width; the depth scale comes first."""
+def _has_holes(example: Example) -> bool:
+    return example.depth is not None and bool(np.isnan(example.depth).any())
+
+
+def _legend(entries: list[tuple[str, int]], key: Key, scale, width: int, holes: bool) -> Image.Image:
+    """Swatches and names, wrapped to the width; the depth scale comes first, then the colour of unknown depth."""
     side = TEXT
     items = [("", _colour(np.full((side, round(1.6 * side)), i), key.palette), name) for name, i in entries]
     if scale is not None:
         near, far, metric = scale
         ramp = np.geomspace(near, far, 8 * side) if metric else np.linspace(near, far, 8 * side)
         texts = (f"depth: near {near:.2g} m", f"far {far:.2g} m") if metric else ("depth: near", "far")
+        unknown = depth_colours(np.full((side, round(1.6 * side)), np.nan), scale)
+        items[:0] = [("", unknown, UNKNOWN)] if holes else []
         items.insert(0, (texts[0], depth_colours(np.tile(ramp, (side, 1)), scale), texts[1]))
     letters, space, placed, x, y = font(TEXT), round(0.4 * side), [], MARGIN, 4
     for before, swatch, after in items:
