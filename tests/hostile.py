@@ -20,4 +20,4 @@ def folder_depth(root, name):
         def image(self, index):
             return np.zeros((32, 32, 3), np.uint8)
 
-    return FolderDepth(root, None, expects_metres=False)(Split(), 0)
+    return FolderDepth(root, None, expects_metres=False, relative=True)(Split(), 0)

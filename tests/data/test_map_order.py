@@ -33,7 +33,7 @@ def tree(tmp_path, orientation, values=RAMP, suffix=".png"):
 def read(options, tmp_path, order):
     """Photo, label and depth in units of the ramp, and the warnings."""
     data = load_dataset("folder", **options, reading=Reading(map_order=order))
-    depth = FolderDepth(tmp_path / "depth", expects_metres=False)
+    depth = FolderDepth(tmp_path / "depth", expects_metres=False, relative=True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for split in (data.train, data.val, data.train):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from depthg.data.colours import class_palette, depth_colours, depth_scale
 from depthg.reporting.pictures import GAP, MARGIN, STRIPES, Example, panel, panel_sheet, save_png
@@ -238,3 +238,23 @@ def test_every_tile_of_a_narrow_sheet_has_its_title(monkeypatch):
     )
     panel_sheet([example()], classes=CLASSES, palette=PALETTE, tile=TILE, columns=2, titles={"linear": "B"})
     assert written[:5] == ["Image", "Depth", "Label", "Clusters", "B"]
+
+
+def test_unknown_depth_is_grey_and_the_legend_says_so(monkeypatch):
+    written, draw = [], ImageDraw.ImageDraw.text
+
+    def text(self, at, words, *rest, **more):
+        written.append(words)
+        draw(self, at, words, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    depth = np.linspace(0.1, 0.9, 40)[:, None].repeat(40, 1)
+    sheets, words = {}, {}
+    for name, holes in (("whole", 0), ("holes", 20)):
+        depth[:, :holes] = np.nan
+        written.clear()
+        sheets[name], words[name] = panel_sheet([example(depth=depth)], classes=CLASSES, tile=TILE), set(written)
+    assert words["holes"] - words["whole"] == {"depth unknown"}
+    left, right = np.split(tile_pixels(sheets["holes"], 1, 5).reshape(16, -1, 3), 2, axis=1)
+    assert (left[:, :-3] == 160).all() and not (right[:, 3:] == 160).all(-1).any()
+    assert not (tile_pixels(sheets["whole"], 1, 5) == 160).all(-1).any(), "no depth has this colour"
