@@ -46,10 +46,10 @@ def farthest_cells(
     if settings.start == "random":
         share = BatchShare(0, n, n) if share is None else share
         start = torch.randint(height * width, (share.total,), generator=generator)[share.rows].to(depth.device)
+    if not depth.sum().isnan():
+        return _farthest(depth, points, settings, start)
     known = ~depth.flatten(1).isnan()
     dense = known.all(1)
-    if dense.all():
-        return _farthest(depth, points, settings, start)
     starts = torch.full((n,), start, device=depth.device) if isinstance(start, int) else start
     cells = torch.empty(n, points, dtype=torch.int64, device=depth.device)
     if dense.any():
