@@ -15,8 +15,10 @@ from rich.progress import track
 
 from depthg.data.colour_masks import MaskColours
 from depthg.data.files import DataError, image_header, missing_pixels, read_image, read_label, show
+from depthg.data.kinds import suffix_of
 from depthg.data.map_order import in_photo_order
 from depthg.data.reading import DEFAULT, Reading
+from depthg.data.tiff import TIFF_SUFFIXES
 from depthg.runtime.worker_pool import available_cores
 
 ON_ERROR = ("raise", "skip")
@@ -125,10 +127,14 @@ class FileSplit:
                 f"the label map {show(path)} is {label.shape[0]} x {label.shape[1]} (height x width), "
                 f"its photo {show(self.images[index])} is {size[0]} x {size[1]}: export it at the photo's size"
             )
-        missing = missing_pixels(self.images[index], self.reading)
+        missing = self.missing(index)
         if missing is not None:
             label[missing] = -1
         return label
+
+    def missing(self, index: int) -> np.ndarray | None:  # bool [H, W]
+        """Pixels of the photo without data, None if there are none."""
+        return missing_pixels(self.images[index], self.reading)
 
     def read_label(self, path: Path) -> np.ndarray:  # int64 [H, W]
         """Classes of a label map."""
@@ -152,6 +158,7 @@ class Subset:
         self.relative = [relative[index] for index in self.indices]
         self.table = getattr(split, "table", None)
         self.colours = getattr(split, "colours", None)
+        self.images = [split.images[index] for index in self.indices] if hasattr(split, "images") else []
         self.reading = getattr(split, "reading", DEFAULT)
         self.skipped = list(skipped)
 
@@ -172,6 +179,9 @@ class Subset:
     def label(self, index: int) -> np.ndarray | None:  # int64 [H, W]
         return self.split.label(self.indices[index])
 
+    def missing(self, index: int) -> np.ndarray | None:  # bool [H, W]
+        return missing_in(self.split, self.indices[index])
+
     def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
         return self.split.depth(self.indices[index])
 
@@ -187,6 +197,16 @@ def photo_size(split: Split, index: int) -> tuple[int, int]:
 def photo_size_and_turn(split: Split, index: int) -> tuple[tuple[int, int], int]:
     """(height, width) of a photo, and the EXIF orientation by which it was turned (1 where the split tells none)."""
     return split.size_and_turn(index) if hasattr(split, "size_and_turn") else (photo_size(split, index), 1)
+
+
+def missing_in(split: Split, index: int) -> np.ndarray | None:  # bool [H, W]
+    """Pixels of a photo without data, None if there are none or the split does not tell."""
+    return split.missing(index) if hasattr(split, "missing") else None
+
+
+def may_miss_pixels(split: Split) -> bool:
+    """Whether some photo is of a kind that may have pixels without data; looks at names alone."""
+    return any(suffix_of(path) in TIFF_SUFFIXES for path in getattr(split, "images", ()))
 
 
 def drop_unreadable(split: AnySplit, on_error: str) -> AnySplit | Subset:

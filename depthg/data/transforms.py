@@ -113,7 +113,12 @@ class Views:
     def crop_image(self, view: int) -> np.ndarray:  # uint8 [h, w, 3]
         """The crop that a view is made of, in the photo's own pixels."""
         photo = self._photo(self.photo(view), frozenset({"image"}))
-        return self._window(photo.size, view % self.per_photo, self.split.names[self.photo(view)]).cut(photo.image)
+        return self.crop_of(view, photo.image)
+
+    def crop_of(self, view: int, values: np.ndarray) -> np.ndarray:  # [H, W, ...] -> [h, w, ...]
+        """The crop that a view is made of, of an array of its photo's size."""
+        height, width = values.shape[:2]
+        return self._window((height, width), view % self.per_photo, self.split.names[self.photo(view)]).cut(values)
 
     def load(self, view: int, parts: Sequence[str] = PARTS) -> View:
         """Read one view; safe to call from several threads.

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from depthg.data.base import Split
+from depthg.data.base import Split, missing_in
 from depthg.data.files import DataError, read_values, show
 from depthg.data.transforms import Views
 from depthg.depth.network import DepthNetwork, Prediction, check_finite, decode, encode
@@ -201,6 +201,10 @@ class Crops:
 
     def image(self, index: int) -> np.ndarray:  # uint8 [h, w, 3]
         return self.views.crop_image(index)
+
+    def missing(self, index: int) -> np.ndarray | None:  # bool [h, w]
+        missing = missing_in(self.views.split, self.views.photo(index))
+        return None if missing is None else self.views.crop_of(index, missing)
 
     def label(self, index: int) -> None:
         return None

@@ -62,7 +62,9 @@ def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: in
     views, dtype = preparation.train_views, DTYPES[run.config.features.dtype]
     folder = preparation.root / "features" / cache_key(preparation.feature_settings)
     if run.header.get("features") == folder.name and is_whole(folder):
-        return sample_rows(StoredFeatures(folder / "features.npy", dtype), count, seed)
+        stored = StoredFeatures(folder / "features.npy", dtype)
+        stored.valid = None if preparation.valid is None else preparation.valid[0]
+        return sample_rows(stored, count, seed)
     h, w = preparation.grid(views)
     with ProgressBar("features for k-means", min(len(views), SAMPLE_IMAGES)) as bar:
 
@@ -74,4 +76,5 @@ def training_rows(run: LoadedRun, preparation: Preparation, count: int, seed: in
         transform = copy.deepcopy(run.transform).to(preparation.device)
         shape = (len(views), h * w, transform.channels)
         streamed = StreamedFeatures(shape, dtype, transform, maps, run.config.backbone.batch_size)
+        streamed.valid = None if preparation.valid is None else preparation.valid[0]
         return sample_rows(streamed, count, seed)

@@ -44,12 +44,14 @@ class FeatureWriter:
         keep: True to store the features, False to store only their means.
         batch: views per forward pass; a batch never crosses a shard boundary.
         shard_mb: size of a shard in MiB.
+        valid: bool [V, h*w]; the fit and the means leave out the other cells. None: all count.
     """
 
     def __init__(
         self, count: int, cells: int, transform: FeatureTransform, dtype: torch.dtype, *,
-        fit: bool, keep: bool, batch: int, shard_mb: float,
+        fit: bool, keep: bool, batch: int, shard_mb: float, valid: np.ndarray | None = None,
     ):  # fmt: skip
+        self.valid = valid
         self.count, self.cells, self.transform, self.dtype = count, cells, transform, dtype
         self.fit, self.keep, self.batch, self.shard_mb = fit, keep, batch, shard_mb
         self.channels_in = len(transform.mean)
@@ -77,7 +79,7 @@ class FeatureWriter:
                     part = transform_stored(raw, self.transform)
                     if self.keep:
                         build.write("features", at, to_disk(part))
-                    build.write("means", at, part.float().mean(1).cpu().numpy())
+                    build.write("means", at, self._means(part, at).cpu().numpy())
                     at += len(part)
                     bar.advance(len(part))
                 if at != rows.stop:
@@ -94,9 +96,25 @@ class FeatureWriter:
                     bar.advance(len(batch))
         everything, size = range(len(views)), max(1, min(16, FIT_VALUES // (self.cells * self.channels_in)))
         for _ in build.once("fit"):
-            self.transform.fit(lambda: (raw.flatten(0, 1) for raw in self._raw_parts(build, everything, size)))
+            self.transform.fit(lambda: self._rows(views, self._raw_parts(build, everything, size)))
             build.file(TRANSFORM, self._save_transform)
         self.transform.load_state_dict(load_file(build.folder / TRANSFORM))
+
+    def _means(self, part: Tensor, first: int) -> Tensor:  # [B, h*w, D] of views `first` on -> float32 [B, D]
+        if self.valid is None:
+            return part.float().mean(1)
+        valid = to_device(torch.from_numpy(self.valid[first : first + len(part)]), part.device)[..., None]
+        return (part.float() * valid).sum(1) / valid.sum(1)
+
+    def _rows(self, views: np.ndarray, parts: Iterator[Tensor]) -> Iterator[Tensor]:  # [B, h*w, C] -> [rows, C]
+        """Vectors that the transform is fitted on, of consecutive parts of `views`."""
+        at = 0
+        for raw in parts:
+            rows, own = raw.flatten(0, 1), views[at : at + len(raw)]
+            at += len(raw)
+            if self.valid is not None:
+                rows = rows[to_device(torch.from_numpy(np.flatnonzero(self.valid[own])), rows.device)]
+            yield rows
 
     def _save_transform(self, path: str | Path) -> None:
         Path(path).write_bytes(save({name: value.cpu() for name, value in self.transform.state_dict().items()}))

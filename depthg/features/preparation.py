@@ -28,6 +28,7 @@ from depthg.features.cache import TRANSFORM, FeatureWriter
 from depthg.features.caches import CachePlan, Caches
 from depthg.features.knn import allowed_k
 from depthg.features.knn_cache import NeighbourWriter
+from depthg.features.no_data import WhereData, valid_cells
 from depthg.features.prepared import EvaluationSet, Prepared, grid_places
 from depthg.features.reading import Features, StoredFeatures, StreamedFeatures
 from depthg.features.transform import DTYPES, FeatureTransform
@@ -49,14 +50,25 @@ class Preparation(Caches):
             "device": self.device.type, "backbone": part.name, "weights": network.weights_hash,
             "input": [network.mean.flatten().tolist(), network.std.flatten().tolist()],
             "standardize": part.standardize, "pca": part.pca, "dtype": self.config.features.dtype,
-            "train": self.describe(self.train_views),
+            "train": self.describe(self.train_views), **self.valid_key,
         }  # fmt: skip
+
+    @cached_property
+    def valid(self) -> tuple[np.ndarray, str] | None:
+        """Cells of training views with data and their key, see :func:`valid_cells`; None where all have data."""
+        return valid_cells(self, self.train_views, self.grid(self.train_views))
+
+    @property
+    def valid_key(self) -> dict[str, str]:
+        """Entry of the cache keys of what depends on the cells with data; empty where all have data."""
+        return {} if self.valid is None else {"valid": self.valid[1]}
 
     def features(self) -> tuple[FeatureTransform, Features, Features, Path]:
         """The fitted transform, training features, evaluation features, and the folder of the training features."""
         folders = [self._write_features(*part) for part in self.feature_plans]
         both = (self.train_views, folders[0]), (self.evaluation_views, folders[-1])
         training, evaluation = (self._open_features(*part) for part in both)
+        training.valid = None if self.valid is None else self.valid[0]
         return self.transform, training, evaluation, folders[0]
 
     @cached_property
@@ -81,6 +93,7 @@ class Preparation(Caches):
                 len(views), h * w, self.transform, DTYPES[self.config.features.dtype], keep=keep,
                 fit=name == "training" and not self.transform.is_identity,
                 batch=self.config.backbone.batch_size, shard_mb=self.config.cache.shard_mb,
+                valid=self.valid[0] if self.valid is not None and name == "training" else None,
             )  # fmt: skip
             plan = CachePlan(f"{kind}, {name}", kind, described, writer.arrays, writer.temporary)
             found.append((plan, views, writer))
@@ -168,6 +181,7 @@ class Preparation(Caches):
         part, source = self.config.depth, self.depth_source
         if source is None:
             return dict.fromkeys(DEPTH_FIELDS)
+        source = source if self.valid is None else WhereData(source)
         split, crop = (Crops(views), "none") if part.on == "crop" else (views.split, views.crop)
         surfaces = part.mapping != "none" and self.config.loss.depth.relation in ("normals", "inclination")
         sides = grid_places(self.config.sampling) if self.config.loss.depth.at == "grid" else {}
@@ -196,7 +210,7 @@ class Preparation(Caches):
         settings = {
             "depth": {key: value for key, value in asdict(part).items() if key not in ("model", "batch_size")},
             "grid": list(grid), "views": self.describe(views), "source": source.describe(split), "normals": surfaces,
-            "sides": list(sides),
+            "sides": list(sides), **self.valid_key,
         }  # fmt: skip
         arrays: dict[str, tuple[tuple[int, ...], type]] = {"depth": ((len(views), cells), dtype)}
         arrays |= {"normals": ((len(views), cells, 4), np.float16)} if surfaces else {}

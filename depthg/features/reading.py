@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,22 @@ class Features:
     Args:
         shape: (V, h*w, D).
         dtype: dtype of the stored or rounded features.
+
+    Attributes:
+        valid: bool [V, h*w], False in cells where the photos have no data, which training leaves out; None: all have.
     """
+
+    valid: Any = None
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype):
         self.shape, self.dtype = tuple(shape), dtype
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def with_data(self, views: np.ndarray) -> Tensor | None:  # int [N] -> bool [N, h*w]
+        """Cells with data of some views, on the CPU; None if all cells of all views have data."""
+        return None if self.valid is None else torch.from_numpy(np.asarray(self.valid[views]))
 
     def read(self, views: np.ndarray) -> Tensor:  # int [N] -> dtype [N, h*w, D]
         """Maps of some views, rounded to ``dtype``, on the CPU."""

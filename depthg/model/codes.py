@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,7 +36,9 @@ def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tenso
     """Random feature vectors, equally many from each of at most ``SAMPLE_IMAGES`` evenly spaced images.
 
     Their number is ``count`` rounded up to a multiple of the number of images, or less if the images have fewer cells.
+    Cells without data are left out (``Features.valid``).
     """
+    valid = getattr(features, "valid", None)
     images, cells, _ = features.shape
     chosen = np.arange(images) if images <= SAMPLE_IMAGES else np.arange(SAMPLE_IMAGES) * images // SAMPLE_IMAGES
     each = min(cells, max(1, -(-count // len(chosen))))
@@ -42,9 +46,19 @@ def sample_rows(features: Features | np.ndarray, count: int, seed: int) -> Tenso
     places = [np.sort(generator.choice(cells, each, replace=False)) for _ in chosen]
     if not isinstance(features, Features):
         return torch.from_numpy(np.concatenate([features[i, at] for i, at in zip(chosen, places, strict=True)])).float()
+    kept: Any = slice(None)
+    if valid is not None:
+        places = [_places_with_data(generator, valid[view], each) for view in chosen]
+        kept = torch.from_numpy(np.concatenate([valid[i, at] for i, at in zip(chosen, places, strict=True)]))
     places = torch.from_numpy(np.stack(places)).split(SAMPLE_BLOCK)
     blocks = np.split(chosen, range(SAMPLE_BLOCK, len(chosen), SAMPLE_BLOCK))
-    return torch.cat([features.at(some, at) for some, at in zip(blocks, places, strict=True)]).flatten(0, 1)
+    return torch.cat([features.at(some, at) for some, at in zip(blocks, places, strict=True)]).flatten(0, 1)[kept]
+
+
+def _places_with_data(generator: np.random.Generator, valid: np.ndarray, count: int) -> np.ndarray:  # int64 [count]
+    """Random cells of an image with data, and others where those do not suffice."""
+    order = generator.permutation(len(valid))
+    return np.sort(order[np.argsort(~valid[order], kind="stable")][:count])
 
 
 def training_codes(

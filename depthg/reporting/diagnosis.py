@@ -107,7 +107,9 @@ def cluster_vectors(step: Step, use_codes: bool) -> Tensor:  # [V, R, C]
     each, n_cells = max(1, CLUSTER_ROWS // len(views)), step.data.features.shape[1]
     found = []
     for block in np.array_split(views, -(-len(views) // 32)):
-        cells = torch.from_numpy(rng.random((len(block), n_cells)).argsort(1)[:, :each].copy())
+        order, valid = rng.random((len(block), n_cells)), step.data.features.valid
+        order = order if valid is None else order + ~valid[block]  # cells without data come last
+        cells = torch.from_numpy(order.argsort(1)[:, :each].copy())
         vectors = step.vectors(block, cells)
         with torch.no_grad():
             found.append((step.model.head(vectors) if use_codes else vectors).cpu())

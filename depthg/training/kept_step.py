@@ -97,8 +97,10 @@ def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
             name: KeptRows(views, tensors[name].numpy(), count) if name in tensors else None
             for name in ("neighbours", "labels", "depth", "depth_grids", "normals", "unknown")
         }
+        features = KeptFeatures(views, tensors["features"], count)
+        features.valid = KeptRows(views, tensors["valid"].numpy(), count) if "valid" in tensors else None
         data: Any = KeptData(  # stands in for a Prepared
-            tuple(kept["grid"]), tensors["photos"].numpy(), KeptFeatures(views, tensors["features"], count), **found
+            tuple(kept["grid"]), tensors["photos"].numpy(), features, **found
         )
         classes = len(tensors.get("model.linear.weight", ()))
         clusters = len(tensors["model.cluster.centroids"])

@@ -161,6 +161,7 @@ def keep_step(path: Path, step: Step, iteration: int, term: str, values: dict[st
     tensors = {name: torch.from_numpy(np.array(rows[views])) for name, rows in arrays.items() if rows is not None}
     tensors |= {"views": torch.from_numpy(views), "photos": torch.from_numpy(np.array(data.photos))}
     tensors["features"] = data.features.read(views).contiguous()
+    tensors |= {} if data.features.valid is None else {"valid": torch.from_numpy(np.array(data.features.valid[views]))}
     tensors |= {f"model.{name}": value.detach().cpu().contiguous() for name, value in step.model.state_dict().items()}
     content = {
         "iteration": iteration + 1, "term": term, "values": {name: as_json(value) for name, value in values.items()},

@@ -12,9 +12,15 @@ from depthg.runtime.processes import BatchShare
 
 
 def random_cells(
-    share: BatchShare | int, n_cells: int, points: int, generator: torch.Generator | None = None
+    share: BatchShare | int,
+    n_cells: int,
+    points: int,
+    generator: torch.Generator | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Distinct random cells of each image, int64 ``[images, points]``, for a number of images or a share of a batch.
+
+    Cells that are not ``valid`` (bool ``[images, n_cells]``) are taken only where too few others are there.
 
     Raises:
         ValueError: more points than cells.
@@ -22,7 +28,29 @@ def random_cells(
     share = BatchShare(0, share, share) if isinstance(share, int) else share
     if points > n_cells:
         raise ValueError(f"{points} points do not fit a feature map of {n_cells} cells; lower sampling.points")
-    return torch.rand(share.total, n_cells, generator=generator)[share.rows].topk(points, dim=1).indices
+    draws = torch.rand(share.total, n_cells, generator=generator)[share.rows]
+    return (draws if valid is None else draws - (~valid).float()).topk(points, dim=1).indices
+
+
+def random_coordinates(
+    share: BatchShare, grid: tuple[int, int], points: int, generator: torch.Generator | None, valid: Tensor | None
+) -> Tensor:
+    """Random coordinates of each image, float32 ``[images, points, 2]`` in [-1, 1].
+
+    Those nearest to a cell that is not ``valid`` (bool ``[images, h*w]``) move to the centre of a random valid one.
+    """
+    at = torch.rand(share.total, points, 2, generator=generator)[share.rows] * 2 - 1
+    if valid is None:
+        return at
+    size = torch.tensor(grid[::-1]) - 1  # x counts columns; coordinates -1 and 1 are the centres of the outer cells
+    place = (at + 1) / 2 * size
+    column, row = place.round().long().unbind(-1)
+    cells, counts = row * grid[1] + column, valid.sum(1, keepdim=True)
+    part = (place[..., 0] - column + 0.5).clamp(0, 1 - 1e-6)  # inside the cell: a random number once more
+    ranked = (~valid).byte().argsort(dim=1, stable=True)  # valid cells first
+    moved = ranked.gather(1, (part * counts).long())
+    centre = torch.stack([moved % grid[1], moved // grid[1]], -1) * 2 / size.clamp(min=1) - 1
+    return torch.where(valid.gather(1, cells)[..., None], at, centre)
 
 
 def farthest_cells(
@@ -31,10 +59,12 @@ def farthest_cells(
     settings: SamplingConfig,
     generator: torch.Generator | None,
     share: BatchShare | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Farthest point sampling of the unprojected depth ``[N, H, W]``: cells, int64 ``[N, points]``, in picking order.
 
-    Cells of unknown depth (NaN) come last, in random order: they are picked where too few are known.
+    Cells of unknown depth (NaN) come last, in random order: they are picked where too few are known. Of those the ones
+    that are not ``valid`` (bool ``[N, H * W]``) are the very last.
 
     Raises:
         ValueError: more points than cells.
@@ -54,7 +84,8 @@ def farthest_cells(
     cells = torch.empty(n, points, dtype=torch.int64, device=depth.device)
     if dense.any():
         cells[dense] = _farthest(depth[dense], points, settings, starts[dense])
-    cells[~dense] = _farthest_known(depth[~dense], known[~dense], points, settings, starts[~dense])
+    rest = known if valid is None else valid
+    cells[~dense] = _farthest_known(depth[~dense], known[~dense], rest[~dense], points, settings, starts[~dense])
     return cells
 
 
@@ -67,6 +98,7 @@ def _farthest(depth: Tensor, points: int, settings: SamplingConfig, start: int |
 def _farthest_known(
     depth: Tensor,  # [N, H, W], NaN = unknown
     known: Tensor,  # bool [N, H * W]
+    valid: Tensor,  # bool [N, H * W]; the others are the last of those that are not known
     points: int,
     settings: SamplingConfig,
     starts: Tensor,  # int64 [N]
@@ -89,7 +121,8 @@ def _farthest_known(
             picks = farthest_point_sample(cloud[image, None, :count], count, start=int(first[image]))
             cells[image, :count] = own[picks[0]]
         shuffled = torch.randperm(n - count, generator=torch.Generator().manual_seed(int(starts[image])))
-        cells[image, count:] = own[count:][shuffled[: points - count].to(own.device)]
+        rest = own[count:][shuffled.to(own.device)]
+        cells[image, count:] = rest[(~valid[image, rest]).byte().argsort(stable=True)][: points - count]
     return cells
 
 
@@ -100,6 +133,7 @@ def sample(
     settings: SamplingConfig,
     generator: torch.Generator | None = None,
     share: BatchShare | None = None,
+    valid: Tensor | None = None,  # bool [N, H * W], cells with data
 ) -> Tensor:
     """Points of every image: int64 cells ``[N, points]``, or with ``read=bilinear`` float (x, y) ``[N, points, 2]``.
 
@@ -109,9 +143,9 @@ def sample(
     share = BatchShare(0, n, n) if share is None else share
     if settings.method == "random" or depth is None:
         if settings.read == "bilinear":
-            return torch.rand(share.total, points, 2, generator=generator)[share.rows] * 2 - 1
-        return random_cells(share, height * width, points, generator)
-    return as_read(farthest_cells(depth, points, settings, generator, share), (height, width), settings)
+            return random_coordinates(share, (height, width), points, generator, valid)
+        return random_cells(share, height * width, points, generator, valid)
+    return as_read(farthest_cells(depth, points, settings, generator, share, valid), (height, width), settings)
 
 
 def as_read(cells: Tensor, grid: tuple[int, int], settings: SamplingConfig) -> Tensor:  # [N, P] -> [N, P] or [N, P, 2]

@@ -85,10 +85,14 @@ class Step:
         side = piecewise_constant(iteration, settings.points, settings.schedule)
         if not self.guided or settings.method != "fps" or settings.start == "random":
             depth = self.depth_maps(views) if self.guided and settings.method == "fps" else None
-            return sample(depth, (len(views), *grid), side * side, settings, generator, share)
-        cells = self.kept.cells(
-            views, side * side, lambda some: farthest_cells(self.depth_maps(some), side * side, settings, None)
-        )
+            valid = self.data.features.with_data(views)
+            return sample(depth, (len(views), *grid), side * side, settings, generator, share, valid)
+
+        def farthest(some: np.ndarray) -> Tensor:
+            valid = self.data.features.with_data(some)
+            return farthest_cells(self.depth_maps(some), side * side, settings, None, valid=valid)
+
+        cells = self.kept.cells(views, side * side, farthest)
         return as_read(cells, grid, settings)
 
     def depth_maps(self, views: np.ndarray) -> Tensor:  # float32 [N, h, w] on the CPU
@@ -329,18 +333,30 @@ class Step:
             shift = processes.average(shift) if self.joint else shift
         return {**inputs, "shift": shift}
 
+    def cluster_loss(self, codes: Tensor, valid: Tensor | None) -> Tensor:  # [N, M, K], bool [N, M] on the CPU
+        """The cluster probe's loss over cells with data, in a batch of several processes over those of all of them."""
+        if valid is None:
+            return self.model.cluster.loss(codes)
+        places = valid.flatten().nonzero()[:, 0]
+        loss = self.model.cluster.loss(codes.flatten(0, 1)[to_device(places, codes.device)])
+        if self.share is None:
+            return loss
+        return loss * (len(places) / processes.average(torch.tensor(float(len(places))))).item()
+
     def probe_losses(self, maps: Tensor | None, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of both probes on detached codes of whole maps or random cells; the linear one at labelled pixels."""
         cells, grid = None, self.data.grid
+        valid = self.data.features.with_data(batch.anchors)
         if self.config.probe.cells:
-            images = len(batch.anchors) if self.share is None else self.config.batch_size
-            order = torch.rand(images, grid[0] * grid[1], generator=generator)
-            order = (order if self.share is None else order[self.share.rows]).argsort(1)
+            share = BatchShare(0, len(batch.anchors), len(batch.anchors)) if self.share is None else self.share
+            order = torch.rand(share.total, grid[0] * grid[1], generator=generator)[share.rows]
+            order = (order if valid is None else order + (~valid).float()).argsort(1)  # cells without data come last
             cells = order[:, : self.config.probe.cells]
+            valid = valid if valid is None else valid.gather(1, cells)
             maps = self.vectors(batch.anchors, cells, "probes") if maps is None else self.gather(maps, cells)
         with self.autocast():
             codes = codes_without_grad(self.model.head, maps, self.share).float()
-        losses = {"cluster": self.model.cluster.loss(codes)}
+        losses = {"cluster": self.cluster_loss(codes, valid)}
         if self.model.linear is None:
             return losses
         label = torch.from_numpy(np.asarray(self.data.labels[batch.anchors]))
