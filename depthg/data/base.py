@@ -180,6 +180,7 @@ class Subset:
         return self.split.label(self.indices[index])
 
     def missing(self, index: int) -> np.ndarray | None:  # bool [H, W]
+        """Pixels of the photo without data, None if there are none or the split does not tell."""
         return missing_in(self.split, self.indices[index])
 
     def depth(self, index: int) -> np.ndarray | None:  # float32 [H, W]
