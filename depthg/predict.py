@@ -11,6 +11,7 @@ from depthg.data.files import show
 from depthg.data.photos import find_photos
 from depthg.inference.clear_crops import ClearCrops
 from depthg.inference.crf import wanted
+from depthg.inference.exports.formats import FORMATS, Exports, formats_of
 from depthg.inference.photo_files import LEGEND, OVERLAYS, legend, plan, predict_files, segmented
 from depthg.inference.segmenter import RESIZE, Segmentation, Segmenter, window_of
 from depthg.model.loaded_run import CHECKPOINTS
@@ -30,22 +31,21 @@ scored with labels), their colours and their share of the pixels."""
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m depthg.predict", description=SUMMARY, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("python -m depthg.predict", description=SUMMARY)
     parser.add_argument("run", metavar="RUN", help="run folder of depthg.train or depthg.convert")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="photos, folders of photos, or quoted patterns")
     parser.add_argument("--out", required=True, type=command.argument(named_folder), metavar="DIR", help="results")
     parser.add_argument(
         "--window", default=RESIZE, type=command.argument(window_of), metavar="SIZE|resize",
-        help="resize: scale photos to the run's evaluation size (default); SIZE: keep the photos' resolution and blend "
-        "overlapping square windows with sides of SIZE pixels",
+        help="resize: scale photos to the run's evaluation size (default); SIZE: blend windows at full resolution",
     )  # fmt: skip
     parser.add_argument("--flip", action="store_true", help="average the codes of photo and mirror image")
     both = argparse.BooleanOptionalAction
     parser.add_argument("--crf", action=both, help="refine edges by a dense CRF (default if compiled; slower)")
     parser.add_argument("--probabilities", action="store_true", help="DIR/probabilities: float16 [clusters, H, W]")
     parser.add_argument("--overlay", choices=tuple(OVERLAYS), default="jpg", help="format of overlays (%(default)s)")
+    parser.add_argument("--export", nargs="+", action="extend", default=[], type=command.argument(formats_of),
+                        metavar="FORMAT", help=f"files for annotation tools: {' '.join(FORMATS)}")  # fmt: skip
     parser.add_argument("--plain", action="store_true", help="overlays without outlines, names and legend")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help="weights of the run (%(default)s)")
     parser.add_argument("--weights", metavar="PATH", help="path of the backbone's weights, if it has changed")
@@ -71,17 +71,19 @@ def run(options: argparse.Namespace) -> int:
         batch=options.batch, flip=options.flip, weights=options.weights, max_pixels=options.max_pixels,
     )  # fmt: skip
     crf = wanted(options.crf)
-    files = (file.relative_to(options.out) for target in targets for file in target.files)
+    exports = Exports(options.export, options.out, targets, segmenter.names, segmenter.colours, segmenter.run.path)
+    files = (file.relative_to(options.out) for part in (*targets, exports) for file in part.files)
     output_folder(options.out, (LEGEND, INDEX, *files), options.overwrite)
     crops = ClearCrops(segmenter.colours)
     with ProgressBar("predicting", len(targets)) as bar:
-        counts, failed = predict_files(segmenter, targets, crf, bar.advance, plain=options.plain, crops=crops)
-    failed = problems + failed
+        more = {"plain": options.plain, "crops": crops, "exports": exports}
+        counts, failed = predict_files(segmenter, targets, crf, bar.advance, **more)
+    failed[:0], exported = problems, exports.finish()
     text = legend(segmenter, counts, options.out, failed, window=options.window, flip=options.flip, crf=crf)
     index = write_gallery(options.out, text, crops.all)
     write_text(options.out / LEGEND, json.dumps(text, indent=1))
     print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
-    print(segmented(text, len(targets)))
+    print(segmented(text, len(targets)), *exported, sep="\n")
     print(f"ids: {show(options.out / 'ids')}, legend: {show(options.out / LEGEND)}, to look at: {show(index)}")
     return len(failed)
 
@@ -89,8 +91,8 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m depthg.predict``; returns 1 if an input could not be used."""
     options = parse(arguments)
-    left = f"what is in {show(options.out)} is whole, but {LEGEND} is missing"
-    return command.run(lambda: min(1, run(options)), f"stopped; {left}; start again with --overwrite")
+    text = f"stopped; what is in {show(options.out)} is whole, but {LEGEND} is missing; start again with --overwrite"
+    return command.run(lambda: min(1, run(options)), text)
 
 
 if __name__ == "__main__":

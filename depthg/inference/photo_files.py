@@ -17,6 +17,7 @@ from depthg.data.base import unique_names
 from depthg.data.files import DataError, pixel_count, show, without_setting
 from depthg.data.ranges import resolved
 from depthg.inference.clear_crops import ClearCrops
+from depthg.inference.exports.formats import Exports
 from depthg.inference.overlays import PALETTE, labelled_overlay, pixels_of, plain_overlay, with_palette
 from depthg.inference.probability_files import ProbabilityRows, write_probabilities
 from depthg.inference.segmenter import Maps, Segmenter
@@ -39,6 +40,7 @@ class Target:
     ids: Path
     overlay: Path | None
     probabilities: Path | None
+    relative: str  # path of the photo as it was given
 
     @property
     def files(self) -> list[Path]:
@@ -64,8 +66,9 @@ def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilit
             out / "ids" / f"{name}.png",
             None if OVERLAYS[overlay] is None else out / "overlay" / f"{name}.{overlay}",
             out / "probabilities" / f"{name}.npz" if probabilities else None,
+            Path(place).as_posix(),
         )
-        for (path, _), name in zip(photos, unique_names(relative), strict=True)
+        for (path, _), place, name in zip(photos, relative, unique_names(relative), strict=True)
     ]
     inputs = {os.path.realpath(path) for path, _ in photos}  # Path.resolve raises on a link to itself
     for file in (file for target in targets for file in target.files):
@@ -105,6 +108,7 @@ def predict_files(
     *,
     plain: bool = False,
     crops: ClearCrops | None = None,
+    exports: Exports | None = None,
 ) -> tuple[dict[Target, np.ndarray], list[str]]:
     """Segments photos and writes their files. A run of 8-bit photos alone has no range: deeper ones then get their own.
 
@@ -113,6 +117,7 @@ def predict_files(
         advance: called after each photo.
         plain: overlays without outlines, names and legend.
         crops: collects the clearest crops of every cluster.
+        exports: writes files for annotation tools.
 
     Returns:
         Pixels per cluster of every photo, and an error line for each photo that cannot be read.
@@ -133,6 +138,8 @@ def predict_files(
         write_outputs(segmenter, target, photo.image, ids, probabilities, plain)
         if crops is not None:
             crops.offer(target.name, segmenter.merging.scores(maps.scores), lambda: (photo.image, ids))
+        if exports is not None:
+            exports.add(target.photo, ids, segmenter.merging.scores(maps.scores))
         return pixels_of(ids, segmenter.merging.n)
 
     for target, outcome in zip(by_photo.values(), segmenter.stream(by_photo, finish), strict=True):
@@ -140,7 +147,7 @@ def predict_files(
         advance()
     for target in apart:
         try:
-            found[target] = predict_large(segmenter, target, crf, plain, crops)
+            found[target] = predict_large(segmenter, target, crf, plain, crops, exports)
         except DataError as error:
             found[target] = error
         advance()
@@ -158,7 +165,7 @@ def is_large(segmenter: Segmenter, photo: Path) -> bool:
 
 
 def predict_large(
-    segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None
+    segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None, exports: Exports | None
 ) -> np.ndarray:  # [n_clusters]
     """Segments a photo in strips, writes its files and returns the pixels per cluster.
 

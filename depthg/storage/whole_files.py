@@ -10,7 +10,7 @@ import platform
 import re
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +121,16 @@ def _runs(process: int) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_text_parts(path: Path, parts: Iterable[str]) -> None:
+    """Writes a text file whole or not at all, piece by piece, so that it need not fit into memory."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
+
+    write_whole(path, write)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
