@@ -115,7 +115,10 @@ def _photo(data: Mapping[str, Any]) -> str:
     """Path of the photo: that under ``photo``, or what the address of its picture says."""
     path = data.get("photo")
     if path is None:
-        address = urlsplit(next(text for text in data.values() if isinstance(text, str) and "/" in text))
+        addresses = [text for text in data.values() if isinstance(text, str) and "/" in text]
+        if not addresses:
+            raise ValueError(f"its data {dict(data)} hold no address of a picture")
+        address = urlsplit(addresses[0])
         path = parse_qs(address.query)["d"][0] if "d=" in address.query else unquote(address.path).rpartition("/")[2]
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if not parts or ".." in parts or path.startswith("/") or re.match("[A-Za-z]:", path) or "\0" in path:
