@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     crf = wanted(options.crf)
     exports = Exports(options.export, options.out, targets, segmenter.names, segmenter.colours, segmenter.run.path)
-    files = (file.relative_to(options.out) for part in (*targets, exports) for file in part.files)
-    output_folder(options.out, (LEGEND, INDEX, *files), options.overwrite)
+    files = exports.files + [file for target in targets for file in target.files]
+    output_folder(options.out, (LEGEND, INDEX, *(f.relative_to(options.out) for f in files)), options.overwrite)
     crops = ClearCrops(segmenter.colours)
     with ProgressBar("predicting", len(targets)) as bar:
         more = {"plain": options.plain, "crops": crops, "exports": exports}

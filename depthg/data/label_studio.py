@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -63,15 +64,18 @@ def write_label_maps(export: str | os.PathLike, out: str | os.PathLike, interfac
             raise DataError(f"{show(export)}: task {number} cannot be read: {reason}") from error
         if label is None:
             continue
-        image = Image.fromarray(label if wide else label.astype(np.uint8))
         written.append(out / "labels" / f"{os.path.splitext(name)[0]}.png")
-        write_whole(written[-1], lambda partial, image=image: image.save(partial, format="PNG"), flush=False)
+        write_whole(written[-1], partial(_save, label if wide else label.astype(np.uint8)), flush=False)
     rows = [f"{ids[name]} {name}{colour}" for name, colour in classes.items()]
     write_text(out / "classes.txt", "\n".join([*rows, f"{VOID_16 if wide else VOID} void", ""]))
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         warnings.warn(f"{show(export)}: not drawn with the brush and left out: {kinds}", stacklevel=2)
     return written
+
+
+def _save(label: np.ndarray, path: Path) -> None:
+    Image.fromarray(label).save(path, format="PNG")
 
 
 def _classes(interface: Path) -> dict[str, str]:

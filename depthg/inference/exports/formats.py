@@ -23,8 +23,11 @@ FORMATS: dict[str, type[Exporter]] = {kind.NAME: kind for kind in (Coco, Yolo, V
 class Source(Protocol):
     """A photo of the command: its file, and its path as it was given."""
 
-    photo: Path
-    relative: str
+    @property
+    def photo(self) -> Path: ...
+
+    @property
+    def relative(self) -> str: ...
 
 
 def formats_of(text: str) -> list[str]:

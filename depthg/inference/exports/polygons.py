@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,9 @@ def polygons(mask: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:  # bool [H, 
         return
     top, left = int(rows[0]), int(columns[0])
     inside = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.float32)
-    lines, offsets = contour_generator(z=inside, name="serial", fill_type="OuterOffset").filled(0.5, 2.0)
+    parts: Any = contour_generator(z=inside, name="serial", fill_type="OuterOffset").filled(0.5, 2.0)
     shift = np.array([left - 0.5, top - 0.5])  # of the centre of the padding's first pixel
-    for points, starts in zip(lines, offsets, strict=True):
+    for points, starts in zip(*parts, strict=True):
         rings = [points[a : b - 1] + shift for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
         pixels = _pixels(rings[0]) - sum(map(_pixels, rings[1:]))
         yield _joined(rings), pixels
