@@ -42,7 +42,7 @@ def write_label_maps(export: str | os.PathLike, out: str | os.PathLike, interfac
         the label maps.
 
     Raises:
-        DataError: a file that cannot be read, a label that the interface lacks, a damaged mask, or a photo's path that
+        DataError: a file that cannot be read or has no annotation, a label that the interface lacks, a damaged mask, or a photo's path that
             leads out of the folder.
     """
     export, out = Path(export).expanduser(), Path(out).expanduser()
@@ -66,6 +66,8 @@ def write_label_maps(export: str | os.PathLike, out: str | os.PathLike, interfac
             continue
         written.append(out / "labels" / f"{os.path.splitext(name)[0]}.png")
         write_whole(written[-1], partial(_save, label if wide else label.astype(np.uint8)), flush=False)
+    if not written:
+        raise DataError(f"{show(export)} has no annotation with brush masks; export the project as JSON, not JSON-MIN")
     rows = [f"{ids[name]} {name}{colour}" for name, colour in classes.items()]
     write_text(out / "classes.txt", "\n".join([*rows, f"{VOID_16 if wide else VOID} void", ""]))
     if left_out:

@@ -134,6 +134,8 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path):
     broken, huge = drawn(mask, "road"), drawn(mask, "road")
     broken["value"]["rle"], huge["original_width"] = [0, 300], 10**9
     for tasks, message in (
+        ([], "no annotation with brush masks; export the project as JSON, not JSON-MIN"),
+        ([task([NOT_DRAWN])], "no annotation with brush masks"),
         ("{", "no export of Label Studio in its format JSON"),
         ([task([drawn(mask, "tree")])], "the label 'tree' is not in the labelling interface"),
         ([task([drawn(mask, "road"), drawn(other, "road")])], "its masks differ in size"),
