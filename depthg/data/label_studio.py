@@ -42,8 +42,8 @@ def write_label_maps(export: str | os.PathLike, out: str | os.PathLike, interfac
         the label maps.
 
     Raises:
-        DataError: a file that cannot be read or has no annotation, a label that the interface lacks, a damaged mask, or a photo's path that
-            leads out of the folder.
+        DataError: a file that cannot be read or has no annotation, a label that the interface lacks, a damaged mask, or
+            a photo's path that leads out of the folder.
     """
     export, out = Path(export).expanduser(), Path(out).expanduser()
     classes = _classes(Path(interface).expanduser())

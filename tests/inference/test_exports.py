@@ -120,6 +120,8 @@ def test_polygons_are_exact_and_count_their_pixels(height, width, share, seed, s
         assert points.min() >= 0 and (points.max(0) <= (width, height)).all()
         found += inside
     assert (found == mask).all()
+    sizes = [(pixels, len(points) > 0) for points, pixels in polygons(mask, 5)]
+    assert sizes == [(pixels, pixels >= 5) for _, pixels in polygons(mask)]
 
 
 def test_polygons_of_rings_in_rings_and_bridges_past_other_holes():

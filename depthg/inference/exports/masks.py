@@ -34,9 +34,9 @@ def labelmap(labels: Labels, no_class: str) -> str:
     return "# label:color_rgb:parts:actions\n" + "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in rows)
 
 
-def places_of(ids: np.ndarray, n: int) -> np.ndarray:  # [H, W] -> int64 [H, W]
+def places_of(ids: np.ndarray, n: int) -> np.ndarray:  # [H, W] -> uint16 [H, W]
     """1 for the id 0 and so on; 0 for values that are no id."""
-    table = np.zeros(max(n, int(ids.max(initial=0)) + 1), np.int64)
+    table = np.zeros(max(n, int(ids.max(initial=0)) + 1), np.uint16)
     table[:n] = np.arange(1, n + 1)
     return table[ids]
 
@@ -91,8 +91,8 @@ class Cvat(Exporter):
 
     def add(self, number: int, ids: np.ndarray, score: float) -> None:
         places = places_of(ids, len(self.labels))
-        found = np.unique(places[places > 0])
-        objects = np.zeros(len(self.labels) + 1, np.int64)
+        found = np.setdiff1d(places, [0])
+        objects = np.zeros(len(self.labels) + 1, np.uint8)
         objects[found] = np.arange(1, len(found) + 1)
         palette = np.vstack([[NO_CLASS], self._labels.colours]).astype(np.uint8)
         self._found[number] = png(drawn(places, palette)), png(drawn(objects[places], object_colours()))

@@ -8,33 +8,36 @@ from typing import Any
 import numpy as np
 
 
-def polygons(mask: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:  # bool [H, W]
-    """Yields a closed line around each connected region, float64 [points, 2] as x and y in pixels, and its pixels.
+def polygons(mask: np.ndarray, fewest: int = 1) -> Iterator[tuple[np.ndarray, int]]:  # bool [H, W]
+    """Yields a closed line around each region, float64 [points, 2] as x and y in pixels, and the region's pixels.
 
-    The corner of the first pixel is (0, 0), its centre (0.5, 0.5). The lines run between the centres of pixels inside
-    and outside, so a centre is inside the polygon exactly if its pixel is in the mask. Holes are joined to the outer
-    line by a bridge, which is walked in both directions and runs along an edge of pixels, never through a centre. The
-    first point is not repeated at the end.
+    A region is what is connected by edges of pixels. The corner of the first pixel is (0, 0), its centre (0.5, 0.5).
+    The lines run between the centres of pixels inside and outside, so a centre is inside the polygon exactly if its
+    pixel is in the region. Holes are joined to the outer line by a bridge, which is walked in both directions and runs
+    along an edge of pixels, never through a centre. The first point is not repeated at the end.
+
+    Args:
+        mask: bool [H, W].
+        fewest: regions of fewer pixels have no points.
     """
+    from scipy import ndimage
+
+    regions, count = ndimage.label(mask)
+    pixels = np.bincount(regions.ravel(), minlength=count + 1).tolist()
+    for number, box in enumerate(ndimage.find_objects(regions), 1):
+        small = pixels[number] < fewest
+        corner = np.array([box[1].start, box[0].start])
+        yield np.zeros((0, 2)) if small else corner + _outline(regions[box] == number), pixels[number]
+
+
+def _outline(region: np.ndarray) -> np.ndarray:  # bool [h, w], connected
+    """The line around a region and its holes, relative to the corner of its first pixel."""
     from contourpy import contour_generator
 
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return
-    top, left = int(rows[0]), int(columns[0])
-    inside = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.float32)
+    inside = np.pad(region, 1).astype(np.float64)
     parts: Any = contour_generator(z=inside, name="serial", fill_type="OuterOffset").filled(0.5, 2.0)
-    shift = np.array([left - 0.5, top - 0.5])  # of the centre of the padding's first pixel
-    for points, starts in zip(*parts, strict=True):
-        rings = [points[a : b - 1] + shift for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
-        pixels = _pixels(rings[0]) - sum(map(_pixels, rings[1:]))
-        yield _joined(rings), pixels
-
-
-def _pixels(ring: np.ndarray) -> int:
-    """Pixels inside a line: corners lose an eighth, notches gain one, and there are four more corners than notches."""
-    x, y = ring.T
-    return round(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2 + 0.5)
+    [points], [starts] = parts  # pixels that touch at a corner alone are not joined there: one outer line
+    return _joined([points[a : b - 1] - 0.5 for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)])
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:

@@ -35,7 +35,7 @@ class Yolo(Exporter):
         size = np.array(ids.shape[::-1])
         lines, regions, lost = [], 0, 0
         for value, inside in present(ids, len(self.labels)):
-            for points, pixels in polygons(inside):
+            for points, pixels in polygons(inside, FEWEST_PIXELS):
                 if pixels < FEWEST_PIXELS:
                     regions, lost = regions + 1, lost + pixels
                 else:
