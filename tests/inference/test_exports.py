@@ -247,7 +247,15 @@ def test_label_studio_has_tasks_and_an_interface(tmp_path):
             found[alpha == 255] = names.index(*result["value"]["brushlabels"])
         assert (found == ids).all()
         assert len({result["id"] for result in prediction["result"]}) == len(prediction["result"])
-    assert "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/ and a local storage /photos" in line
+    assert "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/, and a local storage /photos" in line
+
+
+def test_label_studio_gets_paths_without_dots(tmp_path):
+    photos = {f"{number}.png": PHOTOS["one.png"] for number in range(3)}
+    [line], _ = export(tmp_path, "labelstudio", photos=photos, root=Path("/x/../photos/./sub"))
+    tasks = json.loads((tmp_path / "labelstudio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d=sub/{n}.png" for n in range(3)]
+    assert "DOCUMENT_ROOT=/photos, and a local storage /photos/sub" in line
 
 
 def test_the_score_is_the_margin_of_the_clearest_cluster():

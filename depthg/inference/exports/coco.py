@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from depthg.data.errors import show
 from depthg.inference.exports.common import Exporter, present
 from depthg.storage.whole_files import write_text_parts
 
@@ -40,7 +41,7 @@ class Coco(Exporter):
     def finish(self) -> str:
         [path] = self.files
         write_text_parts(path, self._parts())
-        return f"coco: {path}"
+        return f"coco: {show(path)}"
 
     def _parts(self):
         """The text of the file, piece by piece."""

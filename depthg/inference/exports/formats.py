@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from depthg.data.files import show
+from depthg.data.errors import show
 from depthg.inference.exports.coco import Coco
 from depthg.inference.exports.common import Exporter, ExportPhoto, Labels, clearness, label_names, stems
 from depthg.inference.exports.label_studio import LabelStudio

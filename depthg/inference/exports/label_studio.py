@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from depthg.data.brush_masks import encode_mask
+from depthg.data.errors import show
 from depthg.inference.exports.common import Exporter, present
 from depthg.storage.whole_files import write_text, write_text_parts
 
@@ -37,7 +38,7 @@ class LabelStudio(Exporter):
     @property
     def folder(self) -> Path:
         """The folder that holds all photos."""
-        return Path(os.path.commonpath([photo.file.absolute().parent for photo in self.photos]))
+        return Path(os.path.commonpath([os.path.dirname(os.path.abspath(photo.file)) for photo in self.photos]))
 
     def add(self, number: int, ids: np.ndarray, score: float) -> None:
         masks = [(value, zlib.compress(encode_mask(mask))) for value, mask in present(ids, len(self.labels))]
@@ -48,8 +49,9 @@ class LabelStudio(Exporter):
         write_text_parts(tasks, self._parts())
         write_text(interface, self._interface())
         return (
-            f"labelstudio: {tasks}, interface: {interface}; serve photos with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED="
-            f"true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={self.folder.parent} and a local storage {self.folder}"
+            f"labelstudio: {show(tasks)}, interface: {show(interface)}; serve photos with "
+            "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={show(self.folder.parent)}, and a local storage {show(self.folder)}"
         )
 
     def _interface(self) -> str:
@@ -69,7 +71,7 @@ class LabelStudio(Exporter):
 
     def _task(self, number: int) -> dict:
         photo, ((height, width), score, masks) = self.photos[number], self._found[number]
-        served = photo.file.absolute().relative_to(self.folder.parent).as_posix()
+        served = Path(os.path.abspath(photo.file)).relative_to(self.folder.parent).as_posix()
         results = [
             {
                 "id": f"{number}-{value}", "type": "brushlabels", "from_name": BRUSH, "to_name": IMAGE,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from depthg.data.errors import show
 from depthg.inference.exports.common import Exporter, Labels, distinct_colours, label_names
 from depthg.storage.whole_files import write_text, write_whole
 
@@ -67,7 +68,7 @@ class Voc(Exporter):
     def finish(self) -> str:
         write_text(self.files[0], labelmap(self._labels, "void"))
         write_text(self.files[1], "".join(f"{self.photos[number].stem}\n" for number in sorted(self._done)))
-        return f"voc: {self.files[0].parent}"
+        return f"voc: {show(self.files[0].parent)}"
 
 
 class Cvat(Exporter):
@@ -109,7 +110,7 @@ class Cvat(Exporter):
         rows = zip(self._labels.names, self._labels.colours, strict=True)
         labels = [{"name": name, "color": f"#{bytes(colour).hex()}", "attributes": []} for name, colour in rows]
         write_text(raw, json.dumps(labels, indent=1))
-        return f"cvat: {archive}, labels: {raw}"
+        return f"cvat: {show(archive)}, labels: {show(raw)}"
 
 
 def drawn(places: np.ndarray, palette: np.ndarray, indexed: bool = False) -> Image.Image:  # [H, W], uint8 [n, 3]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from depthg.data.errors import show
 from depthg.inference.exports.common import Exporter, present
 from depthg.inference.exports.polygons import polygons
 from depthg.storage.whole_files import write_text, write_whole
@@ -51,4 +52,4 @@ class Yolo(Exporter):
         write_text(self.files[0], text)
         regions, lost = (sum(part) for part in zip(*self._dropped.values(), strict=True)) if self._dropped else (0, 0)
         left_out = f"; {regions:,} regions below {FEWEST_PIXELS} pixels are left out ({lost:,} pixels)" * bool(regions)
-        return f"yolo: {self.files[0].parent}{left_out}"
+        return f"yolo: {show(self.files[0].parent)}{left_out}"
