@@ -48,10 +48,11 @@ class LabelStudio(Exporter):
         tasks, interface = self.files
         write_text_parts(tasks, self._parts())
         write_text(interface, self._interface())
+        root, folder = show(self.folder.parent), show(self.folder)
         return (
             f"labelstudio: {show(tasks)}, interface: {show(interface)}; serve photos with "
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={show(self.folder.parent)}, and a local storage {show(self.folder)}"
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and a local storage {folder}"
         )
 
     def _interface(self) -> str:
