@@ -88,6 +88,18 @@ def test_nothing_is_replaced_unasked(shared_run, photos, tmp_path, capsys, held)
     assert path.read_bytes() != b"mine"
 
 
+def test_photos_that_are_segmented_in_strips(shared_run, photos, tmp_path, monkeypatch):
+    for name in ("whole", "strips"):
+        assert call(shared_run, photos, "--out", tmp_path / name, "--export", *FORMATS) == 1
+        monkeypatch.setattr("depthg.inference.photo_files.LARGE", (5000, 5000))
+    whole, strips = tree(tmp_path / "whole"), tree(tmp_path / "strips")
+    differ = {name for name in whole if whole[name] != strips[name]} - {"legend.json", "index.html"}
+    assert whole.keys() == strips.keys() and differ <= {"labelstudio.json"}
+    for first, second in zip(*(json.loads(files["labelstudio.json"]) for files in (whole, strips)), strict=True):
+        scores = [task["predictions"][0].pop("score") for task in (first, second)]
+        assert first == second and scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
 def test_what_is_missing_or_unknown_is_said_before_any_work(shared_run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("depthg.predict.find_photos", lambda *_: pytest.fail("work was done"))
     with pytest.raises(SystemExit):
