@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         batch=options.batch, flip=options.flip, weights=options.weights, max_pixels=options.max_pixels,
     )  # fmt: skip
     crf = wanted(options.crf)
-    exports = Exports(options.export, options.out, targets, segmenter.names, segmenter.colours, segmenter.run.path)
+    exports = Exports.of(segmenter, options.export, options.out, targets)
     files = exports.files + [file for target in targets for file in target.files]
     output_folder(options.out, (LEGEND, INDEX, *(f.relative_to(options.out) for f in files)), options.overwrite)
     crops = ClearCrops(segmenter.colours)

@@ -195,6 +195,8 @@ def predict_large(
         write_outputs(segmenter, target, source.image, ids, rows, plain)
     if crops is not None:
         crops.offer(target.name, np.concatenate(scores, 1), lambda: (source.image, ids))
+    if exports is not None:
+        exports.add(target.photo, ids, np.concatenate(scores, 1))
     return pixels_of(ids, segmenter.merging.n)
 
 

@@ -15,6 +15,7 @@ from depthg.data.files import read_label
 from depthg.data.label_studio import write_label_maps
 from depthg.evaluation.evaluate import Request, evaluate
 from depthg.inference.exports.formats import FORMATS
+from depthg.inference.segmenter import Segmenter
 from depthg.model.loaded_run import load_run
 from depthg.predict import main
 from depthg.train import train
@@ -98,6 +99,19 @@ def test_photos_that_are_segmented_in_strips(shared_run, photos, tmp_path, monke
     for first, second in zip(*(json.loads(files["labelstudio.json"]) for files in (whole, strips)), strict=True):
         scores = [task["predictions"][0].pop("score") for task in (first, second)]
         assert first == second and scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_the_void_of_a_legend_is_no_class(shared_run, photos, tmp_path):
+    run = shutil.copytree(shared_run, tmp_path / "run")
+    ids = Segmenter.load(run).predict(photos / "a.jpg").ids
+    first, second = np.argsort(-np.bincount(ids.ravel()))[:2].tolist()
+    (run / "legend.yaml").write_text(f"clusters:\n  {first}: null\n  {second}: thing\n")
+    assert call(run, photos / "a.jpg", "--out", tmp_path / "out", "--export", *FORMATS) == 0
+    known = read_classes(tmp_path / "out/voc/labelmap.txt")
+    label = read_label(tmp_path / "out/voc/SegmentationClass/a.png", known.table, colours=known.colours)
+    assert ((label < 0) == (ids == first)).all() and ((label == known.names.index("thing")) == (ids == second)).all()
+    names = [category["name"] for category in json.loads((tmp_path / "out/coco.json").read_text())["categories"]]
+    assert "thing" in names and "void" not in names and len(names) == len(known.names) == 10
 
 
 def test_what_is_missing_or_unknown_is_said_before_any_work(shared_run, photos, tmp_path, capsys, monkeypatch):

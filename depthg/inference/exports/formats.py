@@ -16,6 +16,7 @@ from depthg.inference.exports.common import Exporter, ExportPhoto, Labels, clear
 from depthg.inference.exports.label_studio import LabelStudio
 from depthg.inference.exports.masks import Cvat, Voc
 from depthg.inference.exports.yolo import Yolo
+from depthg.inference.segmenter import Segmenter
 
 FORMATS: dict[str, type[Exporter]] = {kind.NAME: kind for kind in (Coco, Yolo, Voc, Cvat, LabelStudio)}
 
@@ -53,7 +54,7 @@ class Exports:
         chosen: names of formats, as ``formats_of`` gives them for each word of the command line.
         out: folder of the results.
         sources: the photos.
-        names: of the clusters.
+        names: of the ids.
         colours: uint8 [n, 3].
         run: folder of the run.
 
@@ -80,6 +81,12 @@ class Exports:
         for file in self.files:
             if os.path.realpath(file) in inputs:
                 raise ValueError(f"{show(file)} is one of the photos and would be replaced; choose another --out")
+
+    @classmethod
+    def of(cls, segmenter: Segmenter, chosen: Sequence[Sequence[str]], out: Path, sources: Sequence[Source]) -> Exports:
+        """The exporters for the ids of a run; the id that its legend calls void is no class."""
+        n = segmenter.merging.n - segmenter.merging.void
+        return cls(chosen, out, sources, segmenter.names[:n], segmenter.colours[:n], segmenter.run.path)
 
     @property
     def files(self) -> list[Path]:
