@@ -73,7 +73,7 @@ class KeptData:
     depth: KeptRows | None
     depth_grids: KeptRows | None
     normals: KeptRows | None
-    unknown: KeptRows | None
+    unknown: KeptRows | None = None
 
 
 def read_step(path: str | Path, device: str = "cpu") -> tuple[Step, dict]:
