@@ -96,8 +96,11 @@ def _sixteen_bits(image: Image.Image, path: str | Path) -> np.ndarray:  # uint16
     return np.array(image).astype(np.uint16) << 8 | lower
 
 
-def to_rgb(values: Values, reading: Reading) -> np.ndarray:  # uint8 [H, W, 3]
-    """Stored values as RGB: the bands and the range of `reading`, transparent pixels over white, no data black."""
+def to_rgb(values: Values, reading: Reading, ends: tuple[float, float] | None = None) -> np.ndarray:  # uint8 [H, W, 3]
+    """Stored values as RGB: the bands and the range of `reading`, transparent pixels over white, no data black.
+
+    `ends`: see `pixels.type_range`, where `values` are a part of a photo.
+    """
     array, opacity = picked(values, reading.bands)
     missing = no_data(array, values.flag)
     holes = None if missing is None else missing.any(-1)
@@ -105,7 +108,7 @@ def to_rgb(values: Values, reading: Reading) -> np.ndarray:  # uint8 [H, W, 3]
     if array.dtype == np.uint8:
         out = array.copy()
     elif low_high is None:
-        out = type_range(array, missing)
+        out = type_range(array, missing, ends)
     else:
         out = scaled(array, *low_high)
     if holes is not None:

@@ -63,8 +63,12 @@ def no_data(values: np.ndarray, flag: float | None = None) -> np.ndarray | None:
     return found if found.any() else None
 
 
-def type_range(values: np.ndarray, holes: np.ndarray | None = None) -> np.ndarray:  # uint8, same shape
+def type_range(
+    values: np.ndarray, holes: np.ndarray | None = None, ends: tuple[float, float] | None = None
+) -> np.ndarray:  # uint8, same shape
     """Values to 8 bits by the range of their type: 0..65535 of integers, [0, 1] or [0, 255] of floats; holes are 0.
+
+    ``ends``: least and greatest value of the photo, with 0 for holes, where ``values`` are a part of it.
 
     Raises:
         DataError: other values.
@@ -72,7 +76,7 @@ def type_range(values: np.ndarray, holes: np.ndarray | None = None) -> np.ndarra
     holes = no_data(values) if holes is None else holes
     if holes is not None:
         values = np.where(holes, values.dtype.type(0), values)
-    low, high = values.min(), values.max()
+    low, high = ends or (values.min(), values.max())
     if values.dtype.kind == "f" and 0 <= low and high <= 255:
         return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from depthg.data.errors import DataError
 from depthg.data.files import read_layout, stored_values
 from depthg.data.kinds import suffix_of
 from depthg.data.pixels import no_data
+from depthg.data.raster_rows import Kind, RasterRows
 from depthg.data.reading import Reading
 from depthg.data.tiff import TIFF_SUFFIXES, Values
 
@@ -34,7 +36,9 @@ class Layout:
     alpha: bool
 
 
-def resolved(reading: Reading, paths: Sequence[Path], where: str) -> Reading:
+def resolved(
+    reading: Reading, paths: Sequence[Path], where: str, rasters: Mapping[Path, Kind] = MappingProxyType({})
+) -> Reading:
     """The reading with the range of a set of photos in place of "auto"; unchanged where all of them have 8 bits.
 
     The range holds for all photos: from the 0.1th to the 99.9th percentile of up to 32 deep ones, pixels without data
@@ -45,15 +49,17 @@ def resolved(reading: Reading, paths: Sequence[Path], where: str) -> Reading:
         reading: from the settings.
         paths: the photos. Of more than 20,000 that may be deep, as many are looked at, evenly spread.
         where: what the photos are called in warnings.
+        rasters: those that are read by rows, whatever their size (`raster_rows.kind_of`).
 
     Raises:
         DataError: integers and floats in one set with data.range=auto.
     """
     maybe = _spread([path for path in paths if suffix_of(path) in _MAYBE_DEEP], _LOOKED_AT)
-    layouts = {path: layout for path in maybe if (layout := _layout(path, reading)) is not None}
+    layouts = {path: layout for path in maybe if (layout := _layout(path, reading, rasters)) is not None}
     _tell_bands(reading, list(layouts.values()), where)
     deep = [path for path, layout in layouts.items() if layout.deep]
-    samples = [values for path in _spread(deep, _SAMPLE) if (values := _sample(path, reading)) is not None]
+    chosen = _spread(deep, _SAMPLE)
+    samples = [values for path in chosen if (values := _sample(path, reading, rasters.get(path))) is not None]
     if not samples:
         return reading
     if reading.range == "auto":
@@ -80,7 +86,10 @@ def _spread(paths: Sequence[Path], number: int) -> list[Path]:
     return [paths[place] for place in places]
 
 
-def _layout(path: Path, reading: Reading) -> Layout | None:
+def _layout(path: Path, reading: Reading, rasters: Mapping[Path, Kind]) -> Layout | None:
+    if path in rasters:
+        kind = rasters[path]
+        return Layout(kind.deep, kind.bands, kind.alpha)
     if not path.is_file():  # to open a pipe would wait for ever
         return None
     try:
@@ -108,16 +117,23 @@ def _tell_bands(reading: Reading, layouts: Sequence[Layout], where: str) -> None
             )
 
 
-def _sample(path: Path, reading: Reading) -> Values | None:
-    """Some rows of the bands that are shown; None for a file that cannot be read."""
+def _sample(path: Path, reading: Reading, kind: Kind | None) -> Values | None:
+    """Some rows and columns of all bands; None for a file that cannot be read."""
     try:
+        if kind is not None:
+            with RasterRows(path, kind, reading) as rows:
+                return rows.sample(_step(*rows.size))
         values = stored_values(path, reading)
         picked(values, reading.bands)
     except DataError:
         return None
     array = values.array
-    step = max(1, round((array.shape[0] * array.shape[1] / _PIXELS) ** 0.5))
+    step = _step(*array.shape[:2])
     return dataclasses.replace(values, array=np.ascontiguousarray(array[::step, ::step]))
+
+
+def _step(height: int, width: int) -> int:
+    return max(1, round((height * width / _PIXELS) ** 0.5))
 
 
 def _valid(values: Values, reading: Reading) -> np.ndarray:  # [n]
