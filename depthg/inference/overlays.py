@@ -70,20 +70,21 @@ def _draw_strips(whole: Image.Image, image: np.ndarray, ids: np.ndarray, colours
 def labelled_overlay(
     image: np.ndarray,  # uint8 [H, W, 3]
     ids: np.ndarray,  # [H, W]
-    colours: np.ndarray,  # uint8 [n, 3]
+    colours: np.ndarray,  # uint8 [n, 3], or [n + 1, 3]
     names: Sequence[str],
 ) -> Image.Image:
     """:func:`overlay` with an outline of each region in its pure colour, its name or number, and a legend below.
 
-    Blended colours look alike (yellow over a dark road is orange), outlines do not.
+    Blended colours look alike (yellow over a dark road is orange), outlines do not. A colour more than there are names
+    is that of the id n, pixels without data: they have no name and no share.
 
     Returns:
         An RGB image, as wide as the photo and higher by the legend.
     """
     height, width = ids.shape
     side = min(height, width)
-    shares = pixels_of(ids, len(colours)) / ids.size
-    strip = legend_strip(shares, colours, names, width, max(10, round(side / 32)))
+    counts = pixels_of(ids, len(colours))[: len(names)]
+    strip = legend_strip(counts / max(1, counts.sum()), colours, names, width, max(10, round(side / 32)))
     whole = Image.new("RGB", (width, height + strip.height), PAPER)
     _draw_strips(whole, image, ids, colours, max(1, round(side / 240)))
     whole.paste(strip, (0, height))
@@ -137,7 +138,7 @@ def region_places(ids: np.ndarray) -> list[tuple[int, int, int, float]]:
 def _write_names(draw: ImageDraw.ImageDraw, ids: np.ndarray, names: Sequence[str], size: int) -> None:
     """Writes the name of each region, or its number where the name is too long, as white text with a dark border."""
     letters, border = font(size), max(1, size // 8)
-    for value, y, x, radius in region_places(ids):
+    for value, y, x, radius in (place for place in region_places(ids) if place[0] < len(names)):
         for text in dict.fromkeys((short_name(value, names[value]), str(value))):
             if letters.getlength(text) / 2 < 1.6 * radius and size / 2 < 1.2 * radius:
                 half = letters.getlength(text) / 2 + border

@@ -3,78 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from depthg.data.base import unique_names
 from depthg.data.files import DataError, pixel_count, show, without_setting
+from depthg.data.geotiff import GEO_HINT, lost_place
 from depthg.data.ranges import resolved
+from depthg.data.raster_rows import kind_of
 from depthg.inference.clear_crops import ClearCrops
 from depthg.inference.exports.formats import Exports
-from depthg.inference.overlays import PALETTE, labelled_overlay, pixels_of, plain_overlay, with_palette
+from depthg.inference.overlays import PALETTE, pixels_of, with_palette
 from depthg.inference.probability_files import ProbabilityRows, write_probabilities
+from depthg.inference.raster_files import no_data_id, predict_raster
 from depthg.inference.segmenter import Maps, Segmenter
 from depthg.inference.strips import ArraySource, segment
+from depthg.inference.targets import OVERLAYS, Target, plan, write_overlay
 from depthg.inference.windows import NetworkPhoto, as_rgb
 from depthg.storage.whole_files import write_whole
+
+__all__ = ["LEGEND", "OVERLAYS", "Target", "legend", "plan", "predict_files", "segmented"]
 
 LEGEND = "legend.json"
 RUN_LENGTHS = zlib.Z_RLE  # PNG of ids: six times faster than the default, files a quarter larger
 LARGE = (2**25, 2**24)  # pixels of photos that are segmented one at a time: scaled ones, and those cut into windows
-OVERLAYS = {"jpg": "JPEG", "png": "PNG", "none": None}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A photo and its output files; None for files that are not requested."""
-
-    photo: Path
-    name: str
-    ids: Path
-    overlay: Path | None
-    probabilities: Path | None
-    relative: str  # path of the photo as it was given
-
-    @property
-    def files(self) -> list[Path]:
-        return [path for path in (self.ids, self.overlay, self.probabilities) if path is not None]
-
-
-def plan(photos: Sequence[tuple[Path, str]], out: Path, overlay: str, probabilities: bool) -> list[Target]:
-    """Chooses the output files of all photos.
-
-    Names are the photos' relative paths; photos whose names would be equal get a path from their common folder.
-
-    Raises:
-        ValueError: an output would replace one of the photos.
-    """
-    counts = Counter(os.path.splitext(relative)[0].casefold() for _, relative in photos)
-    clashing = [path for path, relative in photos if counts[os.path.splitext(relative)[0].casefold()] > 1]
-    base = os.path.commonpath([path.absolute().parent for path in clashing]) if clashing else ""
-    relative = [os.path.relpath(p.absolute(), base) if p in clashing else r for p, r in photos]
-    targets = [
-        Target(
-            path,
-            name,
-            out / "ids" / f"{name}.png",
-            None if OVERLAYS[overlay] is None else out / "overlay" / f"{name}.{overlay}",
-            out / "probabilities" / f"{name}.npz" if probabilities else None,
-            Path(place).as_posix(),
-        )
-        for (path, _), place, name in zip(photos, relative, unique_names(relative), strict=True)
-    ]
-    inputs = {os.path.realpath(path) for path, _ in photos}  # Path.resolve raises on a link to itself
-    for file in (file for target in targets for file in target.files):
-        if os.path.realpath(file) in inputs:
-            raise ValueError(f"{show(file)} is one of the photos and would be replaced; choose another --out")
-    return targets
 
 
 def write_outputs(
@@ -89,13 +45,7 @@ def write_outputs(
     wide = segmenter.merging.n > PALETTE  # then they are grey, without colours
     map_ = Image.fromarray(ids.astype(np.uint16)) if wide else with_palette(ids, segmenter.colours)
     write_whole(target.ids, lambda partial: map_.save(partial, format="PNG", compress_type=RUN_LENGTHS), flush=False)
-    if target.overlay is not None:
-        kind = OVERLAYS[target.overlay.suffix[1:]]
-        if plain:
-            drawn = plain_overlay(image, ids, segmenter.colours)
-        else:
-            drawn = labelled_overlay(image, ids, segmenter.colours, segmenter.names)
-        write_whole(target.overlay, lambda partial: drawn.save(partial, format=kind, quality=90), flush=False)
+    write_overlay(target, image, ids, segmenter.colours, segmenter.names, plain)
     if target.probabilities is not None:
         write_probabilities(target.probabilities, probabilities, segmenter.names)
 
@@ -126,9 +76,11 @@ def predict_files(
         OSError: an output cannot be written.
         ImportError: the CRF needs the compiled code.
     """
-    segmenter.reading = resolved(segmenter.reading, [target.photo for target in targets], "the photos")
+    _tell_lost_places(targets)
+    rasters = {target.photo: kind for target in targets if target.raster and (kind := kind_of(target.photo))}
+    segmenter.reading = resolved(segmenter.reading, [target.photo for target in targets], "the photos", rasters)
     found: dict[Target, np.ndarray | DataError] = {}
-    apart = [target for target in targets if is_large(segmenter, target.photo)]
+    apart = [target for target in targets if target.raster or is_large(segmenter, target.photo)]
     by_photo: dict[object, Target] = {target.photo: target for target in targets if target not in apart}
 
     def finish(photo: NetworkPhoto, maps: Maps) -> np.ndarray:
@@ -147,13 +99,40 @@ def predict_files(
         advance()
     for target in apart:
         try:
-            found[target] = predict_large(segmenter, target, crf, plain, crops, exports)
+            if target.raster:
+                found[target] = predict_raster(segmenter, target, crf, plain, crops)
+                if exports is not None:
+                    warnings.warn(
+                        f"{show(target.photo)} is in no file of --export: its ids are never whole in memory; they are "
+                        f"in {show(target.ids)}",
+                        stacklevel=2,
+                    )
+            else:
+                found[target] = predict_large(segmenter, target, crf, plain, crops, exports)
         except DataError as error:
             found[target] = error
         advance()
     ordered = [(target, found[target]) for target in targets]
     counts = {target: pixels for target, pixels in ordered if not isinstance(pixels, DataError)}
-    return counts, [without_setting(error, "--max-pixels N") for _, error in ordered if isinstance(error, DataError)]
+    return counts, [_told(target.photo, error) for target, error in ordered if isinstance(error, DataError)]
+
+
+def _told(photo: Path, error: DataError) -> str:
+    """What is said about a photo that cannot be read."""
+    text = without_setting(error, "--max-pixels N")
+    large = isinstance(error.__cause__, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+    return f"{text}; with {GEO_HINT} GeoTIFFs of any size are read" if large and lost_place(photo) else text
+
+
+def _tell_lost_places(targets: Sequence[Target]) -> None:
+    """Warns that the ids of GeoTIFFs are written without their georeference, where rasterio is missing."""
+    number = sum(lost_place(target.photo) for target in targets)
+    if number:
+        warnings.warn(
+            f"{number:,} of {len(targets):,} photos are GeoTIFFs: their ids become PNGs and lose the georeference; "
+            f"{GEO_HINT} keeps it",
+            stacklevel=3,
+        )
 
 
 def is_large(segmenter: Segmenter, photo: Path) -> bool:
@@ -217,6 +196,7 @@ def legend(segmenter: Segmenter, counts: dict[Target, np.ndarray], out: Path, fa
     photos = [
         {
             "photo": show(target.photo), "files": [file.relative_to(out).as_posix() for file in target.files],
+            **({"no_data": no_data_id(segmenter.merging.n)} if target.raster else {}),
             "share": {str(i): share for i, share in enumerate(_shares(pixels)) if share},
         }
         for target, pixels in counts.items()
