@@ -24,9 +24,9 @@ from depthg.storage.whole_files import write_text
 __all__ = ["Segmentation", "Segmenter", "main"]
 
 SUMMARY = f"""Segments photos of any size with a trained run. DIR/ids holds one PNG per photo whose pixel values are
-cluster ids (with a palette; 16-bit grey for more than 256 clusters), DIR/overlay the photo under their colours,
-DIR/{INDEX} a page with every cluster's clearest crops, DIR/{LEGEND} what the ids mean (class names where the run was
-scored with labels), their colours and their share of the pixels."""
+cluster ids (with a palette; 16-bit grey for more than 256 clusters; of a GeoTIFF one at the same place), DIR/overlay
+the photo under their colours, DIR/{INDEX} a page with every cluster's clearest crops, DIR/{LEGEND} what the ids mean
+(class names where the run was scored with labels), their colours and their share of the pixels."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="PATH", help="path of the backbone's weights, if it has changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="windows per forward pass (%(default)s)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger photos (the run's data.max_pixels)")
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="refuse larger photos but GeoTIFFs (data.max_pixels)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     return parser.parse_args(arguments)
 

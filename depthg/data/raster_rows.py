@@ -101,6 +101,10 @@ class RasterRows:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._files.close()
 
     def _check(self) -> None:
@@ -195,8 +199,9 @@ class RasterRows:
     def _missing(self, values: Values, start: int, stop: int) -> np.ndarray | None:
         """Where one value of a deep file is no data, all values of an 8-bit one are, or opacity or a mask says so."""
         array, opacity = picked(values, ())
-        found = no_data(array, self.flag)
-        missing = None if found is None else found.any(-1) if self.kind.deep else found.all(-1)
+        found, missing = no_data(array, self.flag), None
+        if found is not None:
+            missing = np.any(found, axis=-1) if self.kind.deep else np.all(found, axis=-1)
         hidden = [] if opacity is None else [opacity == 0]
         if self._masked:
             hidden.append(self._window(self._raster.read_masks, 1, start, stop) == 0)
@@ -222,6 +227,7 @@ class WholeRows:
             self.place = Place.of(raster)
             if any(name.startswith("complex") for name in raster.dtypes):
                 raise DataError(f"{show(path)} holds complex values, expected {', '.join(_TYPES)}")
+        self._image: np.ndarray | None
         self._image, self._missing = read_image(path, reading), missing_pixels(path, reading)
         self.size = self._image.shape[:2]
 
@@ -229,6 +235,10 @@ class WholeRows:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the memory."""
         self._image = self._missing = None
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from depthg.data.geotiff import Place
+from depthg.data.errors import DataError
+from depthg.data.geotiff import Place, opened
 from depthg.data.raster_rows import RasterRows, WholeRows, raster_rows
 from depthg.inference.clear_crops import ClearCrops
 from depthg.inference.overlays import pixels_of
@@ -86,6 +89,7 @@ class IdRows:
     def __init__(self, file: Any, n: int, size: tuple[int, int], shown: tuple[int, int], holes: Holes):
         self.counts = np.zeros(n, np.int64)
         self.kept = np.empty(shown, id_type(n))
+        self.checksum = 0
         self._file, self._holes = file, holes
         self._rows, self._columns = (
             ((np.arange(new) + 0.5) * old / new).astype(np.int64) for old, new in zip(size, shown, strict=True)
@@ -99,6 +103,7 @@ class IdRows:
         for rows, holes in self._holes.take(start, stop):
             ids[rows.start - start : rows.stop - start][holes] = no_data_id(n)
         self._file.write(ids, 1, window=Window(0, start, ids.shape[1], len(ids)))
+        self.checksum = zlib.crc32(ids, self.checksum)
         self.counts += pixels_of(ids, no_data_id(n) + 1)[:n]
         first, last = np.searchsorted(self._rows, (start, stop))
         self.kept[first:last] = np.minimum(ids[self._rows[first:last] - start][:, self._columns], n)
@@ -154,6 +159,27 @@ def new_raster(path: Path, size: tuple[int, int], place: Place, colours: np.ndar
         yield file
 
 
+def check_written(path: Path, checksum: int) -> None:
+    """Reads a file of ids again: GDAL does not tell that the last blocks found no room on the disk.
+
+    Raises:
+        OSError: it is not what was written.
+    """
+    from rasterio.errors import RasterioError
+    from rasterio.windows import Window
+
+    found = 0
+    try:
+        with opened(path) as file:
+            for start in range(0, file.height, ROWS):
+                part = Window(0, start, file.width, min(ROWS, file.height - start))
+                found = zlib.crc32(np.ascontiguousarray(file.read(1, window=part)), found)
+    except (DataError, RasterioError) as error:
+        raise OSError(errno.EIO, "the end of the file is missing") from error
+    if found != checksum:
+        raise OSError(errno.EIO, "parts of the file are missing")
+
+
 def predict_raster(
     segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None
 ) -> np.ndarray:  # [n ids]
@@ -165,7 +191,8 @@ def predict_raster(
     """
     n = segmenter.merging.n
     with contextlib.ExitStack() as files:
-        rows = files.enter_context(raster_rows(target.photo, segmenter.reading))
+        rows = raster_rows(target.photo, segmenter.reading)
+        files.callback(rows.close)
         share = min(1.0, math.sqrt(PICTURE / math.prod(rows.size)))
         shown = max(1, int(rows.size[0] * share)), max(1, int(rows.size[1] * share))
         picture = Picture(rows.size, shown)
@@ -181,6 +208,7 @@ def predict_raster(
                 found.append(IdRows(file, n, rows.size, shown, source.holes))
                 put = None if likely is None else likely.put
                 segment(segmenter, source, found[0].put, crf=crf, probabilities=put, scores=scores.put)
+            check_written(partial, found[0].checksum)
 
         write_whole(target.ids, write, flush=False)
         ids = found[0].kept

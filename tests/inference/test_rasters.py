@@ -1,7 +1,11 @@
 """GeoTIFFs: read by rows to the bytes of the usual readers, and segmented to GeoTIFFs of the same place."""
 
 import json
+import math
 import os
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ rasterio = pytest.importorskip("rasterio")
 from rasterio.control import GroundControlPoint  # noqa: E402
 from rasterio.crs import CRS  # noqa: E402
 from rasterio.transform import Affine, from_origin  # noqa: E402
+from rasterio.windows import Window  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 HERE = from_origin(500_000, 5_400_000, 0.5, 0.5)
@@ -223,6 +228,16 @@ def test_files_that_cannot_be_read_are_named(shared_run, tmp_path, capsys):
     )
 
 
+def test_a_file_without_bands_is_refused(tmp_path):
+    tags = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 0, 278: 4, 279: 16, 34735: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    path = tmp_path / "a.tif"
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(20))
+    assert is_geotiff(path)
+    with pytest.raises(DataError, match=r"a\.tif"):
+        rows_of(path, Reading())
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path):
     path = write(tmp_path / "a.tif", scene(600, 50), tiled=True, blockxsize=64, blockysize=640)
     with pytest.raises(DataError, match=r"parts of 64 x 640 pixels .* tiles"):
@@ -323,6 +338,26 @@ def test_ids_lie_where_the_raster_lies(shared_run, tmp_path, place):
     assert [table[i][:3] for i in range(11)] == [tuple(colour) for colour in colours.tolist()]
     assert [p.name for p in path.parent.iterdir()] == ["a.tif"], "nothing is written beside the photos"
     assert {p.name for p in (tmp_path / "out").rglob("a.*")} == {"a.tif", "a.jpg"}
+
+
+def test_rpcs_are_kept(shared_run, tmp_path):
+    from rasterio.rpc import RPC
+
+    terms = [[float(k == place) + k / 64 for k in range(20)] for place in range(4)]
+    rpcs = RPC(100, 1, 50, 0.5, *terms[:1], terms[1], 45, 50, 7, 0.5, *terms[2:], 35, 40, 1.5, 2.5)
+    path = write(tmp_path / "photos" / "a.tif", scene(90, 70), crs=None, transform=None)
+    with rasterio.open(path, "r+") as file:
+        file.rpcs = rpcs
+    predict(shared_run, path.parent, tmp_path / "out", "--no-crf")
+    with rasterio.open(path) as photo, rasterio.open(tmp_path / "out" / "ids" / "a.tif") as ids:
+        assert photo.rpcs is not None and ids.rpcs == photo.rpcs
+
+
+def test_a_raster_that_is_read_as_a_whole(shared_run, tmp_path):
+    path = write(tmp_path / "photos" / "a.tif", scene(150, 90, 4), photometric="CMYK")
+    predict(shared_run, path.parent, tmp_path / "out", "--no-crf")
+    expected = Segmenter.load(shared_run, device="cpu").predict(path).ids
+    assert (read(tmp_path / "out" / "ids" / "a.tif") == expected).all()
 
 
 def test_files_beside_a_raster_are_not_read(shared_run, tmp_path):
@@ -441,3 +476,82 @@ def test_holes_are_let_go_when_they_were_taken():
             found[rows] = part
     assert (found[:3] == mask[:3]).all() and not found[3:5].any() and (found[5] == mask[5]).all()
     assert not list(holes.take(6, 7)) and not holes._parts
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from depthg.data.geotiff import Place, environment
+from depthg.inference.raster_files import Holes, IdRows, check_written, new_raster
+from depthg.storage.whole_files import write_whole
+from rasterio.transform import from_origin
+size, place = (512, 512), Place(None, from_origin(0, 0, 1, 1), (), None)
+
+def write(partial):
+    with new_raster(partial, size, place, np.zeros((9, 3), np.uint8)) as file:
+        rows = IdRows(file, 9, size, (9, 9), Holes(512))
+        for start in range(0, 512, 256):
+            rows.put(start, np.random.default_rng(start).integers(0, 9, (256, 512), np.uint8))
+    check_written(partial, rows.checksum)
+
+path = Path(sys.argv[1])
+with environment():
+    write_whole(path, write)
+    whole = path.stat().st_size
+    for room in (whole - 1, whole - 999, whole - 9000, whole // 2, 100):
+        path.unlink()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        try:
+            write_whole(path, write)
+        except OSError as error:
+            print("cannot write" in str(error), *path.parent.iterdir())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole, resource.RLIM_INFINITY))
+        write_whole(path, write)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limits of files")
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "ids.tif"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["True"] * 5, done.stderr
+
+
+# ---- memory
+
+
+PEAK = """
+import resource, sys
+from depthg.predict import main
+status = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are counted in other units")
+@pytest.mark.parametrize(("crf", "bound"), [("--no-crf", 800), ("--crf", 1500)])
+def test_memory_of_a_huge_raster(shared_run, tmp_path, crf, bound):
+    """400 million pixels, 1.2 GB of values; sparse, and written in bands of rows as ours are."""
+    side, path = 20_000, tmp_path / "big.tif"
+    rng = np.random.default_rng(0)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", crs="EPSG:32632", transform=HERE,
+        tiled=True, compress="deflate", zlevel=1, sparse_ok=True, nodata=0, photometric="RGB",
+    ) as file:  # fmt: skip
+        for row in range(0, side, 1024):
+            n = min(1024, side - row)
+            coarse = rng.integers(1, 255, (3, math.ceil(n / 64), 100), dtype=np.uint8)
+            tiles = np.kron(coarse, np.ones((1, 64, 64), np.uint8))[:, :n]
+            file.write(tiles, window=Window(6000, row, 6400, n))
+    arguments = [shared_run, path, "--out", tmp_path / "out", "--device", "cpu", crf]
+    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout.split()[-1]) / 1024
+    print(peak)
+    with rasterio.open(tmp_path / "out" / "ids" / "big.tif") as ids:
+        for row in (0, 10_000, 19_999):
+            part = ids.read(1, window=Window(0, row, side, 1))[0]
+            assert (part[:6000] == 255).all() and (part[6000:12_400] < 11).all() and (part[12_400:] == 255).all()
+    assert peak < bound, "MiB"
