@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ from depthg.data.tiff import TIFF_SUFFIXES
 GEO_READ = find_spec("rasterio") is not None
 GEO_HINT = "pip install 'depthg[geo]'"
 CACHE = 64 << 20  # bytes of decoded blocks that GDAL keeps
+_FILTERS = threading.Lock()
 _CACHE_MOST = 256 << 20  # where a row of blocks takes more than CACHE
 _PLACED = (33550, 33922, 34264, 34735, 50844)  # pixel scale, tie points, transformation, keys of the CRS, RPCs
 
@@ -60,6 +63,13 @@ def tiff_tags(path: str | Path) -> dict[int, tuple]:
         return {}
 
 
+def pixels_of_tags(path: str | Path) -> int:
+    """Number of pixels that the tags of a TIFF file tell; 0 if they tell none."""
+    tags = tiff_tags(path)
+    width, height = (tags.get(tag, (0,))[0] for tag in (256, 257))
+    return width * height
+
+
 def has_place(path: str | Path) -> bool:
     """Whether a TIFF file has tags that say where it lies; rasterio is not needed."""
     tags = tiff_tags(path)
@@ -97,6 +107,16 @@ def environment(cache: int = CACHE) -> AbstractContextManager:
     )
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Nothing is said about a file without a transform; threads wait for each other, as the filters are of all."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 def opened(path: str | Path) -> AbstractContextManager[Any]:
     """A TIFF file, opened by rasterio; call it within :func:`environment`.
 
@@ -104,14 +124,13 @@ def opened(path: str | Path) -> AbstractContextManager[Any]:
         DataError: it is no local regular file, no TIFF, or damaged.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     whole = os.path.abspath(path)
     if not os.path.isfile(whole) or whole.startswith("/vsi"):  # where GDAL would look into archives or the network
         raise DataError(f"cannot read {show(path)}: it is no regular file; give the path of a local file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with without_warnings():
             return closing(rasterio.open(Path(whole), driver="GTiff"))
     except RasterioError as error:
         raise unreadable(path, error) from error

@@ -19,7 +19,7 @@ from depthg.inference.clear_crops import ClearCrops
 from depthg.inference.exports.formats import Exports
 from depthg.inference.overlays import PALETTE, pixels_of, with_palette
 from depthg.inference.probability_files import ProbabilityRows, write_probabilities
-from depthg.inference.raster_files import no_data_id, predict_raster
+from depthg.inference.raster_files import SmallRaster, is_small, no_data_id, predict_raster
 from depthg.inference.segmenter import Maps, Segmenter
 from depthg.inference.strips import ArraySource, segment
 from depthg.inference.targets import OVERLAYS, Target, plan, write_overlay
@@ -80,19 +80,27 @@ def predict_files(
     rasters = {target.photo: kind for target in targets if target.raster and (kind := kind_of(target.photo))}
     segmenter.reading = resolved(segmenter.reading, [target.photo for target in targets], "the photos", rasters)
     found: dict[Target, np.ndarray | DataError] = {}
-    apart = [target for target in targets if target.raster or is_large(segmenter, target.photo)]
-    by_photo: dict[object, Target] = {target.photo: target for target in targets if target not in apart}
+    apart = [target for target in targets if is_large(segmenter, target)]
+    by_photo: dict[object, Target] = {
+        SmallRaster(target.photo) if target.raster else target.photo: target
+        for target in targets
+        if target not in apart
+    }
 
     def finish(photo: NetworkPhoto, maps: Maps) -> np.ndarray:
         target = by_photo[photo.source]
         ids = segmenter.refined(photo, maps) if crf else segmenter.ids(photo, maps)
         probabilities = segmenter.probabilities(photo, maps) if target.probabilities else None
-        write_outputs(segmenter, target, photo.image, ids, probabilities, plain)
+        if isinstance(photo.source, SmallRaster):
+            ids, counts = photo.source.write(segmenter, target, photo.image, ids, probabilities, plain)
+        else:
+            write_outputs(segmenter, target, photo.image, ids, probabilities, plain)
+            counts = pixels_of(ids, segmenter.merging.n)
         if crops is not None:
             crops.offer(target.name, segmenter.merging.scores(maps.scores), lambda: (photo.image, ids))
         if exports is not None:
             exports.add(target.photo, ids, segmenter.merging.scores(maps.scores))
-        return pixels_of(ids, segmenter.merging.n)
+        return counts
 
     for target, outcome in zip(by_photo.values(), segmenter.stream(by_photo, finish), strict=True):
         found[target] = outcome
@@ -135,10 +143,12 @@ def _tell_lost_places(targets: Sequence[Target]) -> None:
         )
 
 
-def is_large(segmenter: Segmenter, photo: Path) -> bool:
+def is_large(segmenter: Segmenter, target: Target) -> bool:
     """Whether a photo is segmented in strips, on all cores, while no other one is worked on."""
+    if target.raster:
+        return not is_small(segmenter, target.photo)
     try:
-        return pixel_count(photo, segmenter.reading) > LARGE[segmenter.window is not None]
+        return pixel_count(target.photo, segmenter.reading) > LARGE[segmenter.window is not None]
     except DataError:  # told when it is read
         return False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from depthg.data.errors import DataError
-from depthg.data.geotiff import Place, opened
+from depthg.data.geotiff import Place, environment, opened, pixels_of_tags, without_warnings
 from depthg.data.raster_rows import RasterRows, WholeRows, raster_rows
+from depthg.data.reading import Reading
 from depthg.inference.clear_crops import ClearCrops
 from depthg.inference.overlays import pixels_of
 from depthg.inference.probability_files import ProbabilityRows, write_probabilities
@@ -26,6 +26,7 @@ from depthg.inference.targets import Target, write_overlay
 from depthg.storage.whole_files import write_whole
 
 PICTURE = 2**24  # pixels of an overlay; larger rasters are scaled down for it
+WHOLE = 2**24  # pixels up to which a raster is read as a whole, beside others
 SCORES = 2**18  # cells that the search for clear crops looks at, about
 TILE = ROWS  # side of a tile of ids
 
@@ -140,11 +141,9 @@ def new_raster(path: Path, size: tuple[int, int], place: Place, colours: np.ndar
         colours: uint8 [n, 3], of the ids.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
 
     known = {} if place.gcps or place.transform.is_identity else {"transform": place.transform}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with without_warnings():
         file = rasterio.open(
             path, "w", driver="GTiff", height=size[0], width=size[1], count=1, dtype=id_type(len(colours)),
             crs=None if place.gcps else place.crs, nodata=no_data_id(len(colours)), tiled=True, blockxsize=TILE,
@@ -180,6 +179,71 @@ def check_written(path: Path, checksum: int) -> None:
         raise OSError(errno.EIO, "parts of the file are missing")
 
 
+class SmallRaster:
+    """A raster that is segmented as a whole, beside others; threads may read different ones."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._holes: np.ndarray | None = None
+        self._place: Place | None = None
+
+    def read_rgb(self, reading: Reading) -> np.ndarray:  # uint8 [H, W, 3]
+        """The pixels. Raises as ``raster_rows``."""
+        with raster_rows(self.path, reading) as rows:
+            self._place = rows.place
+            image, self._holes = rows.read(0, rows.size[0])
+        return image
+
+    def write(
+        self,
+        segmenter: Segmenter,
+        target: Target,
+        image: np.ndarray,  # uint8 [H, W, 3]
+        ids: np.ndarray,  # [H, W]
+        probabilities: np.ndarray | None,
+        plain: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Writes the files of a raster that was read; returns its ids, n without data, and its pixels per id."""
+        size, holes = ids.shape, Holes(ids.shape[1])
+        holes.put(0, size[0], self._holes)
+        if self._holes is not None:
+            image = np.where(self._holes[..., None], np.uint8(0), image)
+        self._holes = None
+        found: list[IdRows] = []
+
+        def write(partial: Path) -> None:
+            with environment():
+                with new_raster(partial, size, self._place, segmenter.colours) as file:
+                    found.append(IdRows(file, segmenter.merging.n, size, size, holes))
+                    for start in range(0, size[0], ROWS):
+                        found[0].put(start, ids[start : start + ROWS])
+                check_written(partial, found[0].checksum)
+
+        write_whole(target.ids, write, flush=False)
+        _write_rest(segmenter, target, image, found[0].kept, probabilities, plain)
+        return found[0].kept, found[0].counts
+
+
+def is_small(segmenter: Segmenter, path: Path) -> bool:
+    """Whether a raster is segmented as a whole."""
+    return pixels_of_tags(path) <= min(WHOLE, segmenter.reading.max_pixels)
+
+
+def _write_rest(
+    segmenter: Segmenter,
+    target: Target,
+    image: np.ndarray,
+    ids: np.ndarray,
+    probabilities: np.ndarray | ProbabilityRows | None,
+    plain: bool,
+) -> None:
+    """Writes the overlay and the probabilities of a raster; the id n is that of pixels without data."""
+    colours = np.concatenate([segmenter.colours, np.zeros((1, 3), np.uint8)])
+    write_overlay(target, image, ids, colours, segmenter.names, plain)
+    if target.probabilities is not None:
+        write_probabilities(target.probabilities, probabilities, segmenter.names)
+
+
 def predict_raster(
     segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None
 ) -> np.ndarray:  # [n ids]
@@ -212,10 +276,7 @@ def predict_raster(
 
         write_whole(target.ids, write, flush=False)
         ids = found[0].kept
-        colours = np.concatenate([segmenter.colours, np.zeros((1, 3), np.uint8)])
-        write_overlay(target, picture.image, ids, colours, segmenter.names, plain)
-        if likely is not None:
-            write_probabilities(target.probabilities, likely, segmenter.names)
+        _write_rest(segmenter, target, picture.image, ids, likely, plain)
     if crops is not None:
         crops.offer(target.name, scores.all, lambda: (picture.image, ids))
     return found[0].counts

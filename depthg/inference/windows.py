@@ -157,6 +157,8 @@ def as_rgb(image, reading: Reading = DEFAULT) -> np.ndarray:
     Raises:
         TypeError, ValueError: an unsupported type or shape, or values out of range.
     """
+    if hasattr(image, "read_rgb"):  # a raster_files.SmallRaster
+        return image.read_rgb(reading)
     if isinstance(image, (str, PathLike)):
         return read_image(Path(image).expanduser(), reading)
     if isinstance(image, Image.Image):

@@ -283,7 +283,9 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("kind", RASTERS)
 @pytest.mark.parametrize("window", ["64", "resize"])
 @pytest.mark.parametrize("crf", ["--crf", "--no-crf"])
-def test_ids_of_a_raster_are_those_of_the_array(shared_run, tmp_path, reads, kind, window, crf):
+@pytest.mark.parametrize("whole", [0, 2**24])
+def test_ids_of_a_raster_are_those_of_the_array(shared_run, tmp_path, reads, kind, window, crf, whole, monkeypatch):
+    monkeypatch.setattr(raster_files, "WHOLE", whole)
     make, options = RASTERS[kind]
     path = write(tmp_path / "photos" / f"{kind}.tif", make(), tiled=True, blockxsize=64, blockysize=64, **options)
     reads(settings_of(kind))
@@ -407,6 +409,7 @@ def test_a_range_is_chosen_for_rasters_of_any_size(shared_run, tmp_path, limit):
 
 def test_an_overlay_is_scaled_down_and_no_data_is_dark(shared_run, tmp_path, monkeypatch):
     monkeypatch.setattr(raster_files, "PICTURE", 5000)
+    monkeypatch.setattr(raster_files, "WHOLE", 5000)
     array = scene(301, 149) | 64
     array[:, :150] = 0
     write(tmp_path / "photos" / "a.tif", array, nodata=0)
