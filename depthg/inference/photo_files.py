@@ -107,16 +107,8 @@ def predict_files(
         advance()
     for target in apart:
         try:
-            if target.raster:
-                found[target] = predict_raster(segmenter, target, crf, plain, crops)
-                if exports is not None:
-                    warnings.warn(
-                        f"{show(target.photo)} is in no file of --export: its ids are never whole in memory; they are "
-                        f"in {show(target.ids)}",
-                        stacklevel=2,
-                    )
-            else:
-                found[target] = predict_large(segmenter, target, crf, plain, crops, exports)
+            one = predict_raster if target.raster else predict_large
+            found[target] = one(segmenter, target, crf, plain, crops, exports)
         except DataError as error:
             found[target] = error
         advance()

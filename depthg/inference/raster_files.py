@@ -18,6 +18,7 @@ from depthg.data.geotiff import Place, environment, opened, pixels_of_tags, with
 from depthg.data.raster_rows import RasterRows, WholeRows, raster_rows
 from depthg.data.reading import Reading
 from depthg.inference.clear_crops import ClearCrops
+from depthg.inference.exports.formats import Exports
 from depthg.inference.overlays import pixels_of
 from depthg.inference.probability_files import ProbabilityRows, write_probabilities
 from depthg.inference.segmenter import Segmenter
@@ -90,6 +91,7 @@ class IdRows:
     def __init__(self, file: Any, n: int, size: tuple[int, int], shown: tuple[int, int], holes: Holes):
         self.counts = np.zeros(n, np.int64)
         self.kept = np.empty(shown, id_type(n))
+        self.whole: np.ndarray | None = None  # an array that takes the ids of all pixels, as exports need them
         self.checksum = 0
         self._file, self._holes = file, holes
         self._rows, self._columns = (
@@ -103,8 +105,10 @@ class IdRows:
         ids = ids.copy()
         for rows, holes in self._holes.take(start, stop):
             ids[rows.start - start : rows.stop - start][holes] = no_data_id(n)
+        if self.whole is not None:
+            self.whole[start:stop] = ids
         self._file.write(ids, 1, window=Window(0, start, ids.shape[1], len(ids)))
-        self.checksum = zlib.crc32(ids, self.checksum)
+        self.checksum = zlib.crc32(ids.tobytes(), self.checksum)
         self.counts += pixels_of(ids, no_data_id(n) + 1)[:n]
         first, last = np.searchsorted(self._rows, (start, stop))
         self.kept[first:last] = np.minimum(ids[self._rows[first:last] - start][:, self._columns], n)
@@ -172,7 +176,7 @@ def check_written(path: Path, checksum: int) -> None:
         with opened(path) as file:
             for start in range(0, file.height, ROWS):
                 part = Window(0, start, file.width, min(ROWS, file.height - start))
-                found = zlib.crc32(np.ascontiguousarray(file.read(1, window=part)), found)
+                found = zlib.crc32(file.read(1, window=part).tobytes(), found)
     except (DataError, RasterioError) as error:
         raise OSError(errno.EIO, "the end of the file is missing") from error
     if found != checksum:
@@ -245,7 +249,7 @@ def _write_rest(
 
 
 def predict_raster(
-    segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None
+    segmenter: Segmenter, target: Target, crf: bool, plain: bool, crops: ClearCrops | None, exports: Exports | None
 ) -> np.ndarray:  # [n ids]
     """Segments a GeoTIFF in strips, writes its files and returns the pixels per id; those without data count for none.
 
@@ -271,6 +275,7 @@ def predict_raster(
             with new_raster(partial, rows.size, rows.place, segmenter.colours) as file:
                 found.append(IdRows(file, n, rows.size, shown, source.holes))
                 put = None if likely is None else likely.put
+                found[0].whole = None if exports is None else np.empty(rows.size, id_type(n))
                 segment(segmenter, source, found[0].put, crf=crf, probabilities=put, scores=scores.put)
             check_written(partial, found[0].checksum)
 
@@ -279,4 +284,6 @@ def predict_raster(
         _write_rest(segmenter, target, picture.image, ids, likely, plain)
     if crops is not None:
         crops.offer(target.name, scores.all, lambda: (picture.image, ids))
+    if exports is not None:
+        exports.add(target.photo, found[0].whole, scores.all)
     return found[0].counts

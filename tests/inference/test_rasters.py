@@ -558,3 +558,23 @@ def test_memory_of_a_huge_raster(shared_run, tmp_path, crf, bound):
             part = ids.read(1, window=Window(0, row, side, 1))[0]
             assert (part[:6000] == 255).all() and (part[6000:12_400] < 11).all() and (part[12_400:] == 255).all()
     assert peak < bound, "MiB"
+
+
+def test_rasters_side_by_side_and_exports(shared_run, tmp_path, monkeypatch):
+    torch.set_num_threads(2)
+    for number in range(5):
+        write(tmp_path / "photos" / f"{number}.tif", with_holes(scene(301, 149, 1, number).astype(np.float32) / 300))
+    options = ["--no-crf", "--overlay", "png", "--export", "voc"]
+    predict(shared_run, tmp_path / "photos", tmp_path / "out", *options)
+    monkeypatch.setattr(raster_files, "WHOLE", 0)
+    torch.set_num_threads(1)
+    predict(shared_run, tmp_path / "photos", tmp_path / "apart", *options)
+    pictures = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")]
+    assert len(pictures) >= 10
+    for path in pictures:
+        assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "apart" / path).read_bytes(), path
+    for number in range(5):
+        ids = [read(tmp_path / name / "ids" / f"{number}.tif") for name in ("out", "apart")]
+        assert (ids[0] == ids[1]).all() and (ids[0][200] == 255).all()
+        mask = np.array(Image.open(tmp_path / "out" / "voc" / "SegmentationClass" / f"{number}.png"))
+        assert ((mask == 0) == (ids[0] == 255)).all(), "no data is in no mask"
