@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="PATH", help="path of the backbone's weights, if it has changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="windows per forward pass (%(default)s)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger photos (data.max_pixels), not GeoTIFFs")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger photos, not GeoTIFFs")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     return parser.parse_args(arguments)
 
