@@ -29,10 +29,10 @@ def filled(values: Tensor) -> Tensor:  # [N, P] or [N, P, D], same shape
     return torch.where(known, values, mean.to(values.dtype))
 
 
-def known_pairs(depth_a: Tensor, depth_b: Tensor) -> Tensor:  # 0-dim float64
-    """Number of pairs of one image whose two depths are known."""
-    counts = [known_points(values).sum(1).double() for values in (depth_a, depth_b)]
-    return (counts[0] * counts[1]).sum()
+def known_pairs(depth_a: Tensor, depth_b: Tensor) -> Tensor:  # 0-dim, float32 or float64
+    """Number of pairs of one image whose two depths are known; counted in integers, float64 for float64 depths."""
+    counts = [known_points(values).sum(1) for values in (depth_a, depth_b)]
+    return (counts[0] * counts[1]).sum().to(torch.promote_types(depth_a.dtype, torch.float32))
 
 
 def known_relation(depth_a: Tensor, depth_b: Tensor, relation: str, bandwidth: float) -> Tensor:  # [pairs]

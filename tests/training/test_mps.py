@@ -1,11 +1,13 @@
 """Training on Apple's GPU, pretended: no tensor there is float64, which it lacks, and scores are those of the CPU."""
 
+import numpy as np
 import pretend_cuda
 import pytest
 import torch
 from miniature import settings, write_camvid
 from pretend_cuda import CPU, Device, OnDevice, pretend
 
+from depthg.model.run_folder import read_log
 from depthg.runtime.device import pick_device
 from depthg.train import train
 
@@ -67,6 +69,22 @@ def test_a_run_has_the_scores_of_the_cpu(tmp_path, monkeypatch, mps, overrides):
     for key in found[0]:
         if key.endswith(("accuracy", "miou")):
             assert found[1][key] == pytest.approx(found[0][key], abs=0.5), key
+
+
+def test_holes_in_depth_maps_need_no_float64(tmp_path, monkeypatch, mps):
+    root, losses = write_camvid(tmp_path / "camvid"), []
+    for path in (root / "depth" / "train").iterdir():
+        depth = np.load(path)
+        depth[20:40, 8:40] = np.nan
+        np.save(path, depth)
+    for where in (CPU, mps):
+        monkeypatch.setattr("depthg.training.trainer.pick_device", lambda name, where=where: where)
+        options = ("loss.depth.shift_mean=true", "head.dropout=0", "val.panels=0", "iterations=2", "log_every=1")
+        with pretend(), pytest.warns(UserWarning, match="depth is unknown"):
+            train(settings(root, *options, f"name={where.type}"))
+        log = read_log(root.parent / "runs" / where.type / "metrics.jsonl")
+        losses.append([line["loss.depth"] for line in log if "loss.depth" in line])
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 def test_the_device_is_named_where_it_is_missing(monkeypatch):
