@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "scores a run: flip, CRF, full frames",
     "predict": "segments photos with a trained run",
     "label": "names, merges and leaves out clusters",
+    "export": "writes a run as an ONNX graph",
     "report": "builds a report again, or compares two runs",
     "convert": "reads a checkpoint of STEGO or DepthG",
     "reproduce": "runs the rows of a table of the paper",

@@ -9,7 +9,8 @@ LAYERS = (  # bottom to top
     "kernels", "runtime", "storage", "data", "config", "foreign", "backbones", "depth", "features", "model",
     "training", "inference", "evaluation", "reporting", "labelling", "paper",
 )  # fmt: skip
-COMMANDS = {"train", "prepare", "evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "label"}
+COMMANDS = {"train", "prepare", "evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "label",
+            "export"}  # fmt: skip
 FACES = {"__init__", "__main__", "losses", "compat", "cli"}
 
 

@@ -25,8 +25,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 TEXTS = {"README.md": README, **PAGES}
 SETTINGS_ALONE = ("depthg.train", "depthg.prepare")  # commands that take key=value and Hydra's flags, without argparse
 COMMANDS = tuple(
-    f"depthg.{name}"
-    for name in ("evaluate", "predict", "convert", "reproduce", "diagnose", "report", "replay", "label", "depth")
+    f"depthg.{name}" for name in "evaluate predict convert reproduce diagnose report replay label depth export".split()
 )
 OTHERS = {"--multirun", "--cfg", "--help", "--mixed_precision"}  # options that are not argparse's here
 

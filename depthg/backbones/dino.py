@@ -29,6 +29,7 @@ from depthg.backbones.weights import read_state_dict
 
 HEAD_DIM = 64  # channels per attention head in every published DINO model
 LAYER_NORM_EPS = 1e-6
+DINO_OFFSET = 0.1  # added to the patches along an axis where the position embedding is interpolated
 MARKER = "patch_embed.proj.weight"  # found once in every network of a DINO checkpoint
 
 
@@ -83,7 +84,7 @@ def load_dino(name: str, weights: Path | None = None) -> VisionTransformer:
     model = from_pretrained(
         transformers.ViTModel, source, strict=source.path is None, config=config, add_pooling_layer=False
     )
-    model.embeddings.interpolate_pos_encoding = MethodType(_interpolate_pos_encoding, model.embeddings)
+    model.embeddings.interpolate_pos_encoding = MethodType(published_positions, model.embeddings)
     return VisionTransformer(model)
 
 
@@ -118,11 +119,11 @@ def position_embedding(table: Tensor, h: int, w: int) -> Tensor:
     if h == w == n:
         return table
     grid = table[:, 1:].unflatten(1, (n, n)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, scale_factor=((h + 0.1) / n, (w + 0.1) / n), mode="bicubic")
+    grid = F.interpolate(grid, scale_factor=((h + DINO_OFFSET) / n, (w + DINO_OFFSET) / n), mode="bicubic")
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _interpolate_pos_encoding(self: Any, embeddings: Tensor, height: int, width: int) -> Tensor:
+def published_positions(self: Any, embeddings: Tensor, height: int, width: int) -> Tensor:
     """Replaces the method of this name of transformers' ViTEmbeddings."""
     patch = self.patch_embeddings.projection.kernel_size[0]
     return position_embedding(self.position_embeddings, height // patch, width // patch)
