@@ -67,7 +67,7 @@ def _unit(x: Tensor) -> Tensor:  # [..., C]
 
 
 @contextmanager
-def any_size(body: nn.Module) -> Iterator[None]:
+def any_size(body: Any) -> Iterator[None]:
     """Lets the position embedding of a ViT follow the size of the images in a graph, not that of the example.
 
     Raises:
