@@ -176,7 +176,7 @@ def save_vit(folder, kind, **changes):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["ViT", "Dinov2", pytest.param("DINOv3ViT", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["ViT", *(pytest.param(k, marks=pytest.mark.slow) for k in ("Dinov2", "DINOv3ViT"))])
 def test_a_vit_takes_any_size_too(shared_tree, tmp_path, kind):
     network = f"backbone.name=hf:{save_vit(tmp_path / kind, kind)}"
     train(settings(shared_tree, f"runs_dir={tmp_path}", "name=vit", "val.panels=0", "iterations=4", network))
