@@ -275,7 +275,7 @@ def predict_raster(
             with new_raster(partial, rows.size, rows.place, segmenter.colours) as file:
                 found.append(IdRows(file, n, rows.size, shown, source.holes))
                 put = None if likely is None else likely.put
-                found[0].whole = None if exports is None else np.empty(rows.size, id_type(n))
+                found[0].whole = np.empty(rows.size, id_type(n)) if exports is not None and exports.files else None
                 segment(segmenter, source, found[0].put, crf=crf, probabilities=put, scores=scores.put)
             check_written(partial, found[0].checksum)
 
@@ -284,6 +284,6 @@ def predict_raster(
         _write_rest(segmenter, target, picture.image, ids, likely, plain)
     if crops is not None:
         crops.offer(target.name, scores.all, lambda: (picture.image, ids))
-    if exports is not None:
+    if exports is not None and found[0].whole is not None:
         exports.add(target.photo, found[0].whole, scores.all)
     return found[0].counts

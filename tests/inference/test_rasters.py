@@ -19,6 +19,7 @@ from depthg.data.geotiff import has_place, is_geotiff, tiff_tags
 from depthg.data.raster_rows import ROWS, RasterRows, WholeRows
 from depthg.data.reading import Reading
 from depthg.inference import raster_files
+from depthg.inference.exports.formats import FORMATS
 from depthg.inference.overlays import labelled_overlay
 from depthg.inference.raster_files import Holes, IdRows, ThinScores, new_raster, no_data_id
 from depthg.inference.segmenter import Segmenter
@@ -432,6 +433,25 @@ def test_an_overlay_names_no_hole():
     assert (drawn[100:] == whole[100:]).all(), "shares are of the pixels with data"
 
 
+@pytest.mark.parametrize("form", [None, *FORMATS])
+def test_ids_are_kept_whole_for_exports_alone(shared_run, tmp_path, form, monkeypatch):
+    if form == "coco":
+        pytest.importorskip("pycocotools")
+    monkeypatch.setattr(raster_files, "WHOLE", 0)
+    kept, of_rows = [], raster_files.IdRows.put
+
+    def put(self, start, ids):
+        of_rows(self, start, ids)
+        kept.append(self.whole)
+
+    monkeypatch.setattr(raster_files.IdRows, "put", put)
+    write(tmp_path / "photos" / "a.tif", scene(301, 149))
+    predict(
+        shared_run, tmp_path / "photos", tmp_path / "out", "--no-crf", *([] if form is None else ["--export", form])
+    )
+    assert len(kept) == 2 and all((ids is None) == (form is None) for ids in kept)
+
+
 # ---- parts
 
 
@@ -524,16 +544,18 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path):
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 from depthg.predict import main
 status = main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+lines = Path("/proc/self/status").read_text().splitlines()  # ru_maxrss would begin with that of the process that tests
+print("peak", next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 sys.exit(status)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are counted in other units")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 @pytest.mark.parametrize(("crf", "bound"), [("--no-crf", 800), ("--crf", 1500)])
 def test_memory_of_a_huge_raster(shared_run, tmp_path, crf, bound):
     """400 million pixels, 1.2 GB of values; sparse, and written in bands of rows as ours are."""
