@@ -301,6 +301,6 @@ def test_two_processes_and_a_killed_one_end_with_the_same_bytes(root, tmp_path):
     for process in (*pair, rest):
         assert process.wait(timeout=120) == 0, process.stderr.read()
     expected = arrays(tmp_path / "lone")
-    assert len(expected) == 9
+    assert len(expected) == 10
     assert arrays(tmp_path / "pair") == expected and arrays(tmp_path / "cut") == expected
     assert not list((tmp_path / "pair").rglob("*.partial")) and not list((tmp_path / "cut").rglob("*.partial"))
