@@ -3,6 +3,7 @@
 import inspect
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import walk_packages
 
@@ -13,10 +14,13 @@ from depthg.kernels.checks import HAS_TRITON
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "mkdocs.yml").is_file())
 PAGES = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+NEED_GRADIO = ("depthg.labelling.page", "depthg.labelling.server")
 MODULES = [
     module.name
     for module in walk_packages(depthg.__path__, "depthg.")
-    if module.name != "depthg._C" and (HAS_TRITON or not module.name.endswith("_triton"))
+    if module.name != "depthg._C"
+    and (HAS_TRITON or not module.name.endswith("_triton"))
+    and (module.name not in NEED_GRADIO or find_spec("gradio"))
 ]
 IMPORTED = re.findall(r"^from (depthg[\w.]*) import (.+)$", PAGES, flags=re.MULTILINE)
 FUNCTIONS = [name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))]
